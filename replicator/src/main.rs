@@ -1,0 +1,2 @@
+//! replicatord
+fn main() {}

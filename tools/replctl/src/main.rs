@@ -1,0 +1,2 @@
+//! replctl
+fn main() {}
