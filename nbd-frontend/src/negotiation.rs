@@ -45,9 +45,17 @@ pub struct Negotiation {
 enum Stage {
     ClientFlags,
     OptionHeader,
-    OptionData { option: u32, len: u32 },
+    OptionData {
+        option: u32,
+        len: u32,
+    },
     /// Read and drop, then answer with an error.
-    Skip { option: u32, left: u32, error: u32, text: &'static str },
+    Skip {
+        option: u32,
+        left: u32,
+        error: u32,
+        text: &'static str,
+    },
     Over,
 }
 

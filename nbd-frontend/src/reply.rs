@@ -171,7 +171,7 @@ pub struct Extent {
 
 impl Extent {
     fn flags(&self) -> u32 {
-        u32::from(self.hole) * STATE_HOLE | u32::from(self.zero) * STATE_ZERO
+        (u32::from(self.hole) * STATE_HOLE) | (u32::from(self.zero) * STATE_ZERO)
     }
 }
 

@@ -281,7 +281,10 @@ impl Session {
             }
         }
         if raw.flags & !allowed != 0 {
-            return Err((WireError::Invalid, "flag is unknown, not offered, or not for this command"));
+            return Err((
+                WireError::Invalid,
+                "flag is unknown, not offered, or not for this command",
+            ));
         }
         Ok(())
     }
