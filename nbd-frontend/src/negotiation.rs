@@ -387,9 +387,10 @@ impl Negotiation {
         Ok(Outcome::Open(Box::new(export), session))
     }
 
-    /// Contexts count only for the export that they were chosen for, under the same name.
+    /// Contexts count only for the export that they were chosen for, under the same name. They
+    /// can be chosen only after structured replies.
     fn session(&self, name: &str, export: &Export) -> Session {
-        let chosen = self.structured && self.context_for.as_deref() == Some(name);
+        let chosen = self.context_for.as_deref() == Some(name);
         Session::new(export, self.structured, chosen.then_some(BASE_ALLOCATION_ID))
     }
 

@@ -180,6 +180,21 @@ fn a_read_only_export_permits_no_change() {
 }
 
 #[test]
+fn each_feature_has_its_flag_and_a_read_only_export_offers_no_change() {
+    let base = TFLAG_HAS_FLAGS | TFLAG_SEND_FLUSH | TFLAG_SEND_FUA;
+    let mut export = Export::new("disk", END);
+    (export.fast_zero, export.cache, export.rotational) = (true, true, true);
+    let always = base | TFLAG_SEND_CACHE | TFLAG_ROTATIONAL | TFLAG_CAN_MULTI_CONN;
+    let changes = TFLAG_SEND_TRIM | TFLAG_SEND_WRITE_ZEROES | TFLAG_SEND_FAST_ZERO;
+    assert_eq!(export.transmission_flags(false), always | changes);
+    assert_eq!(export.transmission_flags(true), always | changes | TFLAG_SEND_DF);
+    export.read_only = true;
+    assert_eq!(export.transmission_flags(false), always | TFLAG_READ_ONLY);
+    (export.cache, export.rotational, export.multi_conn) = (false, false, false);
+    assert_eq!(export.transmission_flags(false), base | TFLAG_READ_ONLY);
+}
+
+#[test]
 fn alignment_is_demanded_unless_the_driver_serves_all() {
     let strict = session_with(|export| export.block_size_min = 4096);
     let lenient = session_with(|export| {
