@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The daemon `replicatord` as a library: what drives the replication core on a real machine.
+//! `main.rs` and `replctl` are thin shells around it.
+//!
+//! Around the data loop: `config` (the file), `key` and `greeting` (who may speak with us),
+//! `peers` (connections to the other nodes), `nbd_listen` (connections of clients), `resource`
+//! (one resource with its loop), `daemon` (all of them), `control` (what `replctl` says and
+//! hears), `create` with `signature` and `device_use` (metadata on a disk, without a daemon).
+
+pub mod config;
+pub mod greeting;
+pub mod key;

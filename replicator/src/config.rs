@@ -1,0 +1,235 @@
+//! The configuration file, `/etc/replicator/replicator.toml`: the same on every node, every value
+//! with a default that is named here. Unknown keys and impossible values are refused with file,
+//! line, column and a hint. `replctl check` shows the result.
+
+mod parse;
+mod problem;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use replicator_core::{Timing, limits};
+
+pub use problem::{ConfigError, Problem, line_and_column, suggestion};
+
+/// Where the file is by default.
+pub const DEFAULT_PATH: &str = "/etc/replicator/replicator.toml";
+
+const HOST_NAME_PATH: &str = "/proc/sys/kernel/hostname";
+
+/// Every default of the file in one place.
+pub mod defaults {
+    /// The key file of the cluster.
+    pub const KEY: &str = "/etc/replicator/key";
+    /// Where state outlives a reboot.
+    pub const STATE_DIR: &str = "/var/lib/replicator";
+    /// Where sockets live.
+    pub const RUN_DIR: &str = "/run/replicator";
+    /// Where the devices appear.
+    pub const DEVICE_DIR: &str = "/dev/replicator";
+    /// TCP port of cluster and data.
+    pub const PORT: u16 = 7788;
+    /// TCP port of HTTP; not used yet.
+    pub const HTTP_PORT: u16 = 7790;
+    /// TCP port of NBD, used where `nbd_address` is given.
+    pub const NBD_PORT: u16 = 10809;
+    /// Buffer pool of one resource in MiB.
+    pub const POOL_MIB: u64 = 32;
+    /// A client that takes no data or stops in the middle of a request for so long is closed.
+    pub const CLIENT_TIMEOUT_MS: u64 = 30_000;
+}
+
+/// A whole configuration file, checked.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// All nodes, by name.
+    pub nodes: Vec<NodeConfig>,
+    /// All resources, by name.
+    pub resources: Vec<ResourceConfig>,
+    /// What is accepted but has no effect yet, in words.
+    pub warnings: Vec<String>,
+}
+
+/// One node.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Its name.
+    pub name: String,
+    /// Has no disks and only helps to decide.
+    pub witness: bool,
+    /// Where it is reached, best first.
+    pub addresses: Vec<SocketAddr>,
+    /// Where it listens for its peers; its addresses unless `listen` says otherwise.
+    pub listen: Vec<SocketAddr>,
+    /// Where it serves NBD over TCP; nowhere by default, since NBD knows no passwords.
+    pub nbd_listen: Vec<SocketAddr>,
+    /// Where it serves NBD to local clients.
+    pub nbd_socket: PathBuf,
+    /// Where `replctl` reaches it.
+    pub control_socket: PathBuf,
+    /// The key file of the cluster.
+    pub key: PathBuf,
+    /// Where state outlives a reboot.
+    pub state_dir: PathBuf,
+    /// Where sockets live.
+    pub run_dir: PathBuf,
+    /// Where the devices appear.
+    pub device_dir: PathBuf,
+}
+
+/// One resource.
+#[derive(Debug, Clone)]
+pub struct ResourceConfig {
+    /// Its name.
+    pub name: String,
+    /// Its disk on each data node, in the order of the nodes.
+    pub copies: Vec<CopyConfig>,
+    /// Extents of 4 MiB that the activity log holds.
+    pub log_extents: u16,
+    /// How the block device appears on the primary.
+    pub attach: AttachWish,
+    /// Whether NBD clients may open it; the attached device works without.
+    pub nbd: bool,
+    /// Bytes of its buffer pool.
+    pub pool_bytes: usize,
+    /// A client that takes no data or stops in the middle of a request for so long is closed.
+    pub client_timeout_ms: u64,
+    /// Time-outs of replication.
+    pub timing: Timing,
+    /// What the disk is in tests.
+    pub test_backing: TestBackingWish,
+}
+
+/// Where one node keeps its copy of a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyConfig {
+    /// The node.
+    pub node: String,
+    /// A block device or a file.
+    pub disk: PathBuf,
+    /// The file or device of the metadata; none: at the end of the disk.
+    pub metadata: Option<PathBuf>,
+}
+
+/// How the block device appears on the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachWish {
+    /// Kernel nbd where the kernel has it, else FUSE and loop, else none (with a warning).
+    Auto,
+    /// The kernel's nbd driver.
+    Nbd,
+    /// A FUSE file and a loop device.
+    Fuse,
+    /// No device; NBD clients only.
+    None,
+}
+
+/// What a disk is; anything but `Normal` is for tests and the bench.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TestBackingWish {
+    /// The disk.
+    Normal,
+    /// The disk behind a cache that is lost when the process is killed; the incarnation changes
+    /// with every process.
+    Volatile,
+    /// Reads and writes of data touch nothing.
+    Null,
+}
+
+impl ClusterConfig {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, text)
+    }
+
+    /// Checks the text of a file; the path is for messages.
+    pub fn parse(path: &Path, text: String) -> Result<Self, ConfigError> {
+        parse::parse(path, &text).map_err(|problems| ConfigError::Wrong {
+            path: path.to_owned(),
+            text,
+            problems,
+        })
+    }
+
+    /// A node by its name.
+    pub fn node(&self, name: &str) -> Option<&NodeConfig> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// A resource by its name.
+    pub fn resource(&self, name: &str) -> Option<&ResourceConfig> {
+        self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    /// The names of the nodes with disks.
+    pub fn data_nodes(&self) -> impl Iterator<Item = &NodeConfig> {
+        self.nodes.iter().filter(|node| !node.witness)
+    }
+
+    /// The other data nodes, in the order of their names: the order of
+    /// [`PeerIndex`](replicator_core::PeerIndex).
+    pub fn peers_of(&self, node: &str) -> Vec<&NodeConfig> {
+        self.data_nodes().filter(|other| other.name != node).collect()
+    }
+
+    /// The node to act as: the given name, or the host name when the file knows it.
+    pub fn choose_node(&self, given: Option<&str>) -> Result<&NodeConfig, UnknownNode> {
+        let wanted = match given {
+            Some(name) => name.to_owned(),
+            None => fs::read_to_string(HOST_NAME_PATH).unwrap_or_default().trim().to_owned(),
+        };
+        // A host name may carry the domain; the file has the short one.
+        let short = wanted.split('.').next().unwrap_or_default();
+        let found = self.node(&wanted);
+        let found = if given.is_none() { found.or_else(|| self.node(short)) } else { found };
+        found.ok_or_else(|| UnknownNode {
+            wanted,
+            is_host_name: given.is_none(),
+            known: self.nodes.iter().map(|node| node.name.clone()).collect(),
+        })
+    }
+}
+
+impl ResourceConfig {
+    /// Its disk on a node; panics for a node that is no data node of the same file.
+    pub fn copy_on(&self, node: &str) -> &CopyConfig {
+        let found = self.copies.iter().find(|copy| copy.node == node);
+        found.unwrap_or_else(|| panic!("{} has no disk on {node}: checked when parsed", self.name))
+    }
+}
+
+/// The daemon or command was to act as a node that the file does not know.
+#[derive(Debug, thiserror::Error)]
+pub struct UnknownNode {
+    wanted: String,
+    is_host_name: bool,
+    known: Vec<String>,
+}
+
+impl std::fmt::Display for UnknownNode {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
+        if self.is_host_name {
+            write!(out, "this host is called {:?}", self.wanted)?;
+        } else {
+            write!(out, "there is no node {:?}", self.wanted)?;
+        }
+        write!(out, "; the configuration knows {}", known.join(", "))?;
+        match suggestion(&self.wanted, &known) {
+            Some(meant) => write!(out, "; did you mean --node {meant}?"),
+            None => write!(out, "; say which one with --node NAME"),
+        }
+    }
+}
+
+const _: () = assert!(defaults::POOL_MIB << 20 > limits::PEER_WINDOW_BYTES);
