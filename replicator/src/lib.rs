@@ -7,5 +7,9 @@
 //! hears), `create` with `signature` and `device_use` (metadata on a disk, without a daemon).
 
 pub mod config;
+pub mod create;
+pub mod device_use;
 pub mod greeting;
+pub mod incarnation;
 pub mod key;
+pub mod signature;
