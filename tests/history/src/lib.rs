@@ -33,7 +33,9 @@
 //! becomes newly true for some writes (`power_lost` of the last missing member), each unit falls
 //! back to one of: its last durable value, or the value of any write ordered after it, whether
 //! acknowledged or not. Which one is open until a read tells. That is the only way to lose an
-//! acknowledged value, and the only way to un-read one that was read.
+//! acknowledged value, and the only way to un-read one that was read. Requests in flight at that
+//! moment are judged leniently, since their answers may be older than the loss: such a write may
+//! be lost even if its acknowledgement is told later, and such a read teaches nothing.
 //!
 //! **`data_loss_allowed`** (a logged `--allow-data-loss`): each unit falls back to any value that
 //! was ever written to it.

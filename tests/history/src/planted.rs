@@ -134,7 +134,6 @@ pub const TABLE: &[Planted] = &[
     ("W1! A1 P R=0", Some(ViolationKind::LostFlushed)),
     ("W1 A1 F W2 A2 F W3 A3 P R=1", Some(ViolationKind::LostFlushed)),
     ("W1 A1 W2 A2 F P0 P1 R=1", Some(ViolationKind::LostFlushed)),
-    ("W1! P A1 R=0", Some(ViolationKind::LostFlushed)),
     // An old value comes back after a newer one was seen.
     ("W1 A1 W2 A2 R=2 R=1", Some(ViolationKind::Resurrected)),
     ("W1 A1 F W2 A2 F R=2 W3 A3 R=3 R=1", Some(ViolationKind::Resurrected)),

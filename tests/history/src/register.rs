@@ -202,7 +202,10 @@ impl Register {
         let index = self.traces.iter().position(|t| t.op == op && t.restored_at == 0);
         let Some(index) = index else { return Verdict::Fits };
         let Trace { last_start, optional, .. } = self.traces[index];
-        if optional || self.fits(index, last_start, now, facts) {
+        let started = facts.ops[op as usize].started;
+        let was_too_late_to_start = facts.fence(facts.ops[op as usize].tenure) < started;
+        // One that started too late is judged when it is read.
+        if optional || was_too_late_to_start || self.fits(index, last_start, now, facts) {
             return Verdict::Fits;
         }
         self.traces[index].optional = true;
@@ -410,7 +413,7 @@ impl Register {
                 t.first_read_end = NEVER;
             } else if facts.ops[t.op as usize].started < rollback.cutoff {
                 // Its acknowledgement may be on the way, and its data lost all the same.
-                t.optional |= !facts.ops[t.op as usize].fua;
+                t.optional = true;
             }
             !gone[index - 1]
         });
