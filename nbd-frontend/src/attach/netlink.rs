@@ -102,7 +102,12 @@ impl NbdControl {
 
     /// Offers a new socket to device `index`. Success does not say that the kernel took it: it drops
     /// the socket silently while the old one still seems alive.
-    pub fn replace_socket(&self, index: u32, backend: &str, peer: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn replace_socket(
+        &self,
+        index: u32,
+        backend: &str,
+        peer: BorrowedFd<'_>,
+    ) -> io::Result<()> {
         let mut message = Message::new(CMD_RECONFIGURE);
         message.index(index);
         message.text(ATTR_BACKEND_IDENTIFIER, backend);

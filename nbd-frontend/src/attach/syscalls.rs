@@ -14,6 +14,7 @@ pub const LOOP_DIRECT_IO: u32 = 16;
 pub const LOOP_NAME_BYTES: usize = 64;
 
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
@@ -108,6 +109,12 @@ pub fn loop_clear(device: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD, 0) }).map(drop)
 }
 
+/// Makes the loop device as large as its file is now.
+pub fn loop_set_capacity(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY, 0) }).map(drop)
+}
+
 const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
@@ -123,7 +130,14 @@ fn fsconfig(
     });
     // SAFETY: key and value are null or zero-terminated strings that outlive the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0 as libc::c_int)
+        libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            command,
+            key,
+            value,
+            0 as libc::c_int,
+        )
     };
     check(result as libc::c_int).map(drop)
 }
@@ -164,4 +178,11 @@ pub fn duplicate_inherited(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC on any number is defined: a bad one gives EBADF.
     let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     check(copy).map(adopt)
+}
+
+/// Closes every descriptor behind standard error that this process was started with.
+pub fn close_inherited() -> io::Result<()> {
+    // SAFETY: called first in a program of its own, when nothing here owns a descriptor yet.
+    check(unsafe { libc::close_range(3, libc::c_uint::MAX, 0) })
+        .map(drop)
 }
