@@ -10,6 +10,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod attach;
 pub mod client;
 pub mod export;
 pub mod negotiation;
