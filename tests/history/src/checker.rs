@@ -114,6 +114,8 @@ pub struct Checker {
     config: Config,
     now: u64,
     ops: Vec<Op>,
+    /// The newest write of each value.
+    by_value: HashMap<u64, u32, BuildHasherDefault<NumberHasher>>,
     writes_in_flight: HashMap<u64, u32, BuildHasherDefault<NumberHasher>>,
     flushes_in_flight: HashMap<u64, Flush, BuildHasherDefault<NumberHasher>>,
     reads_in_flight: HashMap<u64, Read, BuildHasherDefault<NumberHasher>>,
@@ -147,6 +149,7 @@ impl Checker {
             config,
             now: 0,
             ops,
+            by_value: HashMap::default(),
             writes_in_flight: HashMap::default(),
             flushes_in_flight: HashMap::default(),
             reads_in_flight: HashMap::default(),
@@ -177,6 +180,7 @@ impl Checker {
             acked: NEVER,
             in_flight: true,
         });
+        self.by_value.insert(value, index);
         let before = self.writes_in_flight.insert(id, index);
         assert!(before.is_none(), "operation id {id} is already in flight");
         self.each_register(units, |register, unit, facts| {
@@ -288,7 +292,10 @@ impl Checker {
             if spans_rollback {
                 return;
             }
-            let older = || find_write(facts.ops, unit, value);
+            let older = || match value == initial {
+                true => Some(INITIAL_OP),
+                false => find_write(facts, unit, value),
+            };
             if let Verdict::Wrong(conflict) = register.read(value, start, now, facts, older) {
                 find.push((unit, seen, Some(conflict)));
             }
@@ -448,6 +455,7 @@ impl Checker {
     ) {
         let facts = Facts {
             ops: &self.ops,
+            by_value: &self.by_value,
             tenures: &self.tenures,
             flushed_until: self.flushed_until,
             oldest_read_start: self.read_starts.first().copied().unwrap_or(NEVER),
@@ -512,16 +520,17 @@ impl Checker {
     }
 }
 
-/// The newest write of `value` that touched `unit`, or the initial content.
-fn find_write(ops: &[Op], unit: u64, value: u64) -> Option<u32> {
+/// The newest write of `value` that touched `unit`.
+fn find_write(facts: &Facts, unit: u64, value: u64) -> Option<u32> {
+    let newest = *facts.by_value.get(&value)?;
     let wrote = |op: &Op| op.value == value && op.units.contains(&unit);
-    let index = ops.iter().rposition(wrote)?;
-    Some(if index == ANY_OP as usize { INITIAL_OP } else { index as u32 })
+    let index = facts.ops[..=newest as usize].iter().rposition(wrote)?;
+    (index > ANY_OP as usize).then_some(index as u32)
 }
 
 /// Spreads small numbers over a hash table: one multiplication, since nobody attacks it.
 #[derive(Debug, Default)]
-struct NumberHasher(u64);
+pub(crate) struct NumberHasher(u64);
 
 impl Hasher for NumberHasher {
     fn finish(&self) -> u64 {

@@ -1,7 +1,10 @@
 //! One unit of the device as a register: which writes may still be its value, and the test whether
 //! a read fits. The model and the reason why this is exact are in the crate documentation.
 
-use crate::checker::Op;
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
+use crate::checker::{NumberHasher, Op};
 
 /// A time that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -13,6 +16,8 @@ pub(crate) const ANY_OP: u32 = 1;
 /// What the registers need to know of the whole history.
 pub(crate) struct Facts<'a> {
     pub ops: &'a [Op],
+    /// The newest write of each value.
+    pub by_value: &'a HashMap<u64, u32, BuildHasherDefault<NumberHasher>>,
     /// (tenure, event number at which it began), both rising.
     pub tenures: &'a [(u64, u64)],
     /// The latest start of an acknowledged flush: all that ended before it is durable.
@@ -353,7 +358,8 @@ impl Register {
         let (limit, floor_op) = (floor_start, self.traces[floor].op);
         self.traces.retain(|t| {
             let stays = t.op == floor_op || t.first_end(facts) >= limit;
-            if !stays {
+            // One that may never have happened knows nothing about the order.
+            if !stays && t.must_have_happened(NEVER, facts) {
                 floor_start = floor_start.max(t.last_start);
             }
             stays
@@ -397,7 +403,9 @@ impl Register {
                 let overtaken =
                     (0..count).any(|z| z != x && pushes[z] && end < self.traces[z].last_start);
                 if !gone[x] && overtaken {
-                    (gone[x], pushes[x], changed) = (true, true, true);
+                    // One that may never have happened overtakes nothing.
+                    let happened = self.traces[x].must_have_happened(at, facts);
+                    (gone[x], pushes[x], changed) = (true, happened, true);
                 }
             }
             if !changed {
