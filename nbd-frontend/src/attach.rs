@@ -257,7 +257,7 @@ pub fn fail_leftovers(request: &Request, keeper: &Keeper) -> Result<Vec<Leftover
     let was_held = held.is_some();
     drop(held);
     keeper.drop_kept(&request.resource).map_err(at("dropping the FUSE descriptor"))?;
-    match names.current().filter(|name| loop_device::is_bound_nowhere(name)).map(Disk::new) {
+    match loop_device::find(&request.uuid) {
         Some(disk) => {
             fuse_loop::release_loop(&disk)?;
             leftovers.push(removed(Kind::Fuse, Some(&disk)));
@@ -299,8 +299,7 @@ fn adopt(
     }
     let at = AttachError::at("asking for a kept FUSE descriptor", &request.resource);
     if let Some(held) = keeper.get(&request.resource).map_err(at)? {
-        let link = Names::new(&request.device_dir, &request.resource).current();
-        if let Some(device) = FuseDevice::adopt(held, link, request, keeper, serve)? {
+        if let Some(device) = FuseDevice::adopt(held, request, keeper, serve)? {
             leftovers.push(adopted(Kind::Fuse, device.disk()));
             return Ok(Some(Inner::Fuse(device)));
         }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::disk::Disk;
 use super::error::AttachError;
-use super::fuse_wire::IO_BYTES_MAX;
 use super::fuse_server::{FuseServer, Served, is_alive};
+use super::fuse_wire::IO_BYTES_MAX;
 use super::keeper::Keeper;
 use super::syscalls::{loop_set_capacity, loop_status, mount_nowhere};
 use super::{Request, Serve, loop_device, stream};
@@ -66,8 +66,8 @@ impl FuseDevice {
         keeper
             .put(&request.resource, device.as_fd())
             .map_err(at("keeping the FUSE descriptor over a restart"))?;
-        let bound = open_root(&mount)
-            .and_then(|file| loop_device::bind(&file, &request.uuid, request.block_size_bytes));
+        let bound = open_file(&mount, &request.uuid)
+            .and_then(|file| loop_device::bind(&file, request.block_size_bytes));
         let disk = match bound {
             Ok(disk) => disk,
             Err(error) => {
@@ -90,7 +90,6 @@ impl FuseDevice {
     /// nothing can be done with it: then it is aborted, and its users see I/O errors.
     pub fn adopt(
         held: OwnedFd,
-        link_target: Option<String>,
         request: &Request,
         keeper: &Arc<Keeper>,
         serve: Serve<'_>,
@@ -107,8 +106,7 @@ impl FuseDevice {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(None),
             Err(error) => return Err(at("asking FUSE to send again")(error)),
         };
-        // From here on every look at the loop device is answered.
-        let Some(disk) = loop_device::find(&request.uuid, link_target, &request.device_dir) else {
+        let Some(disk) = loop_device::find(&request.uuid) else {
             return Ok(None);
         };
         let device = Self {
@@ -205,15 +203,15 @@ fn mount_nowhere_by(device: &OwnedFd) -> io::Result<OwnedFd> {
     let options: [(&CStr, &CStr); 5] = [
         (c"source", c"replicator"),
         (c"fd", &fd),
-        (c"rootmode", c"100000"),
+        (c"rootmode", c"40000"),
         (c"user_id", c"0"),
         (c"group_id", c"0"),
     ];
     mount_nowhere(c"fuse", &options)
 }
 
-/// Opens the root of a mount, which is our file.
-fn open_root(mount: &OwnedFd) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+/// Opens the file. Its name is what `losetup` and /sys show of the device, and how it is found again.
+fn open_file(mount: &OwnedFd, uuid: &str) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}/{}", mount.as_raw_fd(), loop_device::file_name(uuid));
     OpenOptions::new().read(true).write(true).open(path).map(OwnedFd::from)
 }

@@ -1,4 +1,4 @@
-//! A FUSE file system of one file, whose reads, writes, syncs and zeroings become NBD requests.
+//! A FUSE file system of one file in one directory, whose reads, writes, syncs and zeroings become NBD requests.
 //!
 //! Two threads and one table. The `asker` reads requests from /dev/fuse, notes each in the table
 //! and sends it down the NBD stream; the `answerer` reads NBD replies, finds the request by its
@@ -257,7 +257,10 @@ impl Shared {
                 self.can_resend.store(wire::offers_resend(flags), Ordering::Relaxed);
                 self.reply(unique, 0, &wire::init_reply(minor, flags));
             }
-            Request::GetAttributes => self.reply(unique, 0, &wire::attributes_reply(size_bytes)),
+            Request::Lookup => self.reply(unique, 0, &wire::entry_reply(size_bytes)),
+            Request::GetAttributes { of_directory } => {
+                self.reply(unique, 0, &wire::attributes_reply(size_bytes, of_directory));
+            }
             Request::Open => self.reply(unique, 0, &wire::open_reply()),
             Request::StatFs => self.reply(unique, 0, &wire::statfs_reply(size_bytes)),
             Request::Acknowledge => self.reply(unique, 0, &[]),

@@ -1,7 +1,12 @@
 //! The FUSE kernel protocol, as far as a file system of one file needs it: numbers, requests read
 //! from bytes, replies written to bytes. Native byte order; offsets follow linux/fuse.h.
 
-pub const LOOKUP_ROOT: u64 = 1;
+/// The directory that is mounted.
+const NODE_ROOT: u64 = 1;
+/// The one file in it.
+const NODE_FILE: u64 = 2;
+/// The only name never changes its meaning, so the kernel need not ask again.
+const NAME_VALID_S: u64 = 1 << 31;
 pub const IN_HEADER_BYTES: usize = 40;
 pub const OUT_HEADER_BYTES: usize = 16;
 const WRITE_IN_BYTES: usize = 40;
@@ -45,7 +50,11 @@ pub enum Request {
         minor: u32,
         flags: u64,
     },
-    GetAttributes,
+    /// A name in the directory; whatever it is, it means the file.
+    Lookup,
+    GetAttributes {
+        of_directory: bool,
+    },
     Open,
     Read {
         offset: u64,
@@ -90,7 +99,8 @@ pub fn parse(bytes: &[u8]) -> Option<(u64, Request)> {
             }
             Request::Init { minor: u32_at(body, 4)?, flags: low | high << 32 }
         }
-        3 => Request::GetAttributes,
+        1 => Request::Lookup,
+        3 => Request::GetAttributes { of_directory: u64_at(bytes, 16)? == NODE_ROOT },
         14 => Request::Open,
         15 => Request::Read { offset: u64_at(body, 8)?, length: u32_at(body, 16)? },
         16 => {
@@ -156,17 +166,35 @@ pub fn init_reply(minor: u32, offered: u64) -> Vec<u8> {
     body
 }
 
-/// The body of GETATTR's reply: a regular file of this size, to be asked for anew each time.
-pub fn attributes_reply(size_bytes: u64) -> Vec<u8> {
-    const REGULAR_FILE: u32 = 0o100600;
-    let mut body = vec![0; 104];
-    put_u64(&mut body, 16, LOOKUP_ROOT);
-    put_u64(&mut body, 24, size_bytes);
-    put_u64(&mut body, 32, size_bytes / 512);
-    put_u32(&mut body, 76, REGULAR_FILE);
-    put_u32(&mut body, 80, 1); // links
-    put_u32(&mut body, 96, 4096); // preferred block size
+/// The body of LOOKUP's reply: the file.
+pub fn entry_reply(size_bytes: u64) -> Vec<u8> {
+    let mut body = vec![0; 40];
+    put_u64(&mut body, 0, NODE_FILE);
+    put_u64(&mut body, 16, NAME_VALID_S);
+    body.extend_from_slice(&attributes(size_bytes, false));
     body
+}
+
+/// The body of GETATTR's reply, to be asked for anew each time.
+pub fn attributes_reply(size_bytes: u64, of_directory: bool) -> Vec<u8> {
+    let mut body = vec![0; 16];
+    body.extend_from_slice(&attributes(size_bytes, of_directory));
+    body
+}
+
+/// `struct fuse_attr` of the file or of the directory around it.
+fn attributes(size_bytes: u64, of_directory: bool) -> [u8; 88] {
+    const DIRECTORY: u32 = 0o040700;
+    const REGULAR_FILE: u32 = 0o100600;
+    let size_bytes = if of_directory { 0 } else { size_bytes };
+    let mut bytes = [0; 88];
+    put_u64(&mut bytes, 0, if of_directory { NODE_ROOT } else { NODE_FILE });
+    put_u64(&mut bytes, 8, size_bytes);
+    put_u64(&mut bytes, 16, size_bytes / 512);
+    put_u32(&mut bytes, 60, if of_directory { DIRECTORY } else { REGULAR_FILE });
+    put_u32(&mut bytes, 64, 1); // links
+    put_u32(&mut bytes, 80, 4096); // preferred block size
+    bytes
 }
 
 /// The body of OPEN's reply: no page cache for this file, and writes side by side.

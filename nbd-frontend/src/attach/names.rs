@@ -34,12 +34,6 @@ impl Names {
         &self.link
     }
 
-    /// The kernel's name of the device that the link points to now.
-    pub fn current(&self) -> Option<String> {
-        let target = fs::read_link(&self.link).ok()?;
-        Some(target.file_name()?.to_str()?.to_owned())
-    }
-
     /// Points the names at `disk`.
     pub fn publish(&self, disk: &Disk) -> io::Result<()> {
         if let Some(parent) = self.link.parent() {

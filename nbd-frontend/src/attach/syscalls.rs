@@ -183,6 +183,5 @@ pub fn duplicate_inherited(fd: RawFd) -> io::Result<OwnedFd> {
 /// Closes every descriptor behind standard error that this process was started with.
 pub fn close_inherited() -> io::Result<()> {
     // SAFETY: called first in a program of its own, when nothing here owns a descriptor yet.
-    check(unsafe { libc::close_range(3, libc::c_uint::MAX, 0) })
-        .map(drop)
+    check(unsafe { libc::close_range(3, libc::c_uint::MAX, 0) }).map(drop)
 }

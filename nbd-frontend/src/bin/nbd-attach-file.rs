@@ -100,7 +100,9 @@ fn fail(words: &[&str]) -> Result<(), Box<dyn Error>> {
 fn serve(path: &Path, words: &[&str]) -> Result<(), Box<dyn Error>> {
     let settings = Settings::parse(words)?;
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP, Signal::SIGINT] {
+    for signal in
+        [Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP, Signal::SIGINT]
+    {
         signals.add(signal);
     }
     // Before the first thread, which inherits it.
