@@ -6,10 +6,17 @@
 //! (one resource with its loop), `daemon` (all of them), `control` (what `replctl` says and
 //! hears), `create` with `signature` and `device_use` (metadata on a disk, without a daemon).
 
+mod buffers;
 pub mod config;
 pub mod create;
+pub mod data_loop;
 pub mod device_use;
+pub mod disk;
 pub mod greeting;
 pub mod incarnation;
 pub mod key;
+pub mod latency;
+mod nbd_port;
+mod peer_link;
 pub mod signature;
+mod uring;

@@ -1,0 +1,552 @@
+//! The disk operations of a running loop: what the core ordered, carried out by the ring. Short
+//! transfers are continued and interrupted ones repeated; a failed one is reported and never
+//! repeated, because the kernel may answer the second try with a success that means nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use nix::sys::eventfd::EventFd;
+use replicator_core::{
+    BufId, ByteRange, DiskFailure, DiskOutcome, Input, OpId, Time, limits,
+};
+
+use super::{Io, Token};
+use crate::buffers::{Pool, Share};
+use crate::disk::{Disk, TestBacking};
+
+/// Size of the buffer of zeroes for disks that cannot zero by themselves.
+const ZEROES_BYTES: usize = 64 << 10;
+/// Metadata writes go to the disk in steps of at most this.
+const META_STEP_BYTES: usize = 64 << 10;
+
+/// How a disk can make a range read as zeroes, the best first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ZeroBy {
+    Punching,
+    Zeroing,
+    Writing,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Read { buf: BufId },
+    Write { buf: BufId },
+    /// Reads the first and the last block of `aligned` into a bounce buffer; `done` of them are.
+    /// The client's request keeps `buf` until the core has answered it.
+    Edges { wanted: ByteRange, aligned: ByteRange, buf: BufId, bounce: BufId, done: usize },
+    Resync { buf: BufId },
+    Zero { by: ZeroBy },
+    Flush,
+    /// `done` bytes are durable.
+    Meta { bytes: Box<[u8]>, bounce: BufId, done: usize },
+}
+
+#[derive(Debug)]
+struct Operation {
+    op: OpId,
+    kind: Kind,
+    /// What is moved now: all of it, or the present step, as a place on the disk.
+    range: ByteRange,
+    /// Bytes of the range that are moved.
+    moved: u64,
+    began: Time,
+}
+
+/// An operation that waits for a buffer.
+#[derive(Debug)]
+enum Waiting {
+    Resync { op: OpId, range: ByteRange },
+    Edges { op: OpId, wanted: ByteRange, aligned: ByteRange, buf: BufId },
+    Meta { op: OpId, offset: u64, bytes: Box<[u8]> },
+}
+
+/// A fingerprint that a helper thread took.
+type Fingerprint = (OpId, Result<DiskOutcome, DiskFailure>);
+
+/// The disk of a running loop.
+pub(crate) struct DiskPort {
+    disk: Disk,
+    operations: Vec<Option<Operation>>,
+    free: Vec<u32>,
+    waiting: VecDeque<Waiting>,
+    /// What this disk was found unable to do is not tried again.
+    zero_best: ZeroBy,
+    zeroes: BufId,
+    scratch: Vec<u8>,
+    /// Unflushed blocks of a volatile test disk, by their number.
+    volatile: HashMap<u64, Box<[u8]>>,
+    volatile_bounce: BufId,
+    samples: Vec<ByteRange>,
+    fingerprints: (mpsc::Sender<Fingerprint>, mpsc::Receiver<Fingerprint>),
+    bell: Arc<EventFd>,
+}
+
+impl DiskPort {
+    pub fn new(disk: Disk, samples: Vec<ByteRange>, bell: Arc<EventFd>, pool: &mut Pool) -> Self {
+        let zeroes = pool.take(Share::Internal, ZEROES_BYTES).expect("the pool is new");
+        pool.bytes_mut(zeroes, 0..ZEROES_BYTES).fill(0);
+        let block_bytes = disk.layout().block_bytes as usize;
+        let volatile_bounce = pool.take(Share::Internal, block_bytes).expect("the pool is new");
+        let zero_best = if disk.can_punch() { ZeroBy::Punching } else { ZeroBy::Zeroing };
+        Self {
+            disk,
+            operations: Vec::with_capacity(limits::REQUESTS_MAX),
+            free: Vec::with_capacity(limits::REQUESTS_MAX),
+            waiting: VecDeque::new(),
+            zero_best,
+            zeroes,
+            scratch: Vec::new(),
+            volatile: HashMap::new(),
+            volatile_bounce,
+            samples,
+            fingerprints: mpsc::channel(),
+            bell,
+        }
+    }
+
+    pub fn block_bytes(&self) -> u32 {
+        self.disk.layout().block_bytes
+    }
+
+    pub fn read(&mut self, io: &mut Io, op: OpId, range: ByteRange, buf: BufId) {
+        match self.disk.test_backing() {
+            TestBacking::Off => self.begin(io, op, range, Kind::Read { buf }),
+            TestBacking::NoDisk => succeed(io, op),
+            TestBacking::Volatile => {
+                let result = self.volatile_read(io, range, buf, 0);
+                tell(io, op, result.map(|()| DiskOutcome::Done));
+            }
+        }
+    }
+
+    pub fn write(&mut self, io: &mut Io, op: OpId, range: ByteRange, buf: BufId) {
+        match self.disk.test_backing() {
+            TestBacking::Off => self.begin(io, op, range, Kind::Write { buf }),
+            TestBacking::NoDisk => succeed(io, op),
+            TestBacking::Volatile => {
+                let bytes = io.pool.bytes(buf, 0..range.length as usize);
+                let block_bytes = u64::from(self.disk.layout().block_bytes);
+                let first = range.start / block_bytes;
+                for (block, bytes) in (first..).zip(bytes.chunks(block_bytes as usize)) {
+                    self.volatile.insert(block, bytes.into());
+                }
+                succeed(io, op);
+            }
+        }
+    }
+
+    pub fn read_edges(
+        &mut self,
+        io: &mut Io,
+        op: OpId,
+        wanted: ByteRange,
+        aligned: ByteRange,
+        buf: BufId,
+    ) {
+        self.waiting.push_back(Waiting::Edges { op, wanted, aligned, buf });
+        self.resume(io);
+    }
+
+    pub fn read_for_resync(&mut self, io: &mut Io, op: OpId, range: ByteRange) {
+        self.waiting.push_back(Waiting::Resync { op, range });
+        self.resume(io);
+    }
+
+    pub fn write_meta(&mut self, io: &mut Io, op: OpId, offset: u64, bytes: Box<[u8]>) {
+        let layout = self.disk.layout();
+        let end = offset + bytes.len() as u64;
+        assert!(!bytes.is_empty() && end <= layout.region_bytes, "metadata write at {offset}");
+        self.waiting.push_back(Waiting::Meta { op, offset, bytes });
+        self.resume(io);
+    }
+
+    pub fn zero(&mut self, io: &mut Io, op: OpId, range: ByteRange, may_punch: bool) {
+        match self.disk.test_backing() {
+            TestBacking::Off => {
+                let by = match self.zero_best {
+                    ZeroBy::Punching if !may_punch => ZeroBy::Zeroing,
+                    best => best,
+                };
+                self.begin(io, op, range, Kind::Zero { by });
+            }
+            TestBacking::NoDisk => succeed(io, op),
+            TestBacking::Volatile => {
+                let block_bytes = u64::from(self.disk.layout().block_bytes);
+                for block in range.start / block_bytes..range.end() / block_bytes {
+                    let zeroes = vec![0; block_bytes as usize].into_boxed_slice();
+                    self.volatile.insert(block, zeroes);
+                }
+                succeed(io, op);
+            }
+        }
+    }
+
+    pub fn flush(&mut self, io: &mut Io, op: OpId) {
+        match self.disk.test_backing() {
+            TestBacking::Off => self.begin(io, op, ByteRange::default(), Kind::Flush),
+            TestBacking::NoDisk => succeed(io, op),
+            TestBacking::Volatile => {
+                let result = self.volatile_flush(io);
+                tell(io, op, result.map(|()| DiskOutcome::Done));
+            }
+        }
+    }
+
+    /// Runs of a range: length and whether it is a hole, at most `runs_max`.
+    pub fn map(&self, range: ByteRange, runs_max: usize) -> Result<Vec<(u64, bool)>, DiskFailure> {
+        self.disk.map(range, runs_max).map_err(failure)
+    }
+
+    /// Takes a fingerprint in a thread of its own, since it reads many places one by one.
+    pub fn take_fingerprint(&mut self, io: &mut Io, op: OpId) {
+        let sender = self.fingerprints.0.clone();
+        let bell = self.bell.clone();
+        let started = self.disk.fingerprinter(self.samples.clone()).and_then(|fingerprinter| {
+            thread::Builder::new().name("fingerprint".to_owned()).spawn(move || {
+                let result = fingerprinter.take().map(DiskOutcome::Fingerprint).map_err(|error| {
+                    tracing::error!(%error, "no fingerprint of the data");
+                    DiskFailure::Io(libc::EIO)
+                });
+                // Both fail only when the loop is gone.
+                let _ = sender.send((op, result));
+                let _ = bell.write(1);
+            })
+        });
+        if let Err(error) = started {
+            tell(io, op, Err(failure(error)));
+        }
+    }
+
+    /// Passes on the fingerprints that were taken; the bell rang.
+    pub fn fingerprints_taken(&mut self, io: &mut Io) {
+        while let Ok((op, result)) = self.fingerprints.1.try_recv() {
+            tell(io, op, result);
+        }
+    }
+
+    /// Starts operations that wait for a buffer, in their order, as far as there are buffers.
+    pub fn resume(&mut self, io: &mut Io) {
+        while let Some(next) = self.waiting.front() {
+            let (share, bytes) = match next {
+                Waiting::Resync { range, .. } => (Share::Resync, range.length as usize),
+                Waiting::Edges { .. } => (Share::Internal, self.block_bytes() as usize),
+                Waiting::Meta { bytes, .. } => (Share::Internal, bytes.len().min(META_STEP_BYTES)),
+            };
+            let Some(buf) = io.pool.take(share, bytes) else { return };
+            match self.waiting.pop_front().expect("there is a front") {
+                Waiting::Resync { op, range } => self.start_resync(io, op, range, buf),
+                Waiting::Edges { op, wanted, aligned, buf: target } => {
+                    let kind =
+                        Kind::Edges { wanted, aligned, buf: target, bounce: buf, done: 0 };
+                    self.begin(io, op, ByteRange::default(), kind);
+                }
+                Waiting::Meta { op, offset, bytes } => {
+                    let start = self.disk.layout().region_start + offset;
+                    let kind = Kind::Meta { bytes, bounce: buf, done: 0 };
+                    self.begin(io, op, ByteRange::new(start, 0), kind);
+                }
+            }
+        }
+    }
+
+    fn start_resync(&mut self, io: &mut Io, op: OpId, range: ByteRange, buf: BufId) {
+        match self.disk.test_backing() {
+            TestBacking::Off => self.begin(io, op, range, Kind::Resync { buf }),
+            TestBacking::NoDisk => tell(io, op, Ok(DiskOutcome::Read { data: Some(buf) })),
+            TestBacking::Volatile => {
+                let result = self.volatile_read(io, range, buf, 0);
+                let result = resync_outcome(io, buf, range.length as usize, result);
+                tell(io, op, result);
+            }
+        }
+    }
+
+    fn begin(&mut self, io: &mut Io, op: OpId, range: ByteRange, kind: Kind) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.operations.push(None);
+            self.operations.len() as u32 - 1
+        });
+        let operation = Operation { op, kind, range, moved: 0, began: io.now };
+        self.operations[slot as usize] = Some(operation);
+        let has_steps = matches!(
+            self.operations[slot as usize].as_ref().map(|operation| &operation.kind),
+            Some(Kind::Edges { .. } | Kind::Meta { .. })
+        );
+        if has_steps {
+            self.next_step(io, slot);
+        } else {
+            self.submit(io, slot);
+        }
+    }
+
+    /// Submits what is left of the present step.
+    fn submit(&mut self, io: &mut Io, slot: u32) {
+        let operation = self.operations[slot as usize].as_ref().expect("an open operation");
+        let data = self.disk.data_file().as_raw_fd();
+        let token = Token::Disk(slot);
+        let at = operation.range.start + operation.moved;
+        let left = operation.range.length - operation.moved;
+        let bytes = operation.moved as usize..operation.range.length as usize;
+        let Io { ring, pool, .. } = io;
+        match operation.kind {
+            Kind::Read { buf } | Kind::Resync { buf } | Kind::Edges { bounce: buf, .. } => {
+                ring.read(pool, data, at, buf, bytes, token);
+            }
+            Kind::Write { buf } => ring.write(pool, data, at, buf, bytes, false, token),
+            Kind::Meta { bounce, .. } => {
+                let meta = self.disk.meta_file().as_raw_fd();
+                ring.write(pool, meta, at, bounce, bytes, true, token);
+            }
+            Kind::Flush => ring.flush(data, token),
+            Kind::Zero { by: ZeroBy::Punching } => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                ring.allocate(data, mode, at, left, token);
+            }
+            Kind::Zero { by: ZeroBy::Zeroing } => {
+                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+                ring.allocate(data, mode, at, left, token);
+            }
+            Kind::Zero { by: ZeroBy::Writing } => {
+                let step = left.min(ZEROES_BYTES as u64) as usize;
+                ring.write(pool, data, at, self.zeroes, 0..step, false, token);
+            }
+        }
+    }
+
+    /// The ring has completed an operation, or a part of it.
+    pub fn completed(&mut self, io: &mut Io, slot: u32, result: Result<u32, i32>) {
+        let block_bytes = u64::from(self.block_bytes());
+        let operation = self.operations[slot as usize].as_mut().expect("an open operation");
+        match result {
+            Err(libc::EINTR | libc::EAGAIN) => return self.submit(io, slot),
+            Err(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS)
+                if matches!(operation.kind, Kind::Zero { by } if by != ZeroBy::Writing) =>
+            {
+                if let Kind::Zero { by } = &mut operation.kind {
+                    *by = match by {
+                        ZeroBy::Punching => ZeroBy::Zeroing,
+                        ZeroBy::Zeroing | ZeroBy::Writing => ZeroBy::Writing,
+                    };
+                    self.zero_best = *by;
+                }
+                return self.submit(io, slot);
+            }
+            Err(error) => return self.failed(io, slot, error),
+            Ok(_) if matches!(operation.kind, Kind::Flush) => {}
+            Ok(_) if matches!(operation.kind, Kind::Zero { by } if by != ZeroBy::Writing) => {}
+            Ok(moved) => {
+                operation.moved += u64::from(moved);
+                if operation.moved < operation.range.length {
+                    // Direct I/O goes on at a block. No progress means the disk ends early.
+                    operation.moved &= !(block_bytes - 1);
+                    if u64::from(moved) < block_bytes {
+                        return self.failed(io, slot, libc::EIO);
+                    }
+                    return self.submit(io, slot);
+                }
+            }
+        }
+        if matches!(operation.kind, Kind::Edges { .. } | Kind::Meta { .. }) {
+            self.step_done(io, slot);
+            self.next_step(io, slot);
+        } else {
+            self.succeeded(io, slot);
+        }
+    }
+
+    /// Goes to the next step of an operation that has several, or ends it.
+    fn next_step(&mut self, io: &mut Io, slot: u32) {
+        let block_bytes = u64::from(self.block_bytes());
+        let operation = self.operations[slot as usize].as_mut().expect("an open operation");
+        let step = match &operation.kind {
+            Kind::Edges { wanted, aligned, done, .. } => {
+                edge_block(*wanted, *aligned, block_bytes, *done)
+            }
+            Kind::Meta { bytes, bounce, done } if *done < bytes.len() => {
+                let step = &bytes[*done..bytes.len().min(*done + META_STEP_BYTES)];
+                io.pool.bytes_mut(*bounce, 0..step.len()).copy_from_slice(step);
+                Some(ByteRange::new(operation.range.end(), step.len() as u64))
+            }
+            _ => None,
+        };
+        let Some(range) = step else { return self.succeeded(io, slot) };
+        operation.range = range;
+        operation.moved = 0;
+        if self.disk.test_backing() == TestBacking::Volatile
+            && let Kind::Edges { bounce, .. } = operation.kind
+        {
+            match self.volatile_read(io, range, bounce, 0) {
+                Ok(()) => {
+                    self.step_done(io, slot);
+                    return self.next_step(io, slot);
+                }
+                Err(_) => return self.failed(io, slot, libc::EIO),
+            }
+        }
+        self.submit(io, slot);
+    }
+
+    /// Takes note of a step that is done.
+    fn step_done(&mut self, io: &mut Io, slot: u32) {
+        let operation = self.operations[slot as usize].as_mut().expect("an open operation");
+        let block = operation.range;
+        match &mut operation.kind {
+            Kind::Meta { done, .. } => *done += block.length as usize,
+            Kind::Edges { wanted, aligned, buf, bounce, done } => {
+                *done += 1;
+                let bounced = io.pool.bytes(*bounce, 0..block.length as usize);
+                self.scratch.clear();
+                self.scratch.extend_from_slice(bounced);
+                // The bytes of the block before and behind what the client writes.
+                let head = block.start..wanted.start.clamp(block.start, block.end());
+                let tail = wanted.end().clamp(block.start, block.end())..block.end();
+                for side in [head, tail] {
+                    let from = (side.start - block.start) as usize;
+                    let to = (side.start - aligned.start) as usize;
+                    let length = (side.end - side.start) as usize;
+                    io.pool
+                        .bytes_mut(*buf, to..to + length)
+                        .copy_from_slice(&self.scratch[from..from + length]);
+                }
+            }
+            _ => unreachable!("only edges and metadata have steps"),
+        }
+    }
+
+    fn succeeded(&mut self, io: &mut Io, slot: u32) {
+        let operation = self.end(io, slot);
+        let took = io.now.since(operation.began);
+        let result = match operation.kind {
+            Kind::Resync { buf } => {
+                resync_outcome(io, buf, operation.range.length as usize, Ok(()))
+            }
+            Kind::Read { .. } => {
+                io.counters.disk_read.record(took);
+                Ok(DiskOutcome::Done)
+            }
+            Kind::Write { .. } => {
+                io.counters.disk_write.record(took);
+                Ok(DiskOutcome::Done)
+            }
+            Kind::Flush => {
+                io.counters.disk_flush.record(took);
+                Ok(DiskOutcome::Done)
+            }
+            Kind::Edges { .. } | Kind::Zero { .. } | Kind::Meta { .. } => Ok(DiskOutcome::Done),
+        };
+        tell(io, operation.op, result);
+    }
+
+    fn failed(&mut self, io: &mut Io, slot: u32, error: i32) {
+        let operation = self.end(io, slot);
+        if let Kind::Resync { buf } = operation.kind {
+            io.pool.release(buf);
+        }
+        tell(io, operation.op, Err(failure(io::Error::from_raw_os_error(error))));
+    }
+
+    /// Closes an operation and gives back the buffers that only it needed.
+    fn end(&mut self, io: &mut Io, slot: u32) -> Operation {
+        let operation = self.operations[slot as usize].take().expect("an open operation");
+        self.free.push(slot);
+        match operation.kind {
+            Kind::Edges { bounce, .. } | Kind::Meta { bounce, .. } => io.pool.release(bounce),
+            _ => {}
+        }
+        operation
+    }
+
+    /// Reads from the file and puts the unflushed blocks over it.
+    fn volatile_read(
+        &mut self,
+        io: &mut Io,
+        range: ByteRange,
+        buf: BufId,
+        at: usize,
+    ) -> Result<(), DiskFailure> {
+        let block_bytes = u64::from(self.disk.layout().block_bytes);
+        let bytes = io.pool.bytes_mut(buf, at..at + range.length as usize);
+        self.disk.data_file().read_exact_at(bytes, range.start).map_err(failure)?;
+        let first = range.start / block_bytes;
+        for (block, bytes) in (first..).zip(bytes.chunks_mut(block_bytes as usize)) {
+            if let Some(unflushed) = self.volatile.get(&block) {
+                bytes.copy_from_slice(unflushed);
+            }
+        }
+        Ok(())
+    }
+
+    fn volatile_flush(&mut self, io: &mut Io) -> Result<(), DiskFailure> {
+        let block_bytes = self.disk.layout().block_bytes as usize;
+        let bounce = self.volatile_bounce;
+        let file = self.disk.data_file();
+        let mut result = Ok(());
+        for (block, bytes) in self.volatile.drain() {
+            io.pool.bytes_mut(bounce, 0..block_bytes).copy_from_slice(&bytes);
+            let aligned = io.pool.bytes(bounce, 0..block_bytes);
+            result = result.and(file.write_all_at(aligned, block * block_bytes as u64));
+        }
+        result.and_then(|()| file.sync_data()).map_err(failure)
+    }
+}
+
+/// The blocks at the ends of an unaligned write, one by one: first the one that its head leaves
+/// incomplete, then the one that its tail does, unless that is the same.
+fn edge_block(
+    wanted: ByteRange,
+    aligned: ByteRange,
+    block_bytes: u64,
+    done: usize,
+) -> Option<ByteRange> {
+    let head = (wanted.start > aligned.start).then_some(aligned.start);
+    let last = aligned.end() - block_bytes;
+    let tail = (wanted.end() < aligned.end() && head != Some(last)).then_some(last);
+    let start = head.into_iter().chain(tail).nth(done)?;
+    Some(ByteRange::new(start, block_bytes))
+}
+
+/// What a resync read found; blocks of zeroes need no buffer.
+fn resync_outcome(
+    io: &mut Io,
+    buf: BufId,
+    length: usize,
+    result: Result<(), DiskFailure>,
+) -> Result<DiskOutcome, DiskFailure> {
+    let keep = result.is_ok() && !is_zero(io.pool.bytes(buf, 0..length));
+    if !keep {
+        io.pool.release(buf);
+    }
+    result.map(|()| DiskOutcome::Read { data: keep.then_some(buf) })
+}
+
+/// Whether all bytes are zero; compares the range with itself shifted, at memory speed.
+fn is_zero(bytes: &[u8]) -> bool {
+    match bytes.split_first() {
+        None => true,
+        Some((0, rest)) => rest == &bytes[..rest.len()],
+        Some(_) => false,
+    }
+}
+
+fn succeed(io: &mut Io, op: OpId) {
+    tell(io, op, Ok(DiskOutcome::Done));
+}
+
+fn tell(io: &mut Io, op: OpId, result: Result<DiskOutcome, DiskFailure>) {
+    if result.is_err() {
+        io.counters.disk_errors += 1;
+    }
+    io.tell(Input::DiskDone { op, result });
+}
+
+fn failure(error: io::Error) -> DiskFailure {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => DiskFailure::NoSpace,
+        Some(error) => DiskFailure::Io(error),
+        None => DiskFailure::Io(libc::EIO),
+    }
+}

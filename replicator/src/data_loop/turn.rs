@@ -1,0 +1,300 @@
+//! The turns of a data loop. One turn: take what has completed, tell the core, carry out its
+//! orders until it has no more, submit everything with one system call and wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::{io as std_io, mem};
+
+use nbd_frontend::protocol::EXTENTS_MAX;
+use replicator_core::{DiskOutcome, Effect, Effects, Input, Span, Time};
+
+use super::disk_port::DiskPort;
+use super::io::now;
+use super::{Core, Counters, FromLoop, Io, LoopConfig, LoopError, LoopStatus, Orders, PoolStatus};
+use super::{ToLoop, Token};
+use crate::buffers::{Pool, Share};
+use crate::nbd_port::NbdPort;
+use crate::peer_link::PeerLinks;
+use crate::uring::{Back, Completion, Done, Ring};
+
+/// The loop turns at least so often, to show that it lives and to look for stuck clients.
+const TURN_LIMIT: Span = Span::from_ms(1_000);
+
+/// The body of the thread.
+pub(super) fn run<C: Core>(
+    config: LoopConfig,
+    core: C,
+    orders: Orders,
+    events: mpsc::Sender<FromLoop>,
+    turned_at: Arc<AtomicU64>,
+    ready: mpsc::Sender<Result<(), LoopError>>,
+) {
+    let started = DataLoop::new(config, core, orders, events, turned_at);
+    // The receiver waits for exactly this.
+    let _ = match started {
+        Ok(mut data_loop) => {
+            let told = ready.send(Ok(()));
+            data_loop.run();
+            told
+        }
+        Err(error) => ready.send(Err(error)),
+    };
+}
+
+struct DataLoop<C> {
+    core: C,
+    io: Io,
+    disk: DiskPort,
+    clients: NbdPort,
+    peers: PeerLinks,
+    effects: Effects,
+    orders: Orders,
+    events: mpsc::Sender<FromLoop>,
+    turned_at: Arc<AtomicU64>,
+    next_look: Time,
+    is_stopping: bool,
+    /// The daemon hung up.
+    is_abandoned: bool,
+}
+
+impl<C: Core> DataLoop<C> {
+    fn new(
+        config: LoopConfig,
+        core: C,
+        orders: Orders,
+        events: mpsc::Sender<FromLoop>,
+        turned_at: Arc<AtomicU64>,
+    ) -> Result<Self, LoopError> {
+        let bytes = config.pool_bytes;
+        let mut pool = Pool::new(bytes).map_err(|source| LoopError::Pool { bytes, source })?;
+        if let Some(warning) = &pool.unlocked_because {
+            tracing::warn!(resource = config.resource, "{warning}");
+        }
+        let ring = Ring::new(&pool)?;
+        let bell = orders.bell.clone();
+        let disk = DiskPort::new(config.disk, config.fingerprint_samples, bell, &mut pool);
+        let clients = NbdPort::new(disk.block_bytes(), config.client_timeout);
+        let io = Io {
+            ring,
+            pool,
+            now: now(),
+            inputs: Default::default(),
+            instant_sends: 0,
+            counters: Counters::default(),
+        };
+        Ok(Self {
+            core,
+            io,
+            disk,
+            clients,
+            peers: PeerLinks::new(),
+            effects: Effects::new(),
+            orders,
+            events,
+            turned_at,
+            next_look: Time(0),
+            is_stopping: false,
+            is_abandoned: false,
+        })
+    }
+
+    fn run(&mut self) {
+        self.await_bell(vec![0; 8].into_boxed_slice());
+        // The core begins what its start requires.
+        self.io.tell(Input::TimePassed);
+        let mut completions: Vec<Completion> = Vec::with_capacity(1024);
+        loop {
+            self.io.now = now();
+            self.io.counters.turns += 1;
+            self.turned_at.store(self.io.now.0, Ordering::Relaxed);
+            self.io.ring.take_completions(&mut completions);
+            for completion in completions.drain(..) {
+                let done = self.io.ring.finish(completion, &mut self.io.pool);
+                self.completed(done);
+            }
+            if self.core.next_deadline().is_some_and(|deadline| deadline <= self.io.now) {
+                self.io.tell(Input::TimePassed);
+            }
+            self.settle();
+            let next_look = self.look_after();
+            self.clients.start_sends(&mut self.io);
+            self.peers.start_sends(&mut self.io);
+            for event in self.peers.ended.drain(..) {
+                tell_daemon(&self.events, event);
+            }
+            if self.is_abandoned {
+                return;
+            }
+            if self.is_stopping && self.peers.is_settled() {
+                tell_daemon(&self.events, FromLoop::Stopped);
+                return;
+            }
+            if let Err(error) = self.wait(next_look) {
+                let text = format!("the ring of the data loop failed: {error}");
+                tell_daemon(&self.events, FromLoop::Fatal(text));
+                return;
+            }
+        }
+    }
+
+    fn completed(&mut self, done: Done<Token>) {
+        let Done { token, result, back } = done;
+        match token {
+            Token::Disk(slot) => self.disk.completed(&mut self.io, slot, result),
+            Token::ClientReceived(c) => self.clients.received(&mut self.io, c, result, back),
+            Token::ClientSent(c) => self.clients.sent(&mut self.io, c, result, back),
+            Token::PeerReceived(l) => self.peers.received(&mut self.io, l, result, back),
+            Token::PeerSent(l) => self.peers.sent(&mut self.io, l, result, back),
+            Token::Bell => {
+                self.take_orders();
+                self.disk.fingerprints_taken(&mut self.io);
+                if let Back::Bytes(bytes) = back {
+                    self.await_bell(bytes);
+                }
+            }
+        }
+    }
+
+    /// Tells the core all facts and carries out its orders, which may bring new facts, until there
+    /// is nothing more to do now.
+    fn settle(&mut self) {
+        loop {
+            while let Some(input) = self.io.inputs.pop_front() {
+                self.core.step(self.io.now, input, &mut self.effects);
+                let mut effects = mem::take(&mut self.effects);
+                for effect in effects.drain(..) {
+                    self.carry_out(effect);
+                }
+                self.effects = effects;
+            }
+            self.disk.resume(&mut self.io);
+            self.peers.resume(&mut self.io);
+            self.clients.resume(&mut self.io);
+            if self.io.inputs.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        let io = &mut self.io;
+        match effect {
+            Effect::WriteDisk { op, range, buf } => self.disk.write(io, op, range, buf),
+            Effect::ReadDisk { op, range, buf } => self.disk.read(io, op, range, buf),
+            Effect::SendPeer { peer, session, message, data } => {
+                self.peers.send(io, peer, session, &message, data);
+            }
+            Effect::ReplyClient { request, result } => self.clients.answer(io, request, result),
+            Effect::ReleaseBuf { buf } => io.pool.release(buf),
+            Effect::FlushDisk { op } => self.disk.flush(io, op),
+            Effect::WriteMeta { op, offset, bytes } => self.disk.write_meta(io, op, offset, bytes),
+            Effect::ZeroDisk { op, range, may_punch } => {
+                self.disk.zero(io, op, range, may_punch);
+            }
+            Effect::ReadEdges { op, wanted, aligned, buf } => {
+                self.disk.read_edges(io, op, wanted, aligned, buf);
+            }
+            Effect::ReadForResync { op, range } => self.disk.read_for_resync(io, op, range),
+            Effect::MapDisk { op, request, range } => {
+                let result = self.disk.map(range, EXTENTS_MAX).map(|map| {
+                    self.clients.set_map(request, map);
+                    DiskOutcome::Done
+                });
+                io.tell(Input::DiskDone { op, result });
+            }
+            Effect::TakeFingerprint { op } => self.disk.take_fingerprint(io, op),
+            Effect::ClosePeer { peer, session, retry } => {
+                self.peers.close(io, peer, session, retry);
+            }
+            Effect::OpenDevice { tenure } => {
+                self.clients.open();
+                tell_daemon(&self.events, FromLoop::OpenDevice { tenure });
+            }
+            Effect::CloseDevice { forced } => {
+                self.clients.close(io, forced);
+                tell_daemon(&self.events, FromLoop::CloseDevice { forced });
+            }
+            Effect::AnswerOperator { ticket, result } => {
+                tell_daemon(&self.events, FromLoop::Answer { ticket, result });
+            }
+            Effect::Note(note) => tell_daemon(&self.events, FromLoop::Note(note)),
+            Effect::Stopped => self.is_stopping = true,
+        }
+    }
+
+    fn take_orders(&mut self) {
+        loop {
+            match self.orders.letters.try_recv() {
+                Ok(order) => self.take_order(order),
+                Err(mpsc::TryRecvError::Empty) => return,
+                Err(mpsc::TryRecvError::Disconnected) => {
+                    self.is_abandoned = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_order(&mut self, order: ToLoop) {
+        let io = &mut self.io;
+        match order {
+            ToLoop::Client { stream, session, leftover, origin } => {
+                self.clients.add(io, stream, session, &leftover, origin);
+            }
+            ToLoop::Peer { peer, session, stream, leftover } => {
+                self.peers.add(io, peer, session, stream, &leftover);
+            }
+            ToLoop::Command { ticket, command } => io.tell(Input::Ordered { ticket, command }),
+            ToLoop::Status { reply } => {
+                // Who asked may have gone.
+                let _ = reply.send(self.status());
+            }
+        }
+    }
+
+    fn status(&self) -> LoopStatus {
+        let pool = &self.io.pool;
+        LoopStatus {
+            core: self.core.status(self.io.now),
+            clients: self.clients.status(self.io.now),
+            pool: PoolStatus {
+                clients: pool.usage(Share::Clients),
+                peers: pool.usage(Share::Peers),
+                resync: pool.usage(Share::Resync),
+            },
+            counters: self.io.counters.clone(),
+            warnings: pool.unlocked_because.iter().cloned().collect(),
+        }
+    }
+
+    /// What time alone brings; when to look again.
+    fn look_after(&mut self) -> Time {
+        if self.io.now >= self.next_look {
+            self.next_look = self.io.now + TURN_LIMIT;
+            self.clients.drop_stuck(&mut self.io);
+        }
+        let late = self.peers.close_late(&mut self.io);
+        late.map_or(self.next_look, |late| late.min(self.next_look))
+    }
+
+    fn wait(&mut self, next_look: Time) -> std_io::Result<()> {
+        // The sends of this turn complete while they are submitted; one completion more is news.
+        let wanted = 1 + mem::take(&mut self.io.instant_sends);
+        let until = self.core.next_deadline().map_or(next_look, |time| time.min(next_look));
+        // What came up in the last moment (a session cut off) is told without a wait.
+        let limit = if self.io.inputs.is_empty() { until.since(self.io.now) } else { Span(0) };
+        self.io.ring.submit_and_wait(wanted, Some(limit))
+    }
+
+    fn await_bell(&mut self, bytes: Box<[u8]>) {
+        use std::os::fd::{AsFd, AsRawFd};
+        let fd = self.orders.bell.as_fd().as_raw_fd();
+        self.io.ring.read_bytes(fd, bytes, Token::Bell);
+    }
+}
+
+fn tell_daemon(events: &mpsc::Sender<FromLoop>, event: FromLoop) {
+    // A daemon that no longer listens is about to hang up.
+    let _ = events.send(event);
+}
