@@ -1,2 +1,43 @@
-//! Placeholder.
+//! What a replica does, as a pure state machine: inputs in, effects out. No I/O, no clock, no
+//! randomness, no threads.
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod activity_log;
+pub mod bitmap;
+pub mod block;
+pub mod command;
+pub mod config;
+pub mod effect;
+mod flush;
+pub mod handshake;
+pub mod input;
+pub mod limits;
+mod log_keeper;
+mod membership;
+pub mod metadata;
+pub mod note;
+mod office;
+mod peer;
+mod persist;
+pub mod register;
+mod replica;
+mod request;
+mod resync;
+mod secondary;
+mod session;
+pub mod status;
+pub mod time;
+pub mod wire;
+
+pub use block::{BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Ticket};
+pub use command::{Answer, Command, Refusal};
+pub use config::{Config, PeerConfig, Timing};
+pub use effect::{ClientError, Effect, Effects, Retry};
+pub use input::{ClientRequest, DiskFailure, DiskOutcome, Input, LinkLoss};
+pub use note::Note;
+pub use replica::Replica;
+pub use status::{PeerStatus, Status};
+pub use time::{Span, Time};

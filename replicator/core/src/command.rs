@@ -1,0 +1,58 @@
+//! What an operator may ask of a replica, and the answers: done, or refused with the reason and
+//! what to do next.
+
+use alloc::string::String;
+
+use crate::block::PeerIndex;
+
+/// An operator's command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Become primary. The flags are the operator's word for what the replica cannot know.
+    Promote {
+        /// The old primary is switched off; nobody but the operator can know that here.
+        old_primary_is_off: bool,
+        /// Serve these data though they may be old; starts a new lineage (R11d).
+        allow_data_loss: bool,
+        /// Do not wait for the peer after a restart (only for the holder of the authority).
+        alone: bool,
+    },
+    /// Stop being primary, orderly: drain, flush, empty the log, release.
+    Demote,
+    /// Take up connections to a peer again after `Disconnect`.
+    Connect(PeerIndex),
+    /// Hold no connection to a peer until `Connect`.
+    Disconnect(PeerIndex),
+    /// Declare the data of this replica bad: it is resynced in full.
+    Invalidate,
+    /// Resync a peer in full although its bitmap says less is needed (on the primary).
+    ResyncFull(PeerIndex),
+    /// Give up what this replica has that the new lineage does not (R11d), so that it can be
+    /// resynced.
+    DiscardDiverged,
+    /// Leave orderly: tell the primary, flush, mark the disk clean; then
+    /// [`Effect::Stopped`](crate::Effect::Stopped).
+    Stop,
+}
+
+/// How a command went well.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// There was nothing to do.
+    Already,
+}
+
+/// Why a command was refused. The text names the rule, what was compared, and the next step.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// Stable name for programs, for example `not_up_to_date`.
+    pub code: &'static str,
+    /// The rule of SAFETY.md, for example `R11a`; empty where none is meant.
+    pub rule: &'static str,
+    /// What is wrong, with the values compared.
+    pub why: String,
+    /// What the operator may do now.
+    pub next: String,
+}

@@ -1,0 +1,60 @@
+//! What the driver tells a replica about itself when it starts: identity, disk, time-outs.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::block::Incarnation;
+use crate::time::Span;
+
+/// Everything a replica is given at the start; constant for its life.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of this node, for messages to people.
+    pub node: String,
+    /// The other data nodes, in the order of [`PeerIndex`](crate::block::PeerIndex); the order of
+    /// the slots of the dirty bitmaps in the metadata.
+    pub peers: Vec<PeerConfig>,
+    /// Boot id of this machine (R8).
+    pub incarnation: Incarnation,
+    /// Whether the backing reads zeroes after a punched hole (R17).
+    pub can_punch: bool,
+    /// Time-outs.
+    pub timing: Timing,
+}
+
+/// One peer.
+#[derive(Clone, Debug)]
+pub struct PeerConfig {
+    /// Node name; the key under which its bitmap slot is recorded.
+    pub node: String,
+}
+
+/// Time-outs of the data plane.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A peer that says nothing for so long is lost.
+    pub peer_silence: Span,
+    /// How often a silent link is pinged; below half of `peer_silence`.
+    pub ping_interval: Span,
+    /// A frame unanswered for so long means the peer's disk hangs: the peer is lost.
+    pub ack_limit: Span,
+    /// A disk operation that is to end before a promotion (R2c) may take so long.
+    pub drain_limit: Span,
+    /// How long a member may be missing at a promotion before it is removed from the set.
+    pub join_grace: Span,
+    /// After a power loss of every member, how long the others may be silent (R11a).
+    pub power_loss_wait: Span,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            peer_silence: Span::from_ms(1_000),
+            ping_interval: Span::from_ms(250),
+            ack_limit: Span::from_ms(10_000),
+            drain_limit: Span::from_ms(30_000),
+            join_grace: Span::from_ms(1_000),
+            power_loss_wait: Span::from_ms(120_000),
+        }
+    }
+}

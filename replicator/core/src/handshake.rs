@@ -1,0 +1,188 @@
+//! What two replicas are to each other when they meet: one pure function of the two greetings.
+//!
+//! | their register is | I am primary | they are primary | neither |
+//! |---|---|---|---|
+//! | older or equal | I lead | they must step down first | we are idle |
+//! | newer | I am deposed | I follow | idle, and I take over their register |
+//!
+//! Before that a pair is refused that cannot replicate at all, or whose data diverged (R11d).
+
+use alloc::boxed::Box;
+use alloc::format;
+
+use crate::block::ReplicaId;
+use crate::register::RegisterState;
+use crate::wire::Hello;
+
+/// What a peer is to this replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Relation {
+    /// This replica is primary, the peer follows it.
+    Lead,
+    /// The peer is primary, this replica follows it.
+    Follow,
+    /// Neither is primary; `adopt` when the peer's register is newer.
+    Idle {
+        /// Take over the peer's register copy.
+        adopt: bool,
+    },
+    /// The peer knows that this replica's office was taken (R2, R11d).
+    Deposed,
+    /// The peer is still primary though its office was taken: it steps down on reading the same
+    /// greetings. Meet again after that.
+    Wait,
+    /// They cannot replicate.
+    Refuse {
+        /// In words, for both sides' status.
+        reason: Box<str>,
+        /// Whose data diverged, if that is the reason.
+        diverged: Option<Diverged>,
+    },
+}
+
+/// Whose data are not those of the newer lineage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Diverged {
+    /// This replica's.
+    Mine,
+    /// The peer's.
+    Theirs,
+}
+
+/// Decides from the two greetings.
+pub fn relation(mine: &Hello, theirs: &Hello) -> Relation {
+    if let Some(reason) = mismatch(mine, theirs) {
+        return Relation::Refuse { reason, diverged: None };
+    }
+    let (me, they) = (mine.register.order(), theirs.register.order());
+    if me == they && mine.register != theirs.register {
+        let reason = format!(
+            "two different registers have generation {} of lineage {}; decide which replica is \
+             right and overwrite the other: replctl resync --discard",
+            me.1, me.0
+        );
+        return Relation::Refuse { reason: reason.into(), diverged: None };
+    }
+    if me < they && has_diverged(mine, &theirs.register) {
+        return diverged(mine.is_primary, Diverged::Mine);
+    }
+    if they < me && has_diverged(theirs, &mine.register) {
+        return diverged(false, Diverged::Theirs);
+    }
+    match (mine.is_primary, theirs.is_primary, me < they) {
+        (true, _, true) => Relation::Deposed,
+        (true, false, false) => Relation::Lead,
+        (false, true, true) => Relation::Follow,
+        // Equal registers name one primary: the peer, which may have been slow to tell.
+        (false, true, false) if me == they => Relation::Follow,
+        (_, true, false) => Relation::Wait,
+        (false, false, adopt) => Relation::Idle { adopt },
+    }
+}
+
+fn diverged(still_primary: bool, whose: Diverged) -> Relation {
+    if still_primary {
+        return Relation::Deposed;
+    }
+    let reason = match whose {
+        Diverged::Mine => "this replica has writes that the new lineage does not have",
+        Diverged::Theirs => "it has writes that the new lineage does not have",
+    };
+    Relation::Refuse { reason: reason.into(), diverged: Some(whose) }
+}
+
+/// R11d: a member that its own register calls a member may hold acknowledged writes that the
+/// newer lineage does not have, unless the taker was a member too and nothing was committed after
+/// what the taker knew.
+fn has_diverged(older: &Hello, newer: &RegisterState) -> bool {
+    let lineages = newer.basis.lineage - older.register.basis.lineage;
+    let continued = lineages == 1
+        && newer.basis.taker_was_member
+        && older.register.generation <= newer.basis.generation;
+    lineages > 0 && !continued && !older.discard_diverged && older.register.contains(older.replica)
+}
+
+fn mismatch(mine: &Hello, theirs: &Hello) -> Option<Box<str>> {
+    let text = if mine.resource_id != theirs.resource_id {
+        "its metadata belong to another resource of the same name; create one of the two anew"
+            .into()
+    } else if mine.replica == theirs.replica {
+        format!(
+            "both disks carry the replica id {:032x}: one is a copy of the other; create the \
+             copy anew with replctl create --force",
+            mine.replica.0
+        )
+    } else if mine.size_bytes != theirs.size_bytes {
+        format!(
+            "its data area has {} bytes, this one {}; create the larger one anew with --size {}",
+            theirs.size_bytes,
+            mine.size_bytes,
+            mine.size_bytes.min(theirs.size_bytes)
+        )
+    } else if mine.block_bytes != theirs.block_bytes {
+        format!(
+            "its block size is {} bytes, this one's {}; create both with --block-size {}",
+            theirs.block_bytes,
+            mine.block_bytes,
+            mine.block_bytes.max(theirs.block_bytes)
+        )
+    } else if !mine.has_disk {
+        "the disk of this replica failed".into()
+    } else if !theirs.has_disk {
+        "its disk failed".into()
+    } else {
+        return None;
+    };
+    Some(text.into())
+}
+
+/// How a follower is brought up to date.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Plan {
+    /// It is a member and lacks nothing.
+    Current,
+    /// Only what the bitmaps say.
+    Partial,
+    /// Everything, for this reason.
+    Full(&'static str),
+}
+
+/// R13: a partial resync only if both bitmaps name the same generation at which they were last
+/// empty and both know each other's replica. `met` is the replica the leader remembers there;
+/// `all_dirty` its mark that a full resync was begun and the bitmap says nothing after a restart.
+pub fn plan(leader: &Hello, follower: &Hello, met: ReplicaId, dirty_blocks: u64) -> Plan {
+    let base = follower_base(leader, follower);
+    let both_new = met == ReplicaId::NONE && follower.knows_you_as == ReplicaId::NONE;
+    let assumed = both_new && leader.assumed_equal && follower.assumed_equal && base == 1;
+    if follower.invalid {
+        Plan::Full("its data were declared bad, or were changed without us")
+    } else if met != follower.replica && !assumed {
+        Plan::Full("it is a new replica")
+    } else if follower.knows_you_as != leader.replica && !assumed {
+        Plan::Full("it does not know this replica")
+    } else if base == 0 || base != leader.base {
+        Plan::Full("its bitmap does not continue this one's")
+    } else if dirty_blocks == 0
+        && !follower.syncing
+        && leader.register.member(follower.replica).map(|m| m.incarnation)
+            == Some(follower.incarnation)
+    {
+        Plan::Current
+    } else {
+        Plan::Partial
+    }
+}
+
+/// The generation at which the follower's bitmap for the leader was last empty. A commit it was
+/// told to expect and that the leader made counts as known.
+pub fn follower_base(leader: &Hello, follower: &Hello) -> u64 {
+    if joined_unknowingly(leader, follower) { follower.coming } else { follower.base }
+}
+
+/// Whether the follower became a member in the generation it was told to expect, without having
+/// heard of the commit (R4d, R4e).
+pub fn joined_unknowingly(leader: &Hello, follower: &Hello) -> bool {
+    follower.coming != 0
+        && follower.coming == leader.base
+        && follower.knows_you_as == leader.replica
+}

@@ -1,0 +1,121 @@
+//! Keeps the activity log going on the primary: writes its blocks, and makes room by letting
+//! unused extents leave, in the order of R9: one flush on every replica that gets writes, then
+//! the dirty bits durable, then the slots are free.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::block::ByteRange;
+use crate::effect::{Effect, Effects};
+use crate::flush::BarrierPurpose;
+use crate::persist::After;
+use crate::replica::{Purpose, Replica, Role};
+
+/// What is going on with the log.
+#[derive(Debug, Default)]
+pub(crate) struct LogKeeper {
+    /// Extents are on their way out.
+    pub(crate) evicting: bool,
+    /// A request found no free slot.
+    pub(crate) starved: bool,
+    /// The blocks the leaving extents cover.
+    leaving: Vec<ByteRange>,
+    writing: bool,
+}
+
+impl Replica {
+    /// Writes the next log block, and starts an eviction when slots run out.
+    pub(crate) fn keep_log(&mut self, effects: &mut Effects) {
+        if !self.role.serves() || self.metadata_failed {
+            return;
+        }
+        if !self.log_keeper.writing
+            && let Some((offset, bytes)) = self.log.next_block()
+        {
+            self.log_keeper.writing = true;
+            let offset = self.layout.log.start + offset;
+            effects.push(Effect::WriteMeta {
+                op: self.ops.begin(Purpose::LogBlock),
+                offset,
+                bytes,
+            });
+        }
+        let (_, slots) = self.log.fill_level();
+        let scarce = self.log_keeper.starved || self.log.free_slots() < slots / 8;
+        if scarce && !self.log_keeper.evicting && matches!(self.role, Role::Primary) {
+            // A quarter at a time: one flush serves many activations.
+            let leaving = self.log.pick_unused(slots as usize / 4);
+            if !leaving.is_empty() {
+                self.log_keeper.evicting = true;
+                self.log_keeper.leaving = leaving;
+                self.start_barrier(BarrierPurpose::Evict, effects);
+            }
+        }
+    }
+
+    /// A log block is durable: what waited for its extents can start.
+    pub(crate) fn log_block_written(&mut self, effects: &mut Effects) {
+        self.log_keeper.writing = false;
+        self.log.block_done();
+        self.start_queued(effects);
+        self.requests_drained(effects);
+    }
+
+    /// Everything the leaving extents hold is durable wherever it was acknowledged.
+    pub(crate) fn evict_flushed(&mut self, effects: &mut Effects) {
+        let blocks: Vec<Range<u64>> =
+            self.log_keeper.leaving.iter().map(|range| self.blocks_of(*range)).collect();
+        self.save_pages(blocks, After::Evict, effects);
+    }
+
+    /// The bits of what leaves are durable for every peer.
+    pub(crate) fn evict_saved(&mut self, effects: &mut Effects) {
+        self.log_keeper.leaving.clear();
+        self.log_keeper.evicting = false;
+        self.log_keeper.starved = false;
+        self.log.evicted();
+        self.start_queued(effects);
+    }
+
+    /// The own disk could not flush: nothing leaves.
+    pub(crate) fn eviction_failed(&mut self) {
+        self.log.keep_picked();
+        self.log_keeper.leaving.clear();
+        self.log_keeper.evicting = false;
+    }
+
+    /// Turns everything that may be hot into dirty bits for every peer, in memory (R9); returns
+    /// the number of extents.
+    pub(crate) fn hot_to_dirty(&mut self) -> u64 {
+        let hot: Vec<ByteRange> = self.log.hot_ranges().collect();
+        for range in &hot {
+            let blocks = self.blocks_of(*range);
+            for peer in &mut self.peers {
+                peer.bitmap.insert(blocks.clone());
+            }
+        }
+        hot.len() as u64
+    }
+
+    /// The log is empty from now on; its new epoch is durable with the next superblock.
+    pub(crate) fn restart_log(&mut self) {
+        self.superblock.log_epoch += 1;
+        self.log = crate::activity_log::ActivityLog::new(
+            self.superblock.data_bytes,
+            self.superblock.log_extents,
+            self.superblock.log_epoch,
+        );
+        self.log_keeper = LogKeeper { writing: self.log_keeper.writing, ..LogKeeper::default() };
+    }
+
+    /// Whether a log block is on its way to the disk.
+    pub(crate) fn log_is_writing(&self) -> bool {
+        self.log_keeper.writing
+    }
+
+    /// The dirty blocks of a range of extents, cut at the end of the volume.
+    pub(crate) fn blocks_of(&self, range: ByteRange) -> Range<u64> {
+        let blocks = range.dirty_blocks();
+        blocks.start..blocks.end.min(self.superblock.blocks())
+    }
+}

@@ -1,0 +1,267 @@
+//! The in-sync set as the primary keeps it: a member that is lost leaves before anything is
+//! acknowledged without it (R3), a follower that is up to date joins (R4). One change at a time.
+
+use alloc::boxed::Box;
+
+use crate::block::{PeerIndex, ReplicaId, SessionId};
+use crate::effect::Effect;
+use crate::effect::{Effects, Retry};
+use crate::flush::FlushWaiter;
+use crate::note::Note;
+use crate::peer::{FlushPurpose, Join, Lead, Link};
+use crate::persist::After;
+use crate::replica::{Replica, Role};
+use crate::wire::Message;
+
+/// A change of the register that this replica is making.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    /// A lost member leaves; first the own disk is flushed.
+    Shrink { replica: ReplicaId, proposed: bool },
+    /// A follower joins.
+    Grow { peer: PeerIndex, session: SessionId },
+    /// This replica takes the office.
+    TakeOver,
+    /// This replica gives the office up.
+    Release,
+    /// The authority goes to a peer.
+    GiveAuthority { peer: PeerIndex, session: SessionId },
+}
+
+impl Replica {
+    /// R1: whether writes and flushes may be acknowledged now: every member of the newest known
+    /// set, and every replica proposed for it, is there and has to acknowledge too.
+    pub(crate) fn acks_allowed(&self) -> bool {
+        if !self.role.serves() {
+            return false;
+        }
+        let proposed = match self.change {
+            Some(Change::Grow { peer, session }) => {
+                let peer = &self.peers[usize::from(peer.0)];
+                peer.session == session && peer.is_required()
+            }
+            _ => true,
+        };
+        proposed
+            && self.register.set.iter().all(|member| {
+                member.replica == self.superblock.replica
+                    || self.peer_of(member.replica).is_some_and(|at| self.peers[at].is_required())
+            })
+    }
+
+    /// The peer that is connected as this replica.
+    pub(crate) fn peer_of(&self, replica: ReplicaId) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.replica() == replica)
+    }
+
+    /// The peer that this replica was last, connected or not.
+    fn peer_known_as(&self, replica: ReplicaId) -> Option<usize> {
+        self.superblock.peers.iter().position(|record| record.replica == replica)
+    }
+
+    /// Starts to remove a member that is lost, if there is one and nothing else is changing.
+    pub(crate) fn check_members(&mut self, effects: &mut Effects) {
+        if !self.role.serves() || self.change.is_some() {
+            return;
+        }
+        let in_grace = self.now.since(self.office_since) < self.config.timing.join_grace;
+        let lost = self.register.set.iter().map(|member| member.replica).find(|&replica| {
+            replica != self.superblock.replica
+                && match self.peer_of(replica) {
+                    Some(at) => match self.peers[at].link {
+                        Link::Leading(Lead::AwaitFollow) => !in_grace,
+                        _ => !self.peers[at].is_required(),
+                    },
+                    // After a hand-over the others may take a moment to come.
+                    None => !in_grace || self.lost_in_office,
+                }
+        });
+        if let Some(replica) = lost {
+            self.change = Some(Change::Shrink { replica, proposed: false });
+            self.flush_disk(FlushWaiter::Shrink, effects);
+        }
+    }
+
+    /// R3: the own disk is flushed; propose. A flush that failed changes nothing: the set must
+    /// shrink all the same, and this replica is the one that holds everything.
+    pub(crate) fn shrink_flushed(&mut self, effects: &mut Effects) {
+        let Some(Change::Shrink { replica, proposed }) = &mut self.change else { return };
+        *proposed = true;
+        let replica = *replica;
+        self.superblock.register = self.register.without(replica);
+        self.persist(After::Committed, effects);
+    }
+
+    /// The change is durable at the authority, which is this node: committed.
+    pub(crate) fn change_committed(&mut self, effects: &mut Effects) {
+        let Some(change) = self.change.take() else { return };
+        self.register = self.superblock.register.clone();
+        let what = match change {
+            Change::Shrink { .. } => "a member left the in-sync set",
+            Change::Grow { .. } => "a replica joined the in-sync set",
+            Change::TakeOver => "the office was taken",
+            Change::Release => "the office was released",
+            Change::GiveAuthority { .. } => "the authority was given away",
+        };
+        let generation = self.register.generation;
+        effects.push(Effect::Note(Note::Committed { generation, what }));
+        match change {
+            Change::Shrink { .. } => self.shrink_committed(effects),
+            Change::Grow { peer, session } => self.grow_committed(peer, session, effects),
+            Change::TakeOver => self.office_taken(effects),
+            Change::Release => self.office_released(effects),
+            Change::GiveAuthority { peer, session } => {
+                let at = usize::from(peer.0);
+                if self.peers[at].session == session && self.peers[at].link == Link::Idle {
+                    let state = Box::new(self.register.clone());
+                    self.send(peer, Message::AuthorityGiven(state), None, effects);
+                }
+            }
+        }
+        self.membership_changed(effects);
+        self.greet_waiting(effects);
+    }
+
+    /// What a change of the set, or of who is there, sets free.
+    pub(crate) fn membership_changed(&mut self, effects: &mut Effects) {
+        self.check_members(effects);
+        self.answer_held(effects);
+        self.start_queued(effects);
+        self.requests_drained(effects);
+    }
+
+    fn shrink_committed(&mut self, effects: &mut Effects) {
+        self.tell_followers(effects);
+        for at in 0..self.peers.len() {
+            if self.peers[at].link == Link::Leading(Lead::AwaitShrink) {
+                self.plan_follower(at, effects);
+            }
+        }
+    }
+
+    /// Every follower keeps a copy of the register.
+    fn tell_followers(&mut self, effects: &mut Effects) {
+        for at in 0..self.peers.len() {
+            let follows = matches!(
+                self.peers[at].link,
+                Link::Leading(Lead::Syncing | Lead::Current | Lead::Joining(_))
+            );
+            if follows {
+                let state = Box::new(self.register.clone());
+                self.send(PeerIndex(at as u8), Message::Committed(state), None, effects);
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------ joining (R4)
+
+    /// R4b: the bitmap is empty and no step is under way. From now on its acknowledgement is
+    /// required; what was sent before is waited for.
+    pub(crate) fn start_joining(&mut self, at: usize, effects: &mut Effects) {
+        let before = self.peers[at].next_seq();
+        self.peers[at].link = Link::Leading(Lead::Joining(Join::Draining(before)));
+        if self.peers[at].all_acknowledged_before(before) {
+            self.join_drained(at, effects);
+        }
+    }
+
+    /// R4c: one flush covers everything it received.
+    pub(crate) fn join_drained(&mut self, at: usize, effects: &mut Effects) {
+        self.peers[at].link = Link::Leading(Lead::Joining(Join::Flushing));
+        self.send_flush(PeerIndex(at as u8), FlushPurpose::Join, effects);
+    }
+
+    /// R4d: it makes the coming generation durable.
+    pub(crate) fn join_flushed(&mut self, at: usize, effects: &mut Effects) {
+        assert!(self.peers[at].bitmap.blocks().is_empty(), "a joining replica has dirty blocks");
+        self.announce(at, effects);
+    }
+
+    fn announce(&mut self, at: usize, effects: &mut Effects) {
+        let hello = self.peers[at].hello.as_ref().expect("a follower has greeted");
+        let next = self.register.with(hello.replica, hello.incarnation);
+        self.peers[at].link = Link::Leading(Lead::Joining(Join::Recording(next.generation)));
+        self.send(PeerIndex(at as u8), Message::Grow(Box::new(next)), None, effects);
+    }
+
+    /// R4e: propose, unless the register moved on meanwhile.
+    pub(crate) fn grow_ready(&mut self, at: usize, generation: u64, effects: &mut Effects) {
+        let index = PeerIndex(at as u8);
+        if self.peers[at].link != Link::Leading(Lead::Joining(Join::Recording(generation))) {
+            return self.misbehaved(index, "it joins out of order", effects);
+        }
+        if self.change.is_some() || generation != self.register.generation + 1 {
+            self.announce(at, effects);
+            return;
+        }
+        let peer = &mut self.peers[at];
+        peer.link = Link::Leading(Lead::Joining(Join::Proposed));
+        let session = peer.session;
+        let hello = peer.hello.as_ref().expect("a follower has greeted");
+        let next = self.register.with(hello.replica, hello.incarnation);
+        self.change = Some(Change::Grow { peer: index, session });
+        // The commit empties the bitmaps between the two members in the same superblock (R13).
+        let record = &mut self.superblock.peers[at];
+        record.base = next.generation;
+        record.all_dirty = false;
+        peer.bitmap.restart(next.generation);
+        self.superblock.register = next;
+        self.persist(After::Committed, effects);
+    }
+
+    fn grow_committed(&mut self, peer: PeerIndex, session: SessionId, effects: &mut Effects) {
+        let at = usize::from(peer.0);
+        let still_here = self.peers[at].session == session
+            && self.peers[at].link == Link::Leading(Lead::Joining(Join::Proposed));
+        if !still_here {
+            return;
+        }
+        let sent_bytes = self.peers[at].resync.take().map_or(0, |resync| resync.sent_bytes);
+        self.peers[at].link = Link::Leading(Lead::Current);
+        self.tell_followers(effects);
+        effects.push(Effect::Note(Note::ResyncFinished { peer, sent_bytes }));
+    }
+
+    // ------------------------------------------------------------------ leaving
+
+    /// A follower wants to leave: it gets nothing new, everything sent becomes durable there,
+    /// then it is taken out of the set; so nothing will be missing but what is written meanwhile.
+    pub(crate) fn leave_asked(&mut self, at: usize, effects: &mut Effects) {
+        match self.peers[at].link {
+            Link::Leading(Lead::Current | Lead::Joining(_) | Lead::Syncing) => {
+                self.peers[at].link = Link::Leading(Lead::Leaving);
+                self.peers[at].resync = None;
+                self.send_flush(PeerIndex(at as u8), FlushPurpose::Leave, effects);
+            }
+            Link::Leading(Lead::Leaving) => {}
+            _ => self.let_go(at, effects),
+        }
+    }
+
+    /// Everything it acknowledged is durable there.
+    pub(crate) fn leave_flushed(&mut self, at: usize, effects: &mut Effects) {
+        self.let_go(at, effects);
+    }
+
+    fn let_go(&mut self, at: usize, effects: &mut Effects) {
+        self.send(PeerIndex(at as u8), Message::LeaveDone, None, effects);
+        self.peers[at].why = "it left orderly".into();
+        self.close(at, Retry::Later, effects);
+    }
+
+    /// Whether this replica is primary, and a member is missing since it took office.
+    pub(crate) fn note_lost_member(&mut self) {
+        if matches!(self.role, Role::Primary | Role::Demoting) {
+            self.lost_in_office = true;
+        }
+    }
+
+    /// The peer that a member entry belongs to, for messages to people.
+    pub(crate) fn node_of(&self, replica: ReplicaId) -> &str {
+        if replica == self.superblock.replica {
+            &self.config.node
+        } else {
+            self.peer_known_as(replica).map_or("an unknown replica", |at| &self.peers[at].node)
+        }
+    }
+}

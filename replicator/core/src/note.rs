@@ -1,0 +1,81 @@
+//! Typed notes: what the driver turns into log lines, history and counters. Cores do not log.
+
+use alloc::string::String;
+
+use crate::block::{ByteRange, DIRTY_BLOCK_BYTES, PeerIndex};
+use crate::input::{DiskFailure, LinkLoss};
+
+/// Something that happened and that a person may want to read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// The role changed.
+    RoleChanged {
+        /// For status and log: `secondary`, `promoting`, `primary`, `demoting`.
+        role: &'static str,
+        /// Generation of the register copy.
+        generation: u64,
+    },
+    /// A change of the register was committed.
+    Committed {
+        /// The new generation.
+        generation: u64,
+        /// What changed, in words.
+        what: &'static str,
+    },
+    /// A session was agreed on.
+    PeerJoined {
+        /// Who.
+        peer: PeerIndex,
+        /// In words: leads, follows, idle.
+        relation: &'static str,
+    },
+    /// A session ended.
+    PeerLost {
+        /// Who.
+        peer: PeerIndex,
+        /// Why.
+        why: LinkLoss,
+    },
+    /// A peer was refused, or refuses us.
+    PeerRefused {
+        /// Who.
+        peer: PeerIndex,
+        /// The reason in words.
+        why: String,
+    },
+    /// A resync began.
+    ResyncStarted {
+        /// Of whom.
+        peer: PeerIndex,
+        /// What is to be copied, in bytes.
+        bytes: u64,
+        /// Why all of it, when it is a full one.
+        full_because: Option<&'static str>,
+    },
+    /// A resync ended and the peer is a member.
+    ResyncFinished {
+        /// Of whom.
+        peer: PeerIndex,
+        /// Payload bytes that were sent for it.
+        sent_bytes: u64,
+    },
+    /// A disk operation failed.
+    DiskFailed {
+        /// What was being done.
+        during: &'static str,
+        /// Where.
+        range: ByteRange,
+        /// How.
+        why: DiskFailure,
+    },
+    /// After an unclean start or being deposed, hot extents became dirty blocks.
+    HotExtentsMarked {
+        /// How many.
+        extents: u64,
+    },
+}
+
+/// Bytes that a number of dirty blocks stands for.
+pub fn dirty_bytes(blocks: u64) -> u64 {
+    blocks * DIRTY_BLOCK_BYTES
+}

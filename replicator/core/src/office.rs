@@ -1,0 +1,850 @@
+//! The office of primary: taking it, giving it up, losing it, and the operator's commands.
+//!
+//! ```text
+//!   secondary --promote--> promoting --committed--> primary --demote--> demoting --released--+
+//!       ^                     | refused                 | deposed                            |
+//!       +---------------------+-------------------------+------------------------------------+
+//! ```
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+
+use crate::block::{PeerIndex, ReplicaId, SessionId, Ticket};
+use crate::command::{Answer, Command, Refusal};
+use crate::effect::{Effect, Effects, Retry};
+use crate::flush::{BarrierPurpose, FlushWaiter};
+use crate::input::{DiskFailure, DiskOutcome};
+use crate::membership::Change;
+use crate::note::Note;
+use crate::peer::{Lead, Link};
+use crate::persist::After;
+use crate::register::{Basis, Member, RegisterState};
+use crate::replica::{Purpose, Replica, Role};
+use crate::time::Time;
+use crate::wire::Message;
+
+/// A promotion under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Promotion {
+    /// Who waits for the answer; `None` when the office is resumed after a restart.
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) since: Time,
+    pub(crate) phase: Phase,
+    /// Without the consent of the old authority: a new lineage.
+    forced: bool,
+    /// The tenure is kept: a restart on the same boot (R6a).
+    resumed: bool,
+}
+
+/// How far a promotion is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    /// The peer was asked for the authority.
+    Asking(PeerIndex, SessionId),
+    /// Sessions are closed; writes of the old leader end on the own disk (R2c).
+    Draining,
+    /// The own disk is flushed.
+    Flushing,
+    /// The new state becomes durable.
+    Committing,
+}
+
+/// How a stop is going.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stopping {
+    pub(crate) ticket: Ticket,
+    /// The leader was told; go on without its answer at this time.
+    pub(crate) leaving_until: Option<Time>,
+}
+
+impl Replica {
+    /// An operator's command.
+    pub(crate) fn ordered(&mut self, ticket: Ticket, command: Command, effects: &mut Effects) {
+        if matches!(self.role, Role::Starting) {
+            self.early.push((ticket, command));
+            return;
+        }
+        let result = match command {
+            Command::Promote { old_primary_is_off, allow_data_loss, alone } => {
+                self.promote(ticket, old_primary_is_off, allow_data_loss, alone, effects)
+            }
+            Command::Demote => self.demote(ticket, effects),
+            Command::Connect(peer) => {
+                let was = &mut self.peers[usize::from(peer.0)].disconnected;
+                let answer = if *was { Answer::Done } else { Answer::Already };
+                *was = false;
+                Ok(Some(answer))
+            }
+            Command::Disconnect(peer) => {
+                let at = usize::from(peer.0);
+                self.peers[at].disconnected = true;
+                self.peers[at].why = "an operator disconnected it".into();
+                self.close(at, Retry::Never, effects);
+                Ok(Some(Answer::Done))
+            }
+            Command::Invalidate => self.invalidate(ticket, effects),
+            Command::ResyncFull(peer) => self.resync_full(peer, effects),
+            Command::DiscardDiverged => self.discard_diverged(ticket, effects),
+            Command::Stop => self.stop(ticket, effects),
+        };
+        match result {
+            Ok(Some(answer)) => effects.push(Effect::AnswerOperator { ticket, result: Ok(answer) }),
+            Ok(None) => {}
+            Err(refusal) => {
+                effects.push(Effect::AnswerOperator { ticket, result: Err(Box::new(refusal)) });
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------ taking the office
+
+    fn promote(
+        &mut self,
+        ticket: Ticket,
+        old_primary_is_off: bool,
+        allow_data_loss: bool,
+        alone: bool,
+        effects: &mut Effects,
+    ) -> Result<Option<Answer>, Refusal> {
+        match self.role {
+            Role::Primary => return Ok(Some(Answer::Already)),
+            Role::Secondary if self.change.is_none() => {}
+            _ => return Err(busy(self.role.name())),
+        }
+        self.check_own_data(allow_data_loss)?;
+        let mine = self.superblock.replica;
+        let holds_authority = self.register.authority == Some(mine);
+        let connected =
+            self.peers.iter().position(|peer| matches!(peer.link, Link::Idle | Link::Following));
+        if let Some(at) = connected
+            && self.peers[at].link == Link::Following
+        {
+            return Err(self.peer_is_primary(at));
+        }
+        let mut promotion = Promotion {
+            ticket: Some(ticket),
+            since: self.now,
+            phase: Phase::Draining,
+            forced: false,
+            resumed: false,
+        };
+        if !holds_authority {
+            match connected {
+                Some(at) => {
+                    let peer = PeerIndex(at as u8);
+                    promotion.phase = Phase::Asking(peer, self.peers[at].session);
+                    self.send(peer, Message::AuthorityWanted, None, effects);
+                }
+                None if old_primary_is_off => promotion.forced = true,
+                None => return Err(self.authority_unreachable()),
+            }
+        } else if connected.is_none() {
+            self.check_alone(old_primary_is_off, alone, allow_data_loss)?;
+        }
+        // Serving data that miss acknowledged writes is a new lineage whoever agreed to it.
+        promotion.forced |= allow_data_loss && !self.is_up_to_date();
+        self.begin_promotion(promotion, effects);
+        Ok(None)
+    }
+
+    fn begin_promotion(&mut self, promotion: Promotion, effects: &mut Effects) {
+        self.set_role(Role::Promoting(promotion), effects);
+        if promotion.phase == Phase::Draining {
+            self.drain_for_promotion(effects);
+        }
+    }
+
+    /// Whether this replica holds every acknowledged write, as far as its register copy tells.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        let mine = self.superblock.replica;
+        let joins = self.superblock.coming == self.register.generation + 1;
+        (self.register.contains(mine) || joins)
+            && !self.superblock.invalid
+            && !self.is_diverged
+            && !self.superblock.syncing_unless(joins)
+            && !self.disk_failed
+    }
+
+    fn check_own_data(&self, allow_data_loss: bool) -> Result<(), Refusal> {
+        if self.disk_failed {
+            return Err(Refusal {
+                code: "no_disk",
+                rule: "R16",
+                why: "the disk of this replica failed".into(),
+                next: "promote the other node, or replace the disk and create it anew".into(),
+            });
+        }
+        if self.is_up_to_date() || allow_data_loss {
+            return Ok(());
+        }
+        let why = if self.register.generation == 0 {
+            String::from("no replica of this resource was ever named its origin")
+        } else if self.superblock.invalid {
+            String::from("the data of this replica were declared bad or changed without us")
+        } else if self.superblock.syncing {
+            String::from(
+                "a resync of this replica was not finished: its blocks are of different times",
+            )
+        } else if self.is_diverged {
+            String::from("this replica has writes that the present lineage does not have")
+        } else {
+            format!(
+                "this replica is not in the in-sync set of generation {}: it lacks acknowledged \
+                 writes",
+                self.register.generation
+            )
+        };
+        let next = if self.register.generation == 0 {
+            "name the node whose data count: replctl init RESOURCE --from NODE".into()
+        } else {
+            format!(
+                "promote {} instead; or, if its data are gone for ever, serve these old data with \
+                 --allow-data-loss",
+                self.register
+                    .set
+                    .first()
+                    .map_or("the other node", |member| self.node_of(member.replica))
+            )
+        };
+        Err(Refusal { code: "not_up_to_date", rule: "R11a", why, next })
+    }
+
+    fn peer_is_primary(&self, at: usize) -> Refusal {
+        let node = &self.peers[at].node;
+        Refusal {
+            code: "peer_is_primary",
+            rule: "R6d",
+            why: format!("{node} is primary (tenure {})", self.register.tenure),
+            next: format!("demote it first, on {node}: replctl demote RESOURCE"),
+        }
+    }
+
+    fn authority_unreachable(&self) -> Refusal {
+        let node = self.register.authority.map_or("the other node", |id| self.node_of(id));
+        Refusal {
+            code: "peer_unreachable",
+            rule: "No witness",
+            why: format!(
+                "{node} was primary last and cannot be reached: it may be alive and go on alone"
+            ),
+            next: format!(
+                "reconnect {node}; or switch it off for sure and say so: --old-primary-is-off"
+            ),
+        }
+    }
+
+    /// The holder of the authority, with nobody to talk to.
+    fn check_alone(
+        &self,
+        old_primary_is_off: bool,
+        alone: bool,
+        allow_data_loss: bool,
+    ) -> Result<(), Refusal> {
+        let spoken = self.peers.iter().all(|peer| peer.spoken);
+        if !spoken && !alone && !old_primary_is_off {
+            return Err(Refusal {
+                code: "not_spoken",
+                rule: "No witness",
+                why: "since its start this node has not spoken with its peer, which may have been \
+                      promoted meanwhile"
+                    .into(),
+                next: "connect the peer; or, if it cannot have been promoted, say --alone; or, if \
+                       it is switched off, --old-primary-is-off"
+                    .into(),
+            });
+        }
+        let mine = self.superblock.replica;
+        let lost_power = self
+            .register
+            .member(mine)
+            .is_some_and(|member| member.incarnation != self.config.incarnation);
+        let others = self.register.set.iter().any(|member| member.replica != mine);
+        let waited = self.now.since(self.started_at) >= self.config.timing.power_loss_wait;
+        if lost_power && others && !self.register.released_clean && !waited && !allow_data_loss {
+            let left = self.config.timing.power_loss_wait.as_ms()
+                - self.now.since(self.started_at).as_ms();
+            return Err(Refusal {
+                code: "power_was_lost",
+                rule: "R11a",
+                why: "this machine lost its caches while it was a member, and another member, \
+                      which may hold what was lost, is silent"
+                    .into(),
+                next: format!(
+                    "start the other node; or try again in {} s, when only writes that were \
+                     never flushed can be missing; or --allow-data-loss",
+                    left.div_ceil(1000)
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// R2c: the old sessions are closed; then every write submitted to the own disk ends.
+    fn drain_for_promotion(&mut self, effects: &mut Effects) {
+        for at in 0..self.peers.len() {
+            if self.peers[at].link != Link::Waiting {
+                self.close(at, Retry::Now, effects);
+            }
+        }
+        self.applied_drained(effects);
+    }
+
+    /// The own disk has nothing of an old leader under way any more.
+    pub(crate) fn applied_drained(&mut self, effects: &mut Effects) {
+        if !self.applied.is_empty() {
+            return;
+        }
+        if let Role::Promoting(promotion) = &mut self.role
+            && promotion.phase == Phase::Draining
+        {
+            promotion.phase = Phase::Flushing;
+            self.flush_disk(FlushWaiter::Promotion, effects);
+        }
+        self.stop_drained(effects);
+        self.greet_waiting(effects);
+    }
+
+    /// Flushed: only now the take-over is proposed (R2c).
+    pub(crate) fn promotion_flushed(
+        &mut self,
+        result: Result<(), DiskFailure>,
+        effects: &mut Effects,
+    ) {
+        let Role::Promoting(mut promotion) = self.role else { return };
+        if result.is_err() {
+            self.disk_failed = true;
+            return self.promotion_refused(
+                Refusal {
+                    code: "no_disk",
+                    rule: "R16",
+                    why: "the disk of this replica failed to flush".into(),
+                    next: "promote the other node".into(),
+                },
+                effects,
+            );
+        }
+        promotion.phase = Phase::Committing;
+        self.role = Role::Promoting(promotion);
+        let next = self.state_after_take_over(promotion);
+        self.superblock.tenure = next.tenure;
+        self.superblock.register = next;
+        self.superblock.coming = 0;
+        self.superblock.clean = false;
+        if promotion.forced {
+            // The operator chose these data: from now on they are what the resource is.
+            self.superblock.invalid = false;
+            self.superblock.syncing = false;
+            self.superblock.discard_diverged = false;
+        }
+        self.change = Some(Change::TakeOver);
+        self.persist(After::Committed, effects);
+    }
+
+    fn state_after_take_over(&self, promotion: Promotion) -> RegisterState {
+        let mine = self.superblock.replica;
+        let me = Member { replica: mine, incarnation: self.config.incarnation };
+        let old = &self.register;
+        let was_member = self.is_up_to_date();
+        let known = old.generation.max(self.superblock.coming);
+        let mut next = old.clone();
+        // R6b: a take-over commits the taker alone; after a clean release all members are equal.
+        let keeps_set = old.released_clean && was_member && !promotion.forced;
+        if !keeps_set {
+            next.set.clear();
+        }
+        next = next.with(mine, me.incarnation);
+        next.generation = known + 1;
+        if !promotion.resumed {
+            next.tenure = next.generation.max(self.superblock.tenure + 1);
+            next.generation = next.tenure;
+        }
+        next.primary = Some(mine);
+        next.authority = Some(mine);
+        next.released_clean = false;
+        if promotion.forced {
+            next.basis = Basis {
+                lineage: old.basis.lineage + 1,
+                generation: known,
+                taker_was_member: was_member,
+            };
+        }
+        next
+    }
+
+    /// The office is ours, durably: serve.
+    pub(crate) fn office_taken(&mut self, effects: &mut Effects) {
+        let Role::Promoting(promotion) = self.role else {
+            unreachable!("an office was taken by nobody")
+        };
+        self.is_diverged = false;
+        self.office_since = self.now;
+        self.lost_in_office = false;
+        self.set_role(Role::Primary, effects);
+        effects.push(Effect::OpenDevice { tenure: self.register.tenure });
+        if let Some(ticket) = promotion.ticket {
+            effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
+        }
+    }
+
+    fn promotion_refused(&mut self, refusal: Refusal, effects: &mut Effects) {
+        let Role::Promoting(promotion) = self.role else { return };
+        self.set_role(Role::Secondary, effects);
+        if let Some(ticket) = promotion.ticket {
+            let result = Err(Box::new(refusal));
+            effects.push(Effect::AnswerOperator { ticket, result });
+        }
+        self.greet_waiting(effects);
+    }
+
+    /// The metadata cannot be written: no office for this replica.
+    pub(crate) fn give_up_promotion(&mut self, effects: &mut Effects) {
+        self.change = None;
+        let refusal = Refusal {
+            code: "no_disk",
+            rule: "R16",
+            why: "the metadata of this replica cannot be written".into(),
+            next: "promote the other node, and replace this disk".into(),
+        };
+        self.promotion_refused(refusal, effects);
+    }
+
+    /// R6a: a new process on the same boot goes on with the office of the old one, once the peer
+    /// has said that nobody took it.
+    pub(crate) fn resume_office(&mut self, effects: &mut Effects) {
+        let mine = self.superblock.replica;
+        let was_primary = self.register.primary == Some(mine)
+            && self.register.authority == Some(mine)
+            && self
+                .register
+                .member(mine)
+                .is_some_and(|member| member.incarnation == self.config.incarnation);
+        let free = matches!(self.role, Role::Secondary) && self.change.is_none();
+        if was_primary && free && self.is_up_to_date() && self.stopping.is_none() {
+            let promotion = Promotion {
+                ticket: None,
+                since: self.now,
+                phase: Phase::Draining,
+                forced: false,
+                resumed: true,
+            };
+            self.begin_promotion(promotion, effects);
+        }
+    }
+
+    // ------------------------------------------------------------------ the authority moves
+
+    pub(crate) fn authority_wanted(&mut self, at: usize, effects: &mut Effects) {
+        let peer = PeerIndex(at as u8);
+        let free = matches!(self.role, Role::Secondary)
+            && self.change.is_none()
+            && self.stopping.is_none()
+            && self.peers[at].link == Link::Idle;
+        if !free || self.register.authority != Some(self.superblock.replica) {
+            let reason = if matches!(self.role, Role::Primary) {
+                "it is primary"
+            } else {
+                "its own role is changing; try again"
+            };
+            let message = Message::AuthorityRefused { reason: reason.into() };
+            return self.send(peer, message, None, effects);
+        }
+        let session = self.peers[at].session;
+        self.change = Some(Change::GiveAuthority { peer, session });
+        let mut next = self.register.clone();
+        next.generation += 1;
+        next.authority = Some(self.peers[at].replica());
+        self.superblock.register = next;
+        self.persist(After::Committed, effects);
+    }
+
+    pub(crate) fn authority_given(
+        &mut self,
+        at: usize,
+        state: RegisterState,
+        effects: &mut Effects,
+    ) {
+        let mine = self.superblock.replica;
+        if state.order() <= self.register.order() || state.authority != Some(mine) {
+            return self.misbehaved(PeerIndex(at as u8), "an authority out of order", effects);
+        }
+        self.register = state;
+        self.superblock.register = self.register.clone();
+        match &mut self.role {
+            Role::Promoting(promotion) if matches!(promotion.phase, Phase::Asking(..)) => {
+                promotion.phase = Phase::Draining;
+                self.drain_for_promotion(effects);
+            }
+            // A primary whose disk fails hands over what it cannot keep (R16).
+            _ => self.persist(After::Nothing, effects),
+        }
+    }
+
+    pub(crate) fn authority_refused(&mut self, at: usize, reason: &str, effects: &mut Effects) {
+        let node = &self.peers[at].node;
+        let refusal = Refusal {
+            code: "authority_refused",
+            rule: "No witness",
+            why: format!("{node} keeps the authority: {reason}"),
+            next: format!("look at replctl status on {node}, then try again"),
+        };
+        self.promotion_refused(refusal, effects);
+    }
+
+    /// A promotion that asked a peer cannot go on without it.
+    pub(crate) fn office_lost_link(&mut self, at: usize, effects: &mut Effects) {
+        if let Role::Promoting(promotion) = self.role
+            && let Phase::Asking(peer, _) = promotion.phase
+            && usize::from(peer.0) == at
+        {
+            let refusal = self.authority_unreachable();
+            self.promotion_refused(refusal, effects);
+        }
+    }
+
+    // ------------------------------------------------------------------ giving the office up
+
+    fn demote(&mut self, ticket: Ticket, effects: &mut Effects) -> Result<Option<Answer>, Refusal> {
+        match self.role {
+            Role::Secondary => return Ok(Some(Answer::Already)),
+            Role::Primary => {}
+            _ => return Err(busy(self.role.name())),
+        }
+        self.demotion_ticket = Some(ticket);
+        self.begin_demotion(effects);
+        Ok(None)
+    }
+
+    fn begin_demotion(&mut self, effects: &mut Effects) {
+        self.set_role(Role::Demoting, effects);
+        effects.push(Effect::CloseDevice { forced: false });
+        self.requests_drained(effects);
+    }
+
+    /// R6c: drained; now one flush on every member, the bits of the log, and the release.
+    pub(crate) fn requests_drained(&mut self, effects: &mut Effects) {
+        if !self.requests.is_empty() || !self.active.is_empty() && self.role.is_deposed() {
+            return;
+        }
+        match self.role {
+            Role::Demoting if !self.releasing && self.acks_allowed() && self.change.is_none() => {
+                self.releasing = true;
+                self.start_barrier(BarrierPurpose::Release, effects);
+            }
+            Role::Deposed => self.deposed_drained(effects),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn release_flushed(&mut self, effects: &mut Effects) {
+        let all = 0..self.superblock.blocks();
+        self.save_pages(alloc::vec![all], After::Release, effects);
+    }
+
+    pub(crate) fn release_saved(&mut self, effects: &mut Effects) {
+        if self.role != Role::Demoting {
+            return;
+        }
+        if !self.acks_allowed() || self.change.is_some() || self.log_is_writing() {
+            // A member was lost meanwhile: once more when it is out of the set.
+            self.releasing = false;
+            return;
+        }
+        self.change = Some(Change::Release);
+        let mut next = self.register.clone();
+        next.generation += 1;
+        next.primary = None;
+        next.released_clean = true;
+        self.restart_log();
+        self.superblock.register = next;
+        self.persist(After::Committed, effects);
+    }
+
+    pub(crate) fn office_released(&mut self, effects: &mut Effects) {
+        self.releasing = false;
+        for at in 0..self.peers.len() {
+            if matches!(self.peers[at].link, Link::Leading(Lead::Current)) {
+                let state = Box::new(self.register.clone());
+                self.send(PeerIndex(at as u8), Message::Committed(state), None, effects);
+            }
+            self.close(at, Retry::Now, effects);
+        }
+        self.set_role(Role::Secondary, effects);
+        if let Some(ticket) = self.demotion_ticket.take() {
+            effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
+        }
+        self.continue_stop(effects);
+    }
+
+    // ------------------------------------------------------------------ losing the office
+
+    /// A peer knows a newer state: this office is over (R2). Nothing is served any more, what may
+    /// differ becomes durable dirty bits (R9), then the peers are met again.
+    pub(crate) fn deposed(&mut self, at: usize, effects: &mut Effects) {
+        self.peers[at].why = "it knows of a newer primary".into();
+        // A change that was being made is void: nothing was acknowledged under it.
+        self.change = None;
+        self.superblock.register = self.register.clone();
+        self.set_role(Role::Deposed, effects);
+        effects.push(Effect::CloseDevice { forced: true });
+        for at in 0..self.peers.len() {
+            self.close(at, Retry::Now, effects);
+        }
+        self.fail_requests(effects);
+        self.requests_drained(effects);
+    }
+
+    fn deposed_drained(&mut self, effects: &mut Effects) {
+        if !self.deposing {
+            self.deposing = true;
+            self.flush_disk(FlushWaiter::Deposed, effects);
+        }
+    }
+
+    pub(crate) fn deposed_flushed(&mut self, effects: &mut Effects) {
+        let extents = self.hot_to_dirty();
+        effects.push(Effect::Note(Note::HotExtentsMarked { extents }));
+        let all = 0..self.superblock.blocks();
+        self.save_pages(alloc::vec![all], After::Deposed, effects);
+    }
+
+    /// The bits are durable: a plain secondary from now on.
+    pub(crate) fn deposed_saved(&mut self, effects: &mut Effects) {
+        self.deposing = false;
+        self.restart_log();
+        self.set_role(Role::Secondary, effects);
+        self.persist(After::Nothing, effects);
+        self.greet_waiting(effects);
+        if let Some(ticket) = self.demotion_ticket.take() {
+            effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
+        }
+        self.continue_stop(effects);
+    }
+
+    // ------------------------------------------------------------------ other commands
+
+    fn invalidate(
+        &mut self,
+        ticket: Ticket,
+        effects: &mut Effects,
+    ) -> Result<Option<Answer>, Refusal> {
+        if !matches!(self.role, Role::Secondary) || self.change.is_some() {
+            return Err(Refusal {
+                code: "not_secondary",
+                rule: "R16",
+                why: format!("this replica is {}", self.role.name()),
+                next: "invalidate a secondary; demote this node first".into(),
+            });
+        }
+        let mine = self.superblock.replica;
+        if self.register.contains(mine) && self.register.set.len() == 1 {
+            return Err(Refusal {
+                code: "last_copy",
+                rule: "R16",
+                why: "this is the only replica that is up to date".into(),
+                next: "resync the other replica first".into(),
+            });
+        }
+        self.superblock.invalid = true;
+        self.persist(After::AnswerAndReconnect(ticket), effects);
+        Ok(None)
+    }
+
+    fn resync_full(
+        &mut self,
+        peer: PeerIndex,
+        effects: &mut Effects,
+    ) -> Result<Option<Answer>, Refusal> {
+        let at = usize::from(peer.0);
+        if !matches!(self.role, Role::Primary) {
+            return Err(Refusal {
+                code: "not_primary",
+                rule: "R13",
+                why: format!("this replica is {}", self.role.name()),
+                next: "run it on the primary, or replctl invalidate on the secondary".into(),
+            });
+        }
+        // Forgetting which replica it was makes it a new one: a full resync when it comes back.
+        self.superblock.peers[at].replica = ReplicaId::NONE;
+        self.superblock.peers[at].all_dirty = true;
+        self.peers[at].bitmap.fill_recorded_elsewhere();
+        self.persist(After::Nothing, effects);
+        self.close(at, Retry::Now, effects);
+        Ok(Some(Answer::Done))
+    }
+
+    fn discard_diverged(
+        &mut self,
+        ticket: Ticket,
+        effects: &mut Effects,
+    ) -> Result<Option<Answer>, Refusal> {
+        if !matches!(self.role, Role::Secondary) || !self.is_diverged {
+            return Err(Refusal {
+                code: "not_diverged",
+                rule: "R11d",
+                why: "no peer has reported that this replica diverged".into(),
+                next: "connect the nodes and look at replctl status".into(),
+            });
+        }
+        self.superblock.discard_diverged = true;
+        self.persist(After::AnswerAndReconnect(ticket), effects);
+        Ok(None)
+    }
+
+    /// A command that had to become durable is; the peers are met anew.
+    pub(crate) fn answer_and_reconnect(&mut self, ticket: Ticket, effects: &mut Effects) {
+        effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
+        for at in 0..self.peers.len() {
+            self.close(at, Retry::Now, effects);
+        }
+    }
+
+    // ------------------------------------------------------------------ stopping
+
+    fn stop(&mut self, ticket: Ticket, effects: &mut Effects) -> Result<Option<Answer>, Refusal> {
+        if self.stopping.is_some() {
+            return Err(busy("stopping"));
+        }
+        match self.role {
+            Role::Primary => {
+                self.stopping = Some(Stopping { ticket, leaving_until: None });
+                self.begin_demotion(effects);
+            }
+            Role::Secondary if self.change.is_none() => {
+                self.stopping = Some(Stopping { ticket, leaving_until: None });
+                self.continue_stop(effects);
+            }
+            _ => return Err(busy(self.role.name())),
+        }
+        Ok(None)
+    }
+
+    /// Leaves the leader orderly, or goes straight to the end.
+    fn continue_stop(&mut self, effects: &mut Effects) {
+        let deadline = self.now + self.config.timing.ack_limit;
+        let Some(stopping) = &mut self.stopping else { return };
+        if let Some(leader) = self.following.filter(|leader| leader.ready) {
+            stopping.leaving_until = Some(deadline);
+            self.send(leader.peer, Message::Leave, None, effects);
+        } else {
+            self.stop_sessions(effects);
+        }
+    }
+
+    pub(crate) fn leave_done(&mut self, _at: usize, effects: &mut Effects) {
+        if self.stopping.is_some() {
+            self.stop_sessions(effects);
+        }
+    }
+
+    /// The leader is gone while this replica wanted to leave.
+    pub(crate) fn leader_lost(&mut self, effects: &mut Effects) {
+        if self.stopping.is_some_and(|stopping| stopping.leaving_until.is_some()) {
+            self.stop_sessions(effects);
+        }
+    }
+
+    pub(crate) fn stop_sessions(&mut self, effects: &mut Effects) {
+        let Some(stopping) = &mut self.stopping else { return };
+        stopping.leaving_until = None;
+        self.set_role(Role::Stopping, effects);
+        for at in 0..self.peers.len() {
+            if self.peers[at].link != Link::Down {
+                self.close(at, Retry::Never, effects);
+            }
+        }
+        self.stop_drained(effects);
+    }
+
+    fn stop_drained(&mut self, effects: &mut Effects) {
+        if self.role == Role::Stopping && self.applied.is_empty() && !self.stop_flushing {
+            self.stop_flushing = true;
+            self.flush_disk(FlushWaiter::Stop, effects);
+        }
+    }
+
+    pub(crate) fn stop_flushed(&mut self, result: Result<(), DiskFailure>, effects: &mut Effects) {
+        if result.is_ok() && !self.disk_failed {
+            let op = self.ops.begin(Purpose::Fingerprint);
+            effects.push(Effect::TakeFingerprint { op });
+        } else {
+            self.stopped(effects);
+        }
+    }
+
+    pub(crate) fn fingerprint_taken(
+        &mut self,
+        result: Result<DiskOutcome, DiskFailure>,
+        effects: &mut Effects,
+    ) {
+        if let Ok(DiskOutcome::Fingerprint(hash)) = result {
+            self.superblock.fingerprint = hash;
+            self.superblock.clean = true;
+            let all = 0..self.superblock.blocks();
+            self.save_pages(alloc::vec![all], After::StopClean, effects);
+        } else {
+            self.stopped(effects);
+        }
+    }
+
+    /// Nothing is left to do: the driver may close the disk.
+    pub(crate) fn stopped(&mut self, effects: &mut Effects) {
+        if self.role == Role::Stopped {
+            return;
+        }
+        self.set_role(Role::Stopped, effects);
+        if let Some(stopping) = self.stopping.take() {
+            let ticket = stopping.ticket;
+            effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
+        }
+        effects.push(Effect::Stopped);
+    }
+
+    // ------------------------------------------------------------------ a primary's own disk
+
+    /// R16: the primary's disk failed. When another member holds everything, this replica leaves
+    /// and the other one is handed the authority; else it goes on and every failure is told.
+    pub(crate) fn primary_disk_failed(&mut self, effects: &mut Effects) {
+        let Some(heir) =
+            self.peers.iter().position(|peer| peer.link == Link::Leading(Lead::Current))
+        else {
+            return;
+        };
+        self.disk_failed = true;
+        let mut next = self.register.without(self.superblock.replica);
+        next.primary = None;
+        next.authority = Some(self.peers[heir].replica());
+        next.released_clean = false;
+        let peer = PeerIndex(heir as u8);
+        self.send(peer, Message::AuthorityGiven(Box::new(next.clone())), None, effects);
+        self.superblock.register = next;
+        self.persist(After::Nothing, effects);
+        self.set_role(Role::Deposed, effects);
+        effects.push(Effect::CloseDevice { forced: true });
+        for at in 0..self.peers.len() {
+            self.peers[at].why = "the disk of this replica failed".into();
+            self.close(at, Retry::Rarely, effects);
+        }
+        self.fail_requests(effects);
+        self.requests_drained(effects);
+    }
+
+    /// Sets the role and tells about it.
+    pub(crate) fn set_role(&mut self, role: Role, effects: &mut Effects) {
+        let changed = role.name() != self.role.name();
+        self.role = role;
+        if changed {
+            let generation = self.register.generation;
+            effects.push(Effect::Note(Note::RoleChanged { role: role.name(), generation }));
+        }
+    }
+}
+
+fn busy(what: &'static str) -> Refusal {
+    Refusal {
+        code: "busy",
+        rule: "",
+        why: format!("this replica is {what} right now"),
+        next: "try again in a moment".into(),
+    }
+}

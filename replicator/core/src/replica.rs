@@ -1,0 +1,654 @@
+//! The replica: its state, the one match on inputs, and what it tells about itself.
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::vec::Vec;
+
+use slab::Slab;
+
+use crate::activity_log::{self, ActivityLog, Replay};
+use crate::bitmap::DirtyBitmap;
+use crate::block::{ByteRange, OpId, PeerIndex, SessionId, Ticket};
+use crate::command::Command;
+use crate::config::Config;
+use crate::effect::{Effect, Effects};
+use crate::flush::{Barrier, BarrierPurpose, FlushGate};
+use crate::input::{DiskFailure, DiskOutcome, Input};
+use crate::limits::VOLATILE_RANGES_MAX;
+use crate::log_keeper::LogKeeper;
+use crate::membership::Change;
+use crate::metadata::{AttachError, Image, Layout, Superblock, read_superblocks};
+use crate::note::{Note, dirty_bytes};
+use crate::office::{Promotion, Stopping};
+use crate::peer::{Lead, Link, Peer};
+use crate::persist::{After, PageWriter, SuperblockWriter};
+use crate::register::RegisterState;
+use crate::request::{ActiveRanges, Blocked, Request, Stage};
+use crate::secondary::{Applied, Arrivals, Following};
+use crate::status::{PeerStatus, Status, Wait};
+use crate::time::{Span, Time};
+
+/// The role of a replica. `Promoting`, `Demoting` and `Deposed` are on their way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Role {
+    /// Hot extents of an unclean end become durable dirty bits.
+    Starting,
+    Secondary,
+    Promoting(Promotion),
+    Primary,
+    Demoting,
+    /// The office was taken away; what may differ becomes durable.
+    Deposed,
+    /// Sessions are closed, the disk is flushed and fingerprinted.
+    Stopping,
+    Stopped,
+}
+
+impl Role {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Secondary => "secondary",
+            Self::Promoting(_) => "promoting",
+            Self::Primary => "primary",
+            Self::Demoting => "demoting",
+            Self::Deposed => "deposed",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Whether requests of clients are being worked on.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self, Self::Primary | Self::Demoting)
+    }
+
+    pub(crate) fn is_deposed(&self) -> bool {
+        matches!(self, Self::Deposed)
+    }
+}
+
+/// What a disk operation was for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// A client's request.
+    Request(usize),
+    /// A leader's frame.
+    Applied(usize),
+    /// A step of a resync.
+    Resync {
+        peer: PeerIndex,
+        session: SessionId,
+        range: ByteRange,
+    },
+    Flush,
+    Superblock,
+    BitmapPage,
+    LogBlock,
+    Fingerprint,
+}
+
+/// Disk operations under way.
+#[derive(Debug, Default)]
+pub(crate) struct Ops {
+    table: Slab<Purpose>,
+}
+
+impl Ops {
+    pub(crate) fn begin(&mut self, purpose: Purpose) -> OpId {
+        OpId(self.table.insert(purpose) as u64)
+    }
+
+    fn end(&mut self, op: OpId) -> Purpose {
+        self.table.remove(op.0 as usize)
+    }
+}
+
+/// One replica of one volume.
+#[derive(Debug)]
+pub struct Replica {
+    pub(crate) config: Config,
+    pub(crate) now: Time,
+    pub(crate) started_at: Time,
+    pub(crate) role: Role,
+    /// The newest committed state this replica knows of.
+    pub(crate) register: RegisterState,
+    /// A change that is being made.
+    pub(crate) change: Option<Change>,
+    /// The superblock as it is or is about to be on disk.
+    pub(crate) superblock: Superblock,
+    pub(crate) superblock_writer: SuperblockWriter,
+    pub(crate) pages: PageWriter,
+    pub(crate) layout: Layout,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) ops: Ops,
+    pub(crate) disk_failed: bool,
+    pub(crate) metadata_failed: bool,
+    /// A peer reported that this replica's data diverged (R11d).
+    pub(crate) is_diverged: bool,
+    // On the primary.
+    pub(crate) requests: Slab<Request>,
+    pub(crate) queue: VecDeque<usize>,
+    pub(crate) held: Vec<usize>,
+    pub(crate) waiting_flushes: Vec<usize>,
+    pub(crate) client_barrier: bool,
+    pub(crate) active: ActiveRanges,
+    pub(crate) log: ActivityLog,
+    pub(crate) log_keeper: LogKeeper,
+    pub(crate) gate: FlushGate,
+    pub(crate) barriers: Vec<Barrier>,
+    pub(crate) next_barrier: u64,
+    pub(crate) resync_may_go_on: bool,
+    pub(crate) office_since: Time,
+    pub(crate) lost_in_office: bool,
+    pub(crate) demotion_ticket: Option<Ticket>,
+    pub(crate) releasing: bool,
+    pub(crate) deposing: bool,
+    // On a secondary.
+    pub(crate) following: Option<Following>,
+    pub(crate) applied: Slab<Applied>,
+    pub(crate) applied_order: VecDeque<usize>,
+    pub(crate) arrivals: Arrivals,
+    // At the start and the end.
+    pub(crate) early: Vec<(Ticket, Command)>,
+    pub(crate) stopping: Option<Stopping>,
+    pub(crate) stop_flushing: bool,
+    recovery_due: bool,
+    recovered_extents: u64,
+}
+
+impl Replica {
+    /// Takes up a replica from the metadata on its disk. The driver then steps it once with
+    /// [`Input::TimePassed`], which starts the recovery.
+    pub fn attach(config: Config, image: Image, now: Time) -> Result<Self, AttachError> {
+        let (mut superblock, single_copy) = find_superblock(&image)?;
+        let layout = superblock.layout();
+        if superblock.device_bytes != image.device_bytes {
+            return Err(AttachError::SizeChanged(superblock.device_bytes, image.device_bytes));
+        }
+        if image.disk_bytes < superblock.data_bytes {
+            return Err(AttachError::SizeChanged(superblock.data_bytes, image.disk_bytes));
+        }
+        if superblock.peers.len() < config.peers.len() {
+            return Err(AttachError::Bounds("it has fewer peer slots than the configuration"));
+        }
+        for (record, peer) in superblock.peers.iter().zip(&config.peers) {
+            if record.node != peer.node {
+                let (there, wanted) = (record.node.clone(), peer.node.clone());
+                return Err(AttachError::ForeignPeer(there, wanted));
+            }
+        }
+        let blocks = superblock.blocks();
+        let mut peers = Vec::new();
+        for (slot, record) in superblock.peers.iter().enumerate() {
+            let region = slice(&image.region, &layout.bitmaps[slot])?;
+            let tag = superblock.tag();
+            let mut bitmap = DirtyBitmap::load(blocks, record.base, tag, region);
+            if record.all_dirty {
+                bitmap.fill_recorded_elsewhere();
+            }
+            peers.push(Peer::new(record.node.clone(), bitmap));
+        }
+        let was_clean = superblock.clean && !single_copy;
+        let hot = if was_clean {
+            check_fingerprint(&mut superblock, image.fingerprint, &mut peers);
+            Vec::new()
+        } else {
+            let region = slice(&image.region, &layout.log)?;
+            match activity_log::replay(region, superblock.log_epoch, superblock.log_extents) {
+                Replay::Hot(ranges) => ranges,
+                Replay::Unreadable => alloc::vec![ByteRange::new(0, superblock.data_bytes)],
+            }
+        };
+        for range in &hot {
+            let touched = range.dirty_blocks();
+            for peer in &mut peers {
+                peer.bitmap.insert(touched.start..touched.end.min(blocks));
+            }
+        }
+        let slots = superblock.log_extents;
+        superblock.clean = false;
+        superblock.log_epoch += 1;
+        superblock.incarnation = config.incarnation;
+        Ok(Self {
+            now,
+            started_at: now,
+            role: Role::Starting,
+            register: superblock.register.clone(),
+            change: None,
+            superblock_writer: SuperblockWriter::new(&layout, superblock.sequence),
+            pages: PageWriter::default(),
+            peers,
+            ops: Ops::default(),
+            disk_failed: false,
+            metadata_failed: false,
+            is_diverged: false,
+            requests: Slab::with_capacity(256),
+            queue: VecDeque::with_capacity(256),
+            held: Vec::with_capacity(256),
+            waiting_flushes: Vec::with_capacity(256),
+            client_barrier: false,
+            active: ActiveRanges::default(),
+            log: ActivityLog::new(superblock.data_bytes, slots, superblock.log_epoch),
+            log_keeper: LogKeeper::default(),
+            gate: FlushGate::default(),
+            barriers: Vec::new(),
+            next_barrier: 0,
+            resync_may_go_on: false,
+            office_since: now,
+            lost_in_office: false,
+            demotion_ticket: None,
+            releasing: false,
+            deposing: false,
+            following: None,
+            applied: Slab::with_capacity(256),
+            applied_order: VecDeque::with_capacity(256),
+            arrivals: Arrivals::default(),
+            early: Vec::new(),
+            stopping: None,
+            stop_flushing: false,
+            recovery_due: true,
+            recovered_extents: hot.len() as u64,
+            layout,
+            superblock,
+            config,
+        })
+    }
+
+    /// Takes one fact and orders what follows from it. Effects are appended.
+    pub fn step(&mut self, now: Time, input: Input, effects: &mut Effects) {
+        self.now = self.now.max(now);
+        match input {
+            Input::ClientRequested { request, what } => {
+                self.client_requested(request, what, effects);
+            }
+            Input::DiskDone { op, result } => self.disk_done(op, result, effects),
+            Input::PeerConnected { peer, session } => self.peer_connected(peer, session, effects),
+            Input::PeerSaid { peer, session, message, data } => {
+                self.peer_said(peer, session, message, data, effects);
+            }
+            Input::LinkLost { peer, session, why } => self.link_lost(peer, session, why, effects),
+            Input::Ordered { ticket, command } => self.ordered(ticket, command, effects),
+            Input::TimePassed => self.time_passed(effects),
+        }
+        if self.resync_may_go_on {
+            self.go_on_with_resync(effects);
+        }
+        self.review_greetings(effects);
+    }
+
+    fn disk_done(
+        &mut self,
+        op: OpId,
+        result: Result<DiskOutcome, DiskFailure>,
+        effects: &mut Effects,
+    ) {
+        let purpose = self.ops.end(op);
+        let plain = result.map(|_| ());
+        match purpose {
+            Purpose::Request(key) => self.request_disk_done(key, plain, effects),
+            Purpose::Applied(key) => self.applied_done(key, plain, effects),
+            Purpose::Resync { peer, session, range } => {
+                self.resync_read((peer, session, range), result, effects);
+            }
+            Purpose::Flush => {
+                if let Err(why) = plain {
+                    let range = ByteRange::default();
+                    effects.push(Effect::Note(Note::DiskFailed { during: "flush", range, why }));
+                }
+                self.flush_ended(plain, effects);
+                if plain.is_err() && self.role.serves() {
+                    self.primary_disk_failed(effects);
+                }
+            }
+            Purpose::Fingerprint => self.fingerprint_taken(result, effects),
+            Purpose::Superblock | Purpose::BitmapPage | Purpose::LogBlock => match plain {
+                Ok(()) => match purpose {
+                    Purpose::Superblock => self.superblock_written(effects),
+                    Purpose::BitmapPage => self.page_written(effects),
+                    _ => self.log_block_written(effects),
+                },
+                Err(why) => self.metadata_write_failed(why, effects),
+            },
+        }
+    }
+
+    /// What waited for metadata to be durable goes on.
+    pub(crate) fn continue_after(&mut self, after: After, effects: &mut Effects) {
+        match after {
+            After::Nothing => {}
+            After::BitsRecovered => self.bits_recovered(effects),
+            After::Recovered => self.recovered(effects),
+            After::Deposed => self.deposed_saved(effects),
+            After::Committed => self.change_committed(effects),
+            After::FollowReady(session) => self.follow_ready(session, effects),
+            After::SyncReady(session) => {
+                self.say_to_leader(session, crate::wire::Message::SyncReady, effects);
+            }
+            After::GrowReady(session, generation) => {
+                let message = crate::wire::Message::GrowReady { generation };
+                self.say_to_leader(session, message, effects);
+            }
+            After::FullPlanned(peer, session) => self.full_planned(peer, session, effects),
+            After::Adopted => self.resume_office(effects),
+            After::AnswerAndReconnect(ticket) => self.answer_and_reconnect(ticket, effects),
+            After::Evict => self.evict_saved(effects),
+            After::Release => self.release_saved(effects),
+            After::StopClean => self.persist(After::Stopped, effects),
+            After::Stopped => self.stopped(effects),
+        }
+    }
+
+    fn say_to_leader(
+        &mut self,
+        session: SessionId,
+        message: crate::wire::Message,
+        effects: &mut Effects,
+    ) {
+        if let Some(leader) = self.following.filter(|leader| leader.session == session) {
+            self.send(leader.peer, message, None, effects);
+        }
+    }
+
+    // ------------------------------------------------------------------ start and failure
+
+    /// R14: hot extents become durable dirty bits before anything else happens.
+    fn start_recovery(&mut self, effects: &mut Effects) {
+        self.recovery_due = false;
+        let extents = self.recovered_extents;
+        if extents > 0 {
+            effects.push(Effect::Note(Note::HotExtentsMarked { extents }));
+        }
+        let all = 0..self.superblock.blocks();
+        self.save_pages(alloc::vec![all], After::BitsRecovered, effects);
+    }
+
+    /// The bits are durable: the log of the new epoch may be used from the next superblock on.
+    fn bits_recovered(&mut self, effects: &mut Effects) {
+        self.persist(After::Recovered, effects);
+    }
+
+    fn recovered(&mut self, effects: &mut Effects) {
+        self.set_role(Role::Secondary, effects);
+        for (ticket, command) in core::mem::take(&mut self.early) {
+            self.ordered(ticket, command, effects);
+        }
+        self.greet_waiting(effects);
+    }
+
+    fn metadata_write_failed(&mut self, why: DiskFailure, effects: &mut Effects) {
+        let range = ByteRange::default();
+        effects.push(Effect::Note(Note::DiskFailed { during: "metadata write", range, why }));
+        self.metadata_failed = true;
+        if self.role.serves() {
+            self.primary_disk_failed(effects);
+        } else {
+            self.disk_failed = true;
+            for at in 0..self.peers.len() {
+                if self.peers[at].link != Link::Down {
+                    let peer = PeerIndex(at as u8);
+                    self.send(peer, crate::wire::Message::DiskFailed, None, effects);
+                    self.peers[at].why = "the metadata of this replica cannot be written".into();
+                    self.close(at, crate::effect::Retry::Rarely, effects);
+                }
+            }
+            self.give_up_promotion(effects);
+        }
+    }
+
+    // ------------------------------------------------------------------ time
+
+    fn time_passed(&mut self, effects: &mut Effects) {
+        if self.recovery_due {
+            self.start_recovery(effects);
+        }
+        self.watch_links(effects);
+        self.check_members(effects);
+        self.bound_volatile(effects);
+        if self.stopping.and_then(|stopping| stopping.leaving_until).is_some_and(|t| t <= self.now)
+        {
+            self.stop_sessions(effects);
+        }
+        self.resync_may_go_on = true;
+    }
+
+    /// R8: flushes of our own bound what a peer may lose with its power.
+    fn bound_volatile(&mut self, effects: &mut Effects) {
+        if !self.role.serves() || !self.barriers.is_empty() {
+            return;
+        }
+        let due = self.peers.iter().any(|peer| {
+            peer.holds_frames()
+                && peer.volatile_len() > 0
+                && (peer.volatile_len() >= VOLATILE_RANGES_MAX
+                    || self.now.since(peer.volatile_since) >= VOLATILE_AGE)
+        });
+        if due {
+            self.start_barrier(BarrierPurpose::BoundVolatile, effects);
+        }
+    }
+
+    /// When to step with [`Input::TimePassed`] at the latest; `None`: whenever something happens.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let mut next = None;
+        let mut at = |time: Time| next = Some(next.map_or(time, |known: Time| known.min(time)));
+        let timing = &self.config.timing;
+        for peer in &self.peers {
+            if peer.link == Link::Down {
+                continue;
+            }
+            at(peer.last_heard + timing.peer_silence);
+            at(peer.last_sent + timing.ping_interval);
+            if let Some(sent) = peer.oldest_outstanding() {
+                at(sent + timing.ack_limit);
+            }
+            if peer.volatile_len() > 0 {
+                at(peer.volatile_since + VOLATILE_AGE);
+            }
+            if let Some(paused) = peer.resync.as_ref().and_then(|r| r.deadline(self.now)) {
+                at(paused);
+            }
+        }
+        if self.role.serves() && self.change.is_none() && !self.lost_in_office {
+            let grace = self.office_since + timing.join_grace;
+            if grace > self.now {
+                at(grace);
+            }
+        }
+        if let Some(until) = self.stopping.and_then(|stopping| stopping.leaving_until) {
+            at(until);
+        }
+        if self.recovery_due {
+            at(self.now);
+        }
+        next
+    }
+
+    // ------------------------------------------------------------------ what it tells
+
+    pub(crate) fn block_bytes(&self) -> u64 {
+        u64::from(self.superblock.block_bytes)
+    }
+
+    /// Bytes of the data area.
+    pub fn data_bytes(&self) -> u64 {
+        self.superblock.data_bytes
+    }
+
+    /// A snapshot for people and metrics.
+    pub fn status(&self, now: Time) -> Status {
+        Status {
+            role: self.role.name(),
+            has_disk: !self.disk_failed,
+            data: self.data_state(),
+            register: self.register.clone(),
+            replica: self.superblock.replica.0,
+            size_bytes: self.superblock.data_bytes,
+            requests: self.requests.len(),
+            waits: self.waits(now),
+            log_extents: self.log.fill_level(),
+            peers: self.peers.iter().map(|peer| self.peer_status(peer)).collect(),
+        }
+    }
+
+    fn data_state(&self) -> &'static str {
+        if self.disk_failed {
+            "failed"
+        } else if self.is_diverged {
+            "diverged"
+        } else if self.superblock.invalid {
+            "invalid"
+        } else if self.superblock.syncing {
+            "inconsistent"
+        } else if self.is_up_to_date() {
+            "up_to_date"
+        } else if self.register.generation == 0 {
+            "unknown"
+        } else {
+            "outdated"
+        }
+    }
+
+    fn peer_status(&self, peer: &Peer) -> PeerStatus {
+        let state = match peer.link {
+            Link::Down if peer.refused => "refused",
+            Link::Down => "disconnected",
+            Link::Waiting | Link::Greeting(_) => "connecting",
+            Link::Idle => "idle",
+            Link::Following => "leads",
+            Link::Leading(Lead::Syncing | Lead::AwaitPlan | Lead::AwaitSyncReady) => "syncing",
+            Link::Leading(Lead::Joining(_)) => "joining",
+            Link::Leading(Lead::Current) => "current",
+            Link::Leading(_) => "connecting",
+        };
+        let replica = self
+            .superblock
+            .peers
+            .iter()
+            .find(|record| record.node == peer.node)
+            .map(|record| record.replica)
+            .filter(|_| peer.hello.is_none())
+            .unwrap_or(peer.replica());
+        PeerStatus {
+            node: peer.node.clone(),
+            state,
+            why: peer.why.clone(),
+            role: match (&peer.link, &peer.hello) {
+                (Link::Following, _) => "primary",
+                (Link::Idle | Link::Leading(_), Some(_)) => "secondary",
+                _ => "",
+            },
+            is_member: self.register.contains(replica),
+            dirty_bytes: dirty_bytes(peer.bitmap.blocks().count()),
+            diverged_blocks: peer.diverged_blocks,
+            resync_bytes: peer
+                .resync
+                .as_ref()
+                .map_or((0, 0), |resync| (resync.total_bytes, resync.remaining_bytes())),
+            sent_bytes: (peer.sent_resync_bytes, peer.sent_write_bytes),
+            received_bytes: (peer.received_resync_bytes, peer.received_write_bytes),
+            in_flight: (peer.in_flight_frames, peer.in_flight_bytes),
+        }
+    }
+
+    /// What requests wait for, the longest wait first, one line for each reason.
+    fn waits(&self, now: Time) -> Vec<Wait> {
+        let mut waits: Vec<Wait> = Vec::new();
+        for (_, request) in &self.requests {
+            let what = match request.stage {
+                Stage::Queued => match request.blocked {
+                    Blocked::Overlap => "an overlapping request".into(),
+                    Blocked::Log => "the activity log".into(),
+                    Blocked::Window(peer) => {
+                        format!("room towards {}", self.peers[usize::from(peer.0)].node)
+                    }
+                },
+                Stage::Held => match self.change {
+                    Some(Change::Shrink { replica, .. }) => {
+                        format!("the removal of {} from the in-sync set", self.node_of(replica))
+                    }
+                    _ => "a missing member of the in-sync set".into(),
+                },
+                _ if request.awaits != 0 => {
+                    let peer = request.awaits.trailing_zeros() as usize;
+                    format!("the acknowledgement of {}", self.peers[peer].node)
+                }
+                _ => "the disk".into(),
+            };
+            let since = now.since(request.since);
+            match waits.iter_mut().find(|wait| wait.what == what) {
+                Some(wait) => wait.since = wait.since.max(since),
+                None => waits.push(Wait { since, what }),
+            }
+        }
+        waits.sort_by_key(|wait| core::cmp::Reverse(wait.since));
+        waits
+    }
+
+    /// Panics when the state contradicts the rules; cheap enough to run after every step in the
+    /// simulator.
+    pub fn check_invariants(&self) {
+        let mine = self.superblock.replica;
+        if self.role.serves() {
+            assert_eq!(self.register.primary, Some(mine), "serving without office");
+            assert!(self.register.contains(mine), "a primary is a member");
+            assert!(self.following.is_none(), "a primary follows nobody");
+            assert!(self.applied.is_empty(), "a primary applies nobody's writes (R2b)");
+        }
+        for (at, peer) in self.peers.iter().enumerate() {
+            if peer.link == Link::Leading(Lead::Current) {
+                assert!(self.role.serves(), "a {} leads {at}", self.role.name());
+                assert!(peer.bitmap.blocks().is_empty(), "member {} has dirty blocks", peer.node);
+            }
+        }
+        assert!(self.superblock.tenure >= self.register.tenure, "tenure went back");
+        assert!(self.held.len() <= self.requests.len());
+        if self.acks_allowed() {
+            assert!(self.held.is_empty(), "requests are held for nothing");
+        }
+    }
+}
+
+const VOLATILE_AGE: Span = Span::from_ms(1_000);
+
+fn find_superblock(image: &Image) -> Result<(Superblock, bool), AttachError> {
+    let region = &image.region;
+    let bytes = crate::metadata::SUPERBLOCK_BYTES;
+    let last = region.len().checked_sub(bytes).ok_or(AttachError::NoMetadata)?;
+    let first_copy = &region[last..];
+    let empty: &[u8] = &[];
+    let second_copy = last
+        .checked_sub(crate::metadata::COPY_DISTANCE as usize)
+        .map_or(empty, |at| &region[at..at + bytes]);
+    read_superblocks([first_copy, second_copy])
+}
+
+fn slice<'a>(region: &'a [u8], range: &core::ops::Range<u64>) -> Result<&'a [u8], AttachError> {
+    region
+        .get(range.start as usize..range.end as usize)
+        .ok_or(AttachError::Bounds("the metadata region is shorter than its layout"))
+}
+
+/// R12: a disk that was used without us since its orderly stop is not what its bitmaps say. When
+/// another replica is up to date this one is resynced in full; else its data are all there is, and
+/// the others are.
+fn check_fingerprint(
+    superblock: &mut Superblock,
+    fingerprint: Option<[u8; 32]>,
+    peers: &mut [Peer],
+) {
+    if fingerprint == Some(superblock.fingerprint) {
+        return;
+    }
+    let mine = superblock.replica;
+    let alone = superblock.register.contains(mine) && superblock.register.set.len() == 1;
+    if !alone {
+        superblock.invalid = true;
+        return;
+    }
+    for (record, peer) in superblock.peers.iter_mut().zip(peers) {
+        record.replica = crate::block::ReplicaId::NONE;
+        record.all_dirty = true;
+        peer.bitmap.fill_recorded_elsewhere();
+    }
+}

@@ -1,0 +1,644 @@
+//! Sessions: greeting a peer, agreeing what each is to the other, leading a follower up to date,
+//! following a leader, and the end of a session.
+
+use alloc::boxed::Box;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use crate::block::{BufId, PeerIndex, ReplicaId, SessionId};
+use crate::effect::{Effect, Effects, Retry};
+use crate::handshake::{self, Diverged, Plan, Relation};
+use crate::input::LinkLoss;
+use crate::note::{Note, dirty_bytes};
+use crate::peer::{FlushPurpose, Join, Lead, Link, Sent};
+use crate::persist::After;
+use crate::register::RegisterState;
+use crate::replica::{Replica, Role};
+use crate::resync::Resync;
+use crate::secondary::Following;
+use crate::wire::{BITMAP_RUNS_MAX, Hello, Message};
+
+impl Replica {
+    /// A connection to a peer stands and both ends know the cluster's key.
+    pub(crate) fn peer_connected(
+        &mut self,
+        peer: PeerIndex,
+        session: SessionId,
+        effects: &mut Effects,
+    ) {
+        let at = usize::from(peer.0);
+        if self.peers[at].link != Link::Down {
+            // The driver knows of a loss that we do not: the old session ends first.
+            self.end_session(at, effects);
+        }
+        let peer = &mut self.peers[at];
+        peer.session = session;
+        peer.last_heard = self.now;
+        peer.last_sent = self.now;
+        if peer.disconnected || self.disk_failed {
+            self.close(at, Retry::Rarely, effects);
+            return;
+        }
+        peer.link = Link::Waiting;
+        self.greet_waiting(effects);
+    }
+
+    /// Greets those who wait for it, once our state is settled and no write of an old session is
+    /// on its way to the disk (R2d).
+    pub(crate) fn greet_waiting(&mut self, effects: &mut Effects) {
+        if !self.applied.is_empty() || self.change.is_some() {
+            return;
+        }
+        let settled = match self.role {
+            Role::Primary => true,
+            Role::Secondary => self.following.is_none() && self.requests.is_empty(),
+            _ => false,
+        };
+        if !settled {
+            return;
+        }
+        for at in 0..self.peers.len() {
+            if self.peers[at].link == Link::Waiting {
+                let hello = Box::new(self.hello(at));
+                self.peers[at].link = Link::Greeting(hello.clone());
+                self.send(PeerIndex(at as u8), Message::Hello(hello), None, effects);
+            }
+        }
+    }
+
+    fn hello(&self, at: usize) -> Hello {
+        let record = &self.superblock.peers[at];
+        Hello {
+            resource_id: self.superblock.resource_id,
+            replica: self.superblock.replica,
+            incarnation: self.config.incarnation,
+            size_bytes: self.superblock.data_bytes,
+            block_bytes: self.superblock.block_bytes,
+            can_punch: self.config.can_punch,
+            is_primary: matches!(self.role, Role::Primary),
+            has_disk: !self.disk_failed,
+            invalid: self.superblock.invalid,
+            syncing: self.superblock.syncing,
+            discard_diverged: self.superblock.discard_diverged,
+            assumed_equal: self.superblock.assumed_equal,
+            tenure: self.superblock.tenure,
+            register: self.register.clone(),
+            coming: self.superblock.coming,
+            knows_you_as: record.replica,
+            base: record.base,
+            dirty_blocks: self.peers[at].bitmap.blocks().count(),
+        }
+    }
+
+    /// A frame of the present session came in.
+    pub(crate) fn peer_said(
+        &mut self,
+        peer: PeerIndex,
+        session: SessionId,
+        message: Message,
+        data: Option<BufId>,
+        effects: &mut Effects,
+    ) {
+        let at = usize::from(peer.0);
+        if self.peers[at].session != session || self.peers[at].link == Link::Down {
+            if let Some(buf) = data {
+                effects.push(Effect::ReleaseBuf { buf });
+            }
+            return;
+        }
+        self.peers[at].last_heard = self.now;
+        match message {
+            Message::Write { .. }
+            | Message::Zero { .. }
+            | Message::Flush { .. }
+            | Message::ResyncData { .. }
+            | Message::ResyncZero { .. } => {
+                self.apply_frame(peer, session, &message, data, effects)
+            }
+            Message::Ack { seq } => self.acknowledged(at, seq, effects),
+            Message::Ping => {}
+            Message::Hello(hello) => self.greeted(at, hello, effects),
+            Message::Refused { reason, diverged_blocks } => {
+                self.refused(at, &reason, diverged_blocks, effects);
+            }
+            Message::Bitmap(runs) => self.bitmap_came(at, &runs, effects),
+            Message::Follow => self.follower_ready(at, effects),
+            Message::SyncStart { full, base } => self.sync_start(at, full, base, effects),
+            Message::SyncReady => self.sync_ready(at, effects),
+            Message::Grow(state) => self.grow_announced(at, *state, effects),
+            Message::GrowReady { generation } => self.grow_ready(at, generation, effects),
+            Message::Committed(state) => self.committed_came(at, *state, effects),
+            Message::Leave => self.leave_asked(at, effects),
+            Message::LeaveDone => self.leave_done(at, effects),
+            Message::DiskFailed => {
+                self.peers[at].why = "its disk failed".into();
+                self.drop_session(at, "its disk failed", effects);
+            }
+            Message::AuthorityWanted => self.authority_wanted(at, effects),
+            Message::AuthorityGiven(state) => self.authority_given(at, *state, effects),
+            Message::AuthorityRefused { reason } => {
+                self.authority_refused(at, &reason, effects);
+            }
+        }
+    }
+
+    fn greeted(&mut self, at: usize, theirs: Box<Hello>, effects: &mut Effects) {
+        let Link::Greeting(mine) = &self.peers[at].link else {
+            let index = PeerIndex(at as u8);
+            if self.peers[at].link == Link::Waiting {
+                // Our own greeting still waits; keep theirs until it is out.
+                self.peers[at].hello = Some(theirs);
+                return;
+            }
+            return self.misbehaved(index, "a second greeting", effects);
+        };
+        // What we said must still hold, or the two sides would decide differently.
+        if mine.register != self.register || mine.is_primary != matches!(self.role, Role::Primary) {
+            return self.close(at, Retry::Now, effects);
+        }
+        let mine = mine.clone();
+        self.peers[at].hello = Some(theirs.clone());
+        match handshake::relation(&mine, &theirs) {
+            Relation::Refuse { reason, diverged } => {
+                let blocks = match diverged {
+                    Some(Diverged::Mine) => mine.dirty_blocks,
+                    Some(Diverged::Theirs) => theirs.dirty_blocks,
+                    None => 0,
+                };
+                let to = PeerIndex(at as u8);
+                let text = reason.clone();
+                let message = Message::Refused { reason: text, diverged_blocks: blocks };
+                self.send(to, message, None, effects);
+                self.is_diverged = diverged == Some(Diverged::Mine);
+                self.refused(at, &reason, blocks, effects);
+            }
+            Relation::Lead => self.begin_leading(at, effects),
+            Relation::Follow => self.begin_following(at, &mine, *theirs, effects),
+            Relation::Idle { adopt } => self.begin_idle(at, adopt, *theirs, effects),
+            Relation::Deposed => self.deposed(at, effects),
+            Relation::Wait => self.close(at, Retry::Later, effects),
+        }
+    }
+
+    /// Greetings that came before ours was out are looked at now.
+    pub(crate) fn review_greetings(&mut self, effects: &mut Effects) {
+        for at in 0..self.peers.len() {
+            if matches!(self.peers[at].link, Link::Greeting(_))
+                && let Some(hello) = self.peers[at].hello.take()
+            {
+                self.greeted(at, hello, effects);
+            }
+        }
+    }
+
+    fn refused(&mut self, at: usize, reason: &str, diverged_blocks: u64, effects: &mut Effects) {
+        let peer = &mut self.peers[at];
+        peer.why = reason.to_string();
+        peer.refused = true;
+        peer.diverged_blocks = diverged_blocks;
+        let (peer, why) = (PeerIndex(at as u8), reason.to_string());
+        effects.push(Effect::Note(Note::PeerRefused { peer, why }));
+        self.close(at, Retry::Rarely, effects);
+    }
+
+    fn agreed(&mut self, at: usize, relation: &'static str, effects: &mut Effects) {
+        let peer = &mut self.peers[at];
+        peer.spoken = true;
+        peer.refused = false;
+        peer.diverged_blocks = 0;
+        peer.why.clear();
+        self.is_diverged = false;
+        effects.push(Effect::Note(Note::PeerJoined { peer: PeerIndex(at as u8), relation }));
+    }
+
+    // ------------------------------------------------------------------ neither is primary
+
+    fn begin_idle(&mut self, at: usize, adopt: bool, theirs: Hello, effects: &mut Effects) {
+        self.agreed(at, "idle", effects);
+        self.peers[at].link = Link::Idle;
+        if adopt {
+            self.adopt(at, &theirs, effects);
+            self.persist(After::Adopted, effects);
+        } else {
+            self.resume_office(effects);
+        }
+    }
+
+    /// Takes over a newer register copy (not yet durably).
+    fn adopt(&mut self, at: usize, theirs: &Hello, effects: &mut Effects) {
+        self.register = theirs.register.clone();
+        self.superblock.register = self.register.clone();
+        self.superblock.tenure = self.superblock.tenure.max(theirs.register.tenure);
+        self.superblock.clean = false;
+        let mine = self.superblock.replica;
+        let record = &mut self.superblock.peers[at];
+        if theirs.knows_you_as == mine
+            && record.replica == theirs.replica
+            && self.superblock.coming != 0
+            && self.superblock.coming == theirs.base
+            && self.register.contains(mine)
+        {
+            // The commit this replica was told to expect was made (R4d).
+            self.joined(at, theirs.base);
+        }
+        let generation = self.register.generation;
+        effects.push(Effect::Note(Note::Committed { generation, what: "learned from the peer" }));
+    }
+
+    /// This replica became a member together with the peer in that generation: what its bitmap
+    /// for the peer said is over.
+    fn joined(&mut self, at: usize, generation: u64) {
+        let record = &mut self.superblock.peers[at];
+        if record.base != generation {
+            record.base = generation;
+            record.all_dirty = false;
+            self.peers[at].bitmap.restart(generation);
+        }
+        self.superblock.coming = 0;
+        self.superblock.syncing = false;
+        self.superblock.invalid = false;
+        self.superblock.discard_diverged = false;
+    }
+
+    // ------------------------------------------------------------------ the peer is primary
+
+    fn begin_following(&mut self, at: usize, mine: &Hello, theirs: Hello, effects: &mut Effects) {
+        self.agreed(at, "follows", effects);
+        let peer = &mut self.peers[at];
+        peer.link = Link::Following;
+        self.following = Some(Following {
+            peer: PeerIndex(at as u8),
+            session: peer.session,
+            tenure: theirs.register.tenure,
+            ready: false,
+        });
+        self.adopt(at, &theirs, effects);
+        if handshake::joined_unknowingly(&theirs, mine) {
+            self.joined(at, theirs.base);
+        }
+        let session = self.peers[at].session;
+        self.persist(After::FollowReady(session), effects);
+    }
+
+    /// Tenure and register copy are durable (R2a): tell the leader what we may have that it lacks.
+    pub(crate) fn follow_ready(&mut self, session: SessionId, effects: &mut Effects) {
+        let Some(following) = &mut self.following else { return };
+        if following.session != session {
+            return;
+        }
+        following.ready = true;
+        let leader = following.peer;
+        let at = usize::from(leader.0);
+        let mut from = 0;
+        let mut runs = Vec::new();
+        while let Some(run) = self.peers[at].bitmap.blocks().next_run(from, u64::MAX / 2) {
+            from = run.end;
+            runs.push((run.start, run.end - run.start));
+            if runs.len() == BITMAP_RUNS_MAX {
+                let message = Message::Bitmap(core::mem::take(&mut runs));
+                self.send(leader, message, None, effects);
+            }
+        }
+        if !runs.is_empty() {
+            self.send(leader, Message::Bitmap(runs), None, effects);
+        }
+        // From now on this is the replica we know there.
+        self.send(leader, Message::Follow, None, effects);
+    }
+
+    fn leads_us(&self, at: usize) -> bool {
+        self.following.is_some_and(|leader| {
+            leader.ready
+                && usize::from(leader.peer.0) == at
+                && leader.session == self.peers[at].session
+        })
+    }
+
+    fn sync_start(&mut self, at: usize, full: bool, base: u64, effects: &mut Effects) {
+        if !self.leads_us(at) {
+            return self.misbehaved(PeerIndex(at as u8), "a resync without a leader", effects);
+        }
+        self.superblock.syncing = true;
+        self.superblock.coming = 0;
+        self.remember_replica(at);
+        if full && self.superblock.peers[at].base != base {
+            self.superblock.peers[at].base = base;
+            self.peers[at].bitmap.restart(base);
+        }
+        let session = self.peers[at].session;
+        self.persist(After::SyncReady(session), effects);
+    }
+
+    /// R4d: the generation that will make this replica a member becomes durable before the leader
+    /// proposes it.
+    fn grow_announced(&mut self, at: usize, state: RegisterState, effects: &mut Effects) {
+        if !self.leads_us(at) || state.order() <= self.register.order() {
+            return self.misbehaved(PeerIndex(at as u8), "an announcement out of order", effects);
+        }
+        self.superblock.coming = state.generation;
+        self.remember_replica(at);
+        let session = self.peers[at].session;
+        self.persist(After::GrowReady(session, state.generation), effects);
+    }
+
+    fn committed_came(&mut self, at: usize, state: RegisterState, effects: &mut Effects) {
+        if !self.leads_us(at) || state.order() < self.register.order() {
+            return self.misbehaved(PeerIndex(at as u8), "a commit out of order", effects);
+        }
+        let mine = self.superblock.replica;
+        let joins = state.contains(mine) && self.superblock.coming == state.generation;
+        self.register = state;
+        self.superblock.register = self.register.clone();
+        if joins {
+            self.joined(at, self.register.generation);
+        }
+        self.persist(After::Nothing, effects);
+    }
+
+    fn remember_replica(&mut self, at: usize) {
+        let replica = self.peers[at].replica();
+        debug_assert_ne!(replica, ReplicaId::NONE);
+        self.superblock.peers[at].replica = replica;
+    }
+
+    // ------------------------------------------------------------------ this replica is primary
+
+    fn begin_leading(&mut self, at: usize, effects: &mut Effects) {
+        self.agreed(at, "leads", effects);
+        self.peers[at].link = Link::Leading(Lead::AwaitFollow);
+    }
+
+    /// R13: the union of the bits of both. The peer keeps its own until it is a member, so ours
+    /// need not be durable.
+    fn bitmap_came(&mut self, at: usize, runs: &[(u64, u64)], effects: &mut Effects) {
+        let blocks = self.superblock.blocks();
+        if self.peers[at].link != Link::Leading(Lead::AwaitFollow) {
+            return self.misbehaved(PeerIndex(at as u8), "a bitmap out of order", effects);
+        }
+        for &(start, length) in runs {
+            let Some(end) = start.checked_add(length).filter(|&end| end <= blocks) else {
+                return self.misbehaved(PeerIndex(at as u8), "a bitmap out of bounds", effects);
+            };
+            self.peers[at].bitmap.insert(start..end);
+        }
+    }
+
+    fn follower_ready(&mut self, at: usize, effects: &mut Effects) {
+        if self.peers[at].link != Link::Leading(Lead::AwaitFollow) {
+            return self.misbehaved(PeerIndex(at as u8), "it follows out of order", effects);
+        }
+        self.plan_follower(at, effects);
+    }
+
+    /// Decides how the follower is brought up to date. Called again after it had to leave the set.
+    pub(crate) fn plan_follower(&mut self, at: usize, effects: &mut Effects) {
+        let mine = self.hello(at);
+        let theirs = self.peers[at].hello.clone().expect("a follower has greeted");
+        let met = self.superblock.peers[at].replica;
+        let dirty = self.peers[at].bitmap.blocks().count();
+        let plan = handshake::plan(&mine, &theirs, met, dirty);
+        if plan == Plan::Current {
+            self.peers[at].link = Link::Leading(Lead::Current);
+            self.peers[at].volatile_since = self.now;
+            self.membership_changed(effects);
+            return;
+        }
+        if self.register.contains(theirs.replica) {
+            // It is a member and lacks something: nothing is acknowledged until it is out (R8).
+            self.peers[at].link = Link::Leading(Lead::AwaitShrink);
+            self.check_members(effects);
+            return;
+        }
+        match plan {
+            Plan::Full(_) => {
+                let generation = self.register.generation;
+                let record = &mut self.superblock.peers[at];
+                record.replica = theirs.replica;
+                record.all_dirty = true;
+                record.base = generation;
+                self.peers[at].bitmap.restart(generation);
+                self.peers[at].bitmap.fill_recorded_elsewhere();
+                self.peers[at].link = Link::Leading(Lead::AwaitPlan);
+                let session = self.peers[at].session;
+                self.persist(After::FullPlanned(PeerIndex(at as u8), session), effects);
+            }
+            _ => {
+                self.superblock.peers[at].replica = theirs.replica;
+                self.send_sync_start(at, false, effects);
+            }
+        }
+        let full_because = if let Plan::Full(why) = plan { Some(why) } else { None };
+        effects.push(Effect::Note(Note::ResyncStarted {
+            peer: PeerIndex(at as u8),
+            bytes: dirty_bytes(self.peers[at].bitmap.blocks().count()),
+            full_because,
+        }));
+    }
+
+    /// The plan of a full resync is durable.
+    pub(crate) fn full_planned(
+        &mut self,
+        peer: PeerIndex,
+        session: SessionId,
+        effects: &mut Effects,
+    ) {
+        let at = usize::from(peer.0);
+        if self.peers[at].session == session
+            && self.peers[at].link == Link::Leading(Lead::AwaitPlan)
+        {
+            self.send_sync_start(at, true, effects);
+        }
+    }
+
+    fn send_sync_start(&mut self, at: usize, full: bool, effects: &mut Effects) {
+        self.peers[at].link = Link::Leading(Lead::AwaitSyncReady);
+        let base = self.superblock.peers[at].base;
+        self.send(PeerIndex(at as u8), Message::SyncStart { full, base }, None, effects);
+    }
+
+    fn sync_ready(&mut self, at: usize, effects: &mut Effects) {
+        if self.peers[at].link != Link::Leading(Lead::AwaitSyncReady) {
+            return self.misbehaved(PeerIndex(at as u8), "a resync out of order", effects);
+        }
+        // Blocks that clients wrote since the plan are in the bitmap too.
+        let peer = &mut self.peers[at];
+        peer.resync = Some(Resync::new(peer.bitmap.blocks()));
+        peer.link = Link::Leading(Lead::Syncing);
+        peer.volatile_since = self.now;
+        self.go_on_with_resync(effects);
+    }
+
+    fn acknowledged(&mut self, at: usize, seq: u64, effects: &mut Effects) {
+        let now = self.now;
+        let Some(done) = self.peers[at].acknowledge(seq) else {
+            let index = PeerIndex(at as u8);
+            return self.misbehaved(index, "an acknowledgement of nothing", effects);
+        };
+        let peer = &mut self.peers[at];
+        match done.what {
+            Sent::Write { request, range, fua } => {
+                if !fua {
+                    peer.add_volatile(now, range);
+                }
+                if let Some(key) = request {
+                    self.request_acknowledged(key, at, effects);
+                }
+            }
+            Sent::Resync { range } => {
+                // Its bit stays until a flush; should the session end before, it is copied again.
+                self.resync_acknowledged(at, range);
+            }
+            Sent::Flush { purpose, mark } => {
+                peer.flushed(now, mark);
+                match purpose {
+                    FlushPurpose::Barrier(number) => {
+                        self.barrier_peer(number, PeerIndex(at as u8), effects);
+                    }
+                    FlushPurpose::Resync(steps) => self.resync_flushed(at, steps, effects),
+                    FlushPurpose::Join => self.join_flushed(at, effects),
+                    FlushPurpose::Leave => self.leave_flushed(at, effects),
+                }
+            }
+        }
+        if let Link::Leading(Lead::Joining(Join::Draining(before))) = self.peers[at].link
+            && self.peers[at].all_acknowledged_before(before)
+        {
+            self.join_drained(at, effects);
+        }
+        // Room in the window may let a write start.
+        if !self.queue.is_empty() {
+            self.start_queued(effects);
+        }
+    }
+
+    // ------------------------------------------------------------------ the end of a session
+
+    /// The driver lost a connection.
+    pub(crate) fn link_lost(
+        &mut self,
+        peer: PeerIndex,
+        session: SessionId,
+        why: LinkLoss,
+        effects: &mut Effects,
+    ) {
+        let at = usize::from(peer.0);
+        if self.peers[at].session != session || self.peers[at].link == Link::Down {
+            return;
+        }
+        if !self.peers[at].refused {
+            self.peers[at].why = match why {
+                LinkLoss::Closed => "the connection was closed".into(),
+                LinkLoss::Io(errno) => alloc::format!("the connection failed (errno {errno})"),
+                LinkLoss::Garbled => "it sent a broken frame".into(),
+                LinkLoss::Silent => "it was silent for too long".into(),
+            };
+        }
+        effects.push(Effect::Note(Note::PeerLost { peer, why }));
+        self.end_session(at, effects);
+    }
+
+    /// Ends a session from our side because of what the peer did wrong.
+    pub(crate) fn misbehaved(&mut self, peer: PeerIndex, why: &'static str, effects: &mut Effects) {
+        self.drop_session(usize::from(peer.0), why, effects);
+    }
+
+    /// Ends a session from our side, to be taken up again after the usual delay.
+    pub(crate) fn drop_session(&mut self, at: usize, why: &str, effects: &mut Effects) {
+        self.peers[at].why = why.to_string();
+        let (peer, lost) = (PeerIndex(at as u8), LinkLoss::Closed);
+        effects.push(Effect::Note(Note::PeerLost { peer, why: lost }));
+        self.close(at, Retry::Later, effects);
+    }
+
+    /// Closes a session.
+    pub(crate) fn close(&mut self, at: usize, retry: Retry, effects: &mut Effects) {
+        let session = self.peers[at].session;
+        if self.peers[at].link == Link::Down && session == SessionId(0) {
+            return;
+        }
+        effects.push(Effect::ClosePeer { peer: PeerIndex(at as u8), session, retry });
+        self.end_session(at, effects);
+    }
+
+    /// What must happen at the end of a session, whoever ended it: what the peer may lack is
+    /// dirty for it from now on, and nobody waits for it any more.
+    fn end_session(&mut self, at: usize, effects: &mut Effects) {
+        let was = core::mem::replace(&mut self.peers[at].link, Link::Down);
+        self.peers[at].hello = None;
+        self.peers[at].resync = None;
+        match was {
+            Link::Following => {
+                self.following = None;
+                self.drop_unsubmitted(effects);
+                self.leader_lost(effects);
+            }
+            Link::Leading(_) => self.follower_lost(at, effects),
+            _ => {}
+        }
+        self.office_lost_link(at, effects);
+        self.greet_waiting(effects);
+    }
+
+    fn follower_lost(&mut self, at: usize, effects: &mut Effects) {
+        let outstanding: Vec<_> = self.peers[at].drain_outstanding().collect();
+        self.peers[at].volatile_to_dirty();
+        for frame in &outstanding {
+            if let Sent::Write { range, .. } | Sent::Resync { range } = frame.what {
+                self.peers[at].bitmap.insert(range.dirty_blocks());
+            }
+        }
+        self.note_lost_member();
+        self.check_members(effects);
+        for frame in outstanding {
+            match frame.what {
+                Sent::Write { request: Some(key), .. } => {
+                    self.request_acknowledged(key, at, effects);
+                }
+                Sent::Flush { purpose: FlushPurpose::Barrier(number), .. } => {
+                    self.barrier_peer(number, PeerIndex(at as u8), effects);
+                }
+                _ => {}
+            }
+        }
+        self.start_queued(effects);
+    }
+
+    // ------------------------------------------------------------------ frames out, and time
+
+    /// Orders a frame on a peer's present session.
+    pub(crate) fn send(
+        &mut self,
+        peer: PeerIndex,
+        message: Message,
+        data: Option<BufId>,
+        effects: &mut Effects,
+    ) {
+        let to = &mut self.peers[usize::from(peer.0)];
+        to.last_sent = self.now;
+        effects.push(Effect::SendPeer { peer, session: to.session, message, data });
+    }
+
+    /// Pings silent links and ends dead ones.
+    pub(crate) fn watch_links(&mut self, effects: &mut Effects) {
+        let timing = self.config.timing;
+        for at in 0..self.peers.len() {
+            let peer = &self.peers[at];
+            if peer.link == Link::Down {
+                continue;
+            }
+            let index = PeerIndex(at as u8);
+            let hung = peer
+                .oldest_outstanding()
+                .is_some_and(|sent| self.now.since(sent) >= timing.ack_limit);
+            if self.now.since(peer.last_heard) >= timing.peer_silence || hung {
+                let why = if hung { "it did not acknowledge in time" } else { "it was silent" };
+                self.peers[at].why = why.into();
+                let lost = Note::PeerLost { peer: index, why: LinkLoss::Silent };
+                effects.push(Effect::Note(lost));
+                self.close(at, Retry::Later, effects);
+            } else if self.now.since(peer.last_sent) >= timing.ping_interval {
+                self.send(index, Message::Ping, None, effects);
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What a replica tells about itself: plain values, for the driver to show.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::register::RegisterState;
+use crate::time::Span;
+
+/// A snapshot of a replica for `replctl status` and the metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// `starting`, `secondary`, `promoting`, `primary`, `demoting`, `stopping`, `stopped`.
+    pub role: &'static str,
+    /// Whether the disk is attached and usable.
+    pub has_disk: bool,
+    /// `up_to_date`, `outdated`, `inconsistent` (being resynced), `diverged`, `invalid`,
+    /// `failed`, `unknown`.
+    pub data: &'static str,
+    /// The register copy.
+    pub register: RegisterState,
+    /// This replica's id.
+    pub replica: u128,
+    /// Size of the data area in bytes.
+    pub size_bytes: u64,
+    /// Client requests inside.
+    pub requests: usize,
+    /// Why requests wait, the longest wait first; empty when nothing waits.
+    pub waits: Vec<Wait>,
+    /// Extents of the activity log in use and in all.
+    pub log_extents: (u32, u32),
+    /// Each peer, in the order of the configuration.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// Something that waits, and for what.
+#[derive(Clone, Debug, Default)]
+pub struct Wait {
+    /// How long already.
+    pub since: Span,
+    /// For what, in words: `acknowledgement of beta`, `disk`, `activity log`, ...
+    pub what: String,
+}
+
+/// One peer as this replica sees it.
+#[derive(Clone, Debug, Default)]
+pub struct PeerStatus {
+    /// Node name.
+    pub node: String,
+    /// `disconnected`, `refused`, `connecting`, `idle`, `leads`, `syncing`, `joining`, `current`.
+    pub state: &'static str,
+    /// Why it is refused or was lost last, in words; empty when there is nothing to say.
+    pub why: String,
+    /// Its role as it says; empty when not connected.
+    pub role: &'static str,
+    /// Whether it is in the set.
+    pub is_member: bool,
+    /// Bytes that it may lack.
+    pub dirty_bytes: u64,
+    /// Blocks that differ because lineages diverged (R11d).
+    pub diverged_blocks: u64,
+    /// Bytes to copy when the present resync began, and still to copy.
+    pub resync_bytes: (u64, u64),
+    /// Payload bytes sent to it for resyncs, and for live writes, since the start.
+    pub sent_bytes: (u64, u64),
+    /// Payload bytes received from it for resyncs, and for live writes, since the start.
+    pub received_bytes: (u64, u64),
+    /// Frames sent and not yet acknowledged, and their bytes.
+    pub in_flight: (usize, u64),
+}
