@@ -26,7 +26,8 @@
 //!
 //! **A flush** that was acknowledged makes durable every write that was acknowledged, or whose
 //! value a read had returned, before the flush started. A write with FUA is durable when it is
-//! acknowledged. What overtakes a durable write is not made durable by that.
+//! acknowledged. What a loss of power left behind is durable after the next whole flush, whichever
+//! value a read then shows it to be.
 //!
 //! **Power loss** (oracle (a)). When every member lost its power at least once since a write
 //! *started* and no flush made it durable, it may be lost. At the moment when that condition

@@ -1,10 +1,11 @@
 //! Small histories with a known verdict, as a table that tests and `blkload --selftest` run.
 //!
-//! A script is a line of words about one unit. `W1` starts write 1 of value 1 (`W1!` with FUA, `W1:0`
-//! in tenure 0), `Z2` starts a zeroing, `T3` a trim that may be ignored; `A1` acknowledges, `U1` ends
-//! with unknown outcome; `F9` starts flush 9 and `f9` acknowledges it, `F` is both at once; `R=1` is a
-//! read that returned 1 (or `torn`, `foreign`), `r5` starts read 5 and `r5=1` ends it; `P` is a power
-//! loss of all members, `P0` of member 0 of two; `N2` begins tenure 2; `L` allows data loss.
+//! A script is a line of words about one unit. `W1` starts write 1 of value 1 (`W1!` with FUA,
+//! `W1:0` in tenure 0), `Z2` starts a zeroing, `T3` a trim that may be ignored; `A1` acknowledges,
+//! `U1` ends with unknown outcome; `F9` starts flush 9 and `f9` acknowledges it, `F` is both at
+//! once; `R=1` is a read that returned 1 (or `torn`, `foreign`), `r5` starts read 5 and `r5=1` ends
+//! it; `P` is a power loss of all members, `P0` of member 0 of two; `N2` begins tenure 2; `L`
+//! allows data loss.
 
 use crate::{Checker, Config, PowerLoss, Seen, Violation, ViolationKind, Write};
 

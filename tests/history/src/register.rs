@@ -92,11 +92,11 @@ impl Trace {
             return false;
         }
         let op = &facts.ops[self.op as usize];
-        // A flush after a roll-back covers what was read since; the old acknowledgement says nothing.
-        let settled = if self.restored_at > 0 || op.acked >= now {
-            self.first_read_end
-        } else {
-            op.acked.min(self.first_read_end)
+        // What a roll-back left is in place since then; its old acknowledgement says nothing.
+        let settled = match self.restored_at {
+            0 if op.acked < now => op.acked.min(self.first_read_end),
+            0 => self.first_read_end,
+            restored_at => restored_at,
         };
         settled < flushed_until || (op.fua && (self.restored_at..now).contains(&op.acked))
     }
@@ -394,7 +394,17 @@ impl Register {
                     && op.acked < at)
         };
         let count = self.traces.len();
-        let mut gone = vec![false; count];
+        let impossible = |x: &Trace| {
+            let end = x.first_end_as_of(at, facts);
+            !x.must_have_happened(at, facts)
+                && self.traces.iter().any(|y| {
+                    y.must_have_happened(at, facts)
+                        && end < y.last_start
+                        && y.first_end_as_of(at, facts) < x.last_start
+                })
+        };
+        // One that never found room between the others is not among the results either.
+        let mut gone: Vec<bool> = self.traces.iter().map(impossible).collect();
         let mut pushes: Vec<bool> = self.traces.iter().map(stays_for_sure).collect();
         loop {
             let mut changed = false;

@@ -1,4 +1,5 @@
-//! blkload against real NBD servers (nbdkit): clean runs, killed servers, killed clients, lost data.
+//! blkload against real NBD servers (nbdkit): clean runs, killed servers, killed clients, lost
+//! data.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -1,5 +1,5 @@
-//! Long random histories of a simulated device with several clients: a correct one must pass, and one
-//! with a planted defect must be caught each time the defect has had an effect.
+//! Long random histories of a simulated device with several clients: a correct one must pass, and
+//! one with a planted defect must be caught each time the defect has had an effect.
 
 use history::draw::Draw;
 use history::{Checker, Config, PowerLoss, Seen, ViolationKind, Write};

@@ -1,8 +1,9 @@
 //! What is written: every unit says itself which write it comes from and where it belongs.
 //!
 //! A unit begins with magic and run id (8 bytes), write id (8), unit number (8) and a checksum of
-//! these (8), all little-endian. The rest is a pattern made from them, and the last 8 bytes (of a unit
-//! of 64 bytes or more) are the first 8 again, so that half a unit is recognised from either side.
+//! these (8), all little-endian. The rest is a pattern made from them, and the last 8 bytes (of a
+//! unit of 64 bytes or more) are the first 8 again, so that half a unit is recognised from either
+//! side.
 
 use history::Seen;
 use history::draw::{Draw, mix};

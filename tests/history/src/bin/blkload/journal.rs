@@ -1,12 +1,13 @@
 //! The journal: one line per event, in the order in which the checker was told them.
 //!
 //! The line that starts a request is handed to the kernel (`write`) before the request is sent, so
-//! that whatever the device may have seen is known even if this process is killed at any instruction.
-//! Lines that end a request are buffered and go out with the next start. When they are lost, an
-//! acknowledged write is taken for one of unknown outcome, a flush for one that proves nothing, a read
-//! for one without an answer: the judgement becomes milder, never wrong. The order of lines is the
-//! order of what was seen, so a flush covers exactly the writes whose acknowledgement stands before
-//! its start. Only the death of the client's machine is not covered: nothing is synced to disk.
+//! that whatever the device may have seen is known even if this process is killed at any
+//! instruction. Lines that end a request are buffered and go out with the next start. When they are
+//! lost, an acknowledged write is taken for one of unknown outcome, a flush for one that proves
+//! nothing, a read for one without an answer: the judgement becomes milder, never wrong. The order
+//! of lines is the order of what was seen, so a flush covers exactly the writes whose
+//! acknowledgement stands before its start. Only the death of the client's machine is not covered:
+//! nothing is synced to disk.
 //!
 //! A line that was cut short at the end of the file is dropped: its request was never sent.
 

@@ -109,6 +109,13 @@ impl<'a> Load<'a> {
         while !self.stopping() {
             let first = self.engine().current_uri();
             match connect_any(&self.args.uris, first, self.args.io_timeout, layout) {
+                Ok((uri, _, export))
+                    if self.args.connections > 1 && export.flags & wire::CAN_MULTI_CONN == 0 =>
+                {
+                    let uri = &self.args.uris[uri];
+                    eprintln!("{uri}: a flush covers one connection only; use --connections 1");
+                    return;
+                }
                 Ok((uri, stream, export)) => {
                     if !self.session(uri, stream, export, layout, &mut workload) {
                         return;

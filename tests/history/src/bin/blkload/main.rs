@@ -80,11 +80,7 @@ fn verify(args: &Args) -> Result<bool, String> {
 /// Makes the journal of a first run: asks the server for its size, and wipes if told to.
 fn begin(args: &Args) -> Result<(), String> {
     let nothing = Layout { run: 0, unit_bytes: args.unit, units: 0 };
-    let (uri, mut stream, export) = readout::connect_patiently(args, nothing)?;
-    if args.connections > 1 && export.flags & wire::CAN_MULTI_CONN == 0 {
-        let uri = &args.uris[uri];
-        return Err(format!("{uri}: a flush covers one connection only; use --connections 1"));
-    }
+    let (_, mut stream, export) = readout::connect_patiently(args, nothing)?;
     let size = args.size.unwrap_or(export.size);
     if size > export.size || size < args.unit {
         return Err(format!("--size {size}: the export has {} bytes", export.size));

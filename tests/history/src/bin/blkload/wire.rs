@@ -123,8 +123,8 @@ impl Stream {
         }
     }
 
-    /// Reads all of `buffer`. `gives_up` is asked about ten times a second while nothing comes, with
-    /// the time since the last byte.
+    /// Reads all of `buffer`. `gives_up` is asked about ten times a second while nothing comes,
+    /// with the time since the last byte.
     pub fn read_all(
         &mut self,
         mut buffer: &mut [u8],
