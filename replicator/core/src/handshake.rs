@@ -98,6 +98,7 @@ fn has_diverged(older: &Hello, newer: &RegisterState) -> bool {
     let lineages = newer.basis.lineage - older.register.basis.lineage;
     let continued = lineages == 1
         && newer.basis.taker_was_member
+        && older.register.generation >= newer.basis.expected_in
         && older.register.generation <= newer.basis.generation;
     lineages > 0 && !continued && !older.discard_diverged && older.register.contains(older.replica)
 }

@@ -134,14 +134,14 @@ impl Replica {
                 Some(at) => {
                     let peer = PeerIndex(at as u8);
                     promotion.phase = Phase::Asking(peer, self.peers[at].session);
-                    self.send(peer, Message::AuthorityWanted, None, effects);
                 }
                 None if old_primary_is_off => promotion.forced = true,
                 None => return Err(self.authority_unreachable()),
             }
         } else if connected.is_none() {
-            self.check_alone(old_primary_is_off, alone, allow_data_loss)?;
+            self.check_alone(old_primary_is_off, alone)?;
         }
+        self.check_power_loss(connected, allow_data_loss)?;
         // Serving data that miss acknowledged writes is a new lineage whoever agreed to it.
         promotion.forced |= allow_data_loss && !self.is_up_to_date();
         self.begin_promotion(promotion, effects);
@@ -150,8 +150,9 @@ impl Replica {
 
     fn begin_promotion(&mut self, promotion: Promotion, effects: &mut Effects) {
         self.set_role(Role::Promoting(promotion), effects);
-        if promotion.phase == Phase::Draining {
-            self.drain_for_promotion(effects);
+        match promotion.phase {
+            Phase::Asking(peer, _) => self.send(peer, Message::AuthorityWanted, None, effects),
+            _ => self.drain_for_promotion(effects),
         }
     }
 
@@ -235,49 +236,72 @@ impl Replica {
     }
 
     /// The holder of the authority, with nobody to talk to.
-    fn check_alone(
+    fn check_alone(&self, old_primary_is_off: bool, alone: bool) -> Result<(), Refusal> {
+        let spoken = self.peers.iter().all(|peer| peer.spoken);
+        if spoken || alone || old_primary_is_off {
+            return Ok(());
+        }
+        Err(Refusal {
+            code: "not_spoken",
+            rule: "No witness",
+            why: "since its start this node has not spoken with its peer, which may have been \
+                  promoted meanwhile"
+                .into(),
+            next: "connect the peer; or, if it cannot have been promoted, say --alone; or, if it \
+                   is switched off, --old-primary-is-off"
+                .into(),
+        })
+    }
+
+    /// R11a: a member whose machine lost its caches may lack what was acknowledged and never
+    /// flushed. Another member that kept its caches, or that may have kept them, goes first.
+    fn check_power_loss(
         &self,
-        old_primary_is_off: bool,
-        alone: bool,
+        connected: Option<usize>,
         allow_data_loss: bool,
     ) -> Result<(), Refusal> {
-        let spoken = self.peers.iter().all(|peer| peer.spoken);
-        if !spoken && !alone && !old_primary_is_off {
-            return Err(Refusal {
-                code: "not_spoken",
-                rule: "No witness",
-                why: "since its start this node has not spoken with its peer, which may have been \
-                      promoted meanwhile"
-                    .into(),
-                next: "connect the peer; or, if it cannot have been promoted, say --alone; or, if \
-                       it is switched off, --old-primary-is-off"
-                    .into(),
-            });
-        }
         let mine = self.superblock.replica;
-        let lost_power = self
+        let lost = self
             .register
             .member(mine)
             .is_some_and(|member| member.incarnation != self.config.incarnation);
-        let others = self.register.set.iter().any(|member| member.replica != mine);
-        let waited = self.now.since(self.started_at) >= self.config.timing.power_loss_wait;
-        if lost_power && others && !self.register.released_clean && !waited && !allow_data_loss {
-            let left = self.config.timing.power_loss_wait.as_ms()
-                - self.now.since(self.started_at).as_ms();
+        if !lost || self.register.released_clean || allow_data_loss {
+            return Ok(());
+        }
+        let Some(other) = self.register.set.iter().find(|member| member.replica != mine) else {
+            return Ok(());
+        };
+        let why = format!(
+            "this machine lost its caches while it was a member, and {}, a member too,",
+            self.node_of(other.replica)
+        );
+        let hello = connected.and_then(|at| self.peers[at].hello.as_ref());
+        if let Some(hello) = hello.filter(|hello| hello.replica == other.replica) {
+            if hello.incarnation != other.incarnation {
+                return Ok(());
+            }
             return Err(Refusal {
                 code: "power_was_lost",
                 rule: "R11a",
-                why: "this machine lost its caches while it was a member, and another member, \
-                      which may hold what was lost, is silent"
-                    .into(),
-                next: format!(
-                    "start the other node; or try again in {} s, when only writes that were \
-                     never flushed can be missing; or --allow-data-loss",
-                    left.div_ceil(1000)
-                ),
+                why: why + " did not",
+                next: format!("promote {}", self.node_of(other.replica)),
             });
         }
-        Ok(())
+        let silent = self.now.since(self.started_at);
+        let wait = self.config.timing.power_loss_wait;
+        if silent >= wait {
+            return Ok(());
+        }
+        Err(Refusal {
+            code: "power_was_lost",
+            rule: "R11a",
+            why: why + " is silent",
+            next: format!(
+                "start the other node; or try again in {} s, when only writes that were never \
+                 flushed can be missing; or --allow-data-loss",
+                (wait.as_ms() - silent.as_ms()).div_ceil(1000)
+            ),
+        })
     }
 
     /// R2c: the old sessions are closed; then every write submitted to the own disk ends.
@@ -367,6 +391,7 @@ impl Replica {
                 lineage: old.basis.lineage + 1,
                 generation: known,
                 taker_was_member: was_member,
+                expected_in: if old.contains(mine) { 0 } else { self.superblock.coming },
             };
         }
         next
@@ -470,8 +495,14 @@ impl Replica {
         }
         self.register = state;
         self.superblock.register = self.register.clone();
+        let up_to_date = self.is_up_to_date();
         match &mut self.role {
             Role::Promoting(promotion) if matches!(promotion.phase, Phase::Asking(..)) => {
+                if !up_to_date && !promotion.forced {
+                    let refusal = self.check_own_data(false).expect_err("not up to date");
+                    self.persist(After::Nothing, effects);
+                    return self.promotion_refused(refusal, effects);
+                }
                 promotion.phase = Phase::Draining;
                 self.drain_for_promotion(effects);
             }

@@ -30,6 +30,9 @@ pub struct Basis {
     pub generation: u64,
     /// Whether the taker was a member then: one that was not lacks acknowledged writes.
     pub taker_was_member: bool,
+    /// When the taker had only been told to expect its membership: in this generation. Unless the
+    /// old primary really committed it, the taker was no member after all. Else 0.
+    pub expected_in: u64,
 }
 
 /// The state of one resource in the register.

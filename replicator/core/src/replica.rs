@@ -442,7 +442,7 @@ impl Replica {
             if let Some(sent) = peer.oldest_outstanding() {
                 at(sent + timing.ack_limit);
             }
-            if peer.volatile_len() > 0 {
+            if peer.volatile_len() > 0 && self.barriers.is_empty() {
                 at(peer.volatile_since + VOLATILE_AGE);
             }
             if let Some(paused) = peer.resync.as_ref().and_then(|r| r.deadline(self.now)) {

@@ -14,7 +14,7 @@ use crate::flush::FlushWaiter;
 use crate::input::{ClientRequest, DiskFailure};
 use crate::limits::{EXTENT_BYTES, REQUESTS_MAX, ZERO_BYTES_MAX};
 use crate::note::Note;
-use crate::peer::{Lead, Link, Sent};
+use crate::peer::{Link, Sent};
 use crate::replica::{Purpose, Replica, Role};
 use crate::time::Time;
 use crate::wire::Message;
@@ -336,12 +336,10 @@ impl Replica {
                 why,
             };
             effects.push(Effect::Note(note));
-            self.local_write_failed(key, effects);
-        } else if self.requests[key].stage == Stage::Edges {
-            if matches!(self.role, Role::Primary | Role::Demoting) {
-                self.submit_write(key, effects);
-                return;
-            }
+            self.local_write_failed(key, why, effects);
+        } else if self.requests[key].stage == Stage::Edges && self.role.serves() {
+            self.submit_write(key, effects);
+            return;
         }
         let request = &mut self.requests[key];
         if request.stage != Stage::Edges
@@ -357,9 +355,9 @@ impl Replica {
         self.check_request(key, effects);
     }
 
-    /// R16: a write that failed on the own disk is not on this replica; the peers may have it, so
-    /// the block counts as different from theirs until a resync made them equal.
-    fn local_write_failed(&mut self, key: usize, effects: &mut Effects) {
+    /// R16: when another member holds everything, a primary whose disk fails hands over. Else the
+    /// failed write differs between the replicas, so its blocks are dirty until a resync.
+    fn local_write_failed(&mut self, key: usize, why: DiskFailure, effects: &mut Effects) {
         let request = &self.requests[key];
         if !request.changes_data() || request.stage == Stage::Edges {
             return;
@@ -367,7 +365,12 @@ impl Replica {
         let blocks = request.range.dirty_blocks();
         for at in 0..self.peers.len() {
             self.peers[at].bitmap.insert(blocks.clone());
-            if matches!(self.peers[at].link, Link::Leading(lead) if lead != Lead::AwaitFollow) {
+        }
+        if matches!(why, DiskFailure::Io(_)) {
+            self.primary_disk_failed(effects);
+        }
+        for at in 0..self.peers.len() {
+            if matches!(self.peers[at].link, Link::Leading(_)) {
                 self.drop_session(at, "a write failed on the primary's disk", effects);
             }
         }

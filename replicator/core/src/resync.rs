@@ -169,6 +169,7 @@ impl Replica {
         }
         self.start_queued(effects);
         self.go_on_with_resync(effects);
+        self.requests_drained(effects);
     }
 
     /// The peer has a step on its disk, not yet durably.

@@ -173,7 +173,7 @@ impl Replica {
                 self.refused(at, &reason, blocks, effects);
             }
             Relation::Lead => self.begin_leading(at, effects),
-            Relation::Follow => self.begin_following(at, &mine, *theirs, effects),
+            Relation::Follow => self.begin_following(at, *theirs, effects),
             Relation::Idle { adopt } => self.begin_idle(at, adopt, *theirs, effects),
             Relation::Deposed => self.deposed(at, effects),
             Relation::Wait => self.close(at, Retry::Later, effects),
@@ -220,27 +220,27 @@ impl Replica {
             self.adopt(at, &theirs, effects);
             self.persist(After::Adopted, effects);
         } else {
+            if self.register == theirs.register {
+                // What this replica was told to expect was never committed.
+                self.superblock.coming = 0;
+            }
             self.resume_office(effects);
         }
     }
 
-    /// Takes over a newer register copy (not yet durably).
+    /// Takes over a newer register copy (not yet durably), and learns whether the commit that this
+    /// replica was told to expect was made (R4d).
     fn adopt(&mut self, at: usize, theirs: &Hello, effects: &mut Effects) {
+        let mine = self.hello(at);
         self.register = theirs.register.clone();
         self.superblock.register = self.register.clone();
         self.superblock.tenure = self.superblock.tenure.max(theirs.register.tenure);
         self.superblock.clean = false;
-        let mine = self.superblock.replica;
-        let record = &mut self.superblock.peers[at];
-        if theirs.knows_you_as == mine
-            && record.replica == theirs.replica
-            && self.superblock.coming != 0
-            && self.superblock.coming == theirs.base
-            && self.register.contains(mine)
-        {
-            // The commit this replica was told to expect was made (R4d).
+        let met = self.superblock.peers[at].replica == theirs.replica;
+        if met && handshake::joined_unknowingly(theirs, &mine) {
             self.joined(at, theirs.base);
         }
+        self.superblock.coming = 0;
         let generation = self.register.generation;
         effects.push(Effect::Note(Note::Committed { generation, what: "learned from the peer" }));
     }
@@ -262,7 +262,7 @@ impl Replica {
 
     // ------------------------------------------------------------------ the peer is primary
 
-    fn begin_following(&mut self, at: usize, mine: &Hello, theirs: Hello, effects: &mut Effects) {
+    fn begin_following(&mut self, at: usize, theirs: Hello, effects: &mut Effects) {
         self.agreed(at, "follows", effects);
         let peer = &mut self.peers[at];
         peer.link = Link::Following;
@@ -273,9 +273,6 @@ impl Replica {
             ready: false,
         });
         self.adopt(at, &theirs, effects);
-        if handshake::joined_unknowingly(&theirs, mine) {
-            self.joined(at, theirs.base);
-        }
         let session = self.peers[at].session;
         self.persist(After::FollowReady(session), effects);
     }

@@ -539,6 +539,7 @@ pub(crate) fn put_register(state: &RegisterState, out: &mut Vec<u8>) {
     out.extend_from_slice(&state.authority.unwrap_or_default().0.to_le_bytes());
     out.extend_from_slice(&state.basis.generation.to_le_bytes());
     out.extend_from_slice(&state.basis.lineage.to_le_bytes());
+    out.extend_from_slice(&state.basis.expected_in.to_le_bytes());
     let flags = u8::from(state.released_clean) | u8::from(state.basis.taker_was_member) << 1;
     out.extend_from_slice(&[flags, state.set.len() as u8]);
     for member in &state.set {
@@ -555,7 +556,12 @@ pub(crate) fn take_register(input: &mut Reader<'_>) -> Result<RegisterState, Fra
         tenure: input.u64()?,
         primary: some(input.u128()?),
         authority: some(input.u128()?),
-        basis: Basis { generation: input.u64()?, lineage: input.u64()?, taker_was_member: false },
+        basis: Basis {
+            generation: input.u64()?,
+            lineage: input.u64()?,
+            expected_in: input.u64()?,
+            taker_was_member: false,
+        },
         ..RegisterState::default()
     };
     let flags = input.u8()?;
