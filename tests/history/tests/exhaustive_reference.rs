@@ -312,11 +312,11 @@ fn compare(seeds: std::ops::Range<u64>, power_loss: bool) -> Tally {
 #[test]
 fn agrees_with_the_reference_where_power_stays() {
     let tally = compare(0..1_500, false);
-    assert!(tally.accepted > 1_000 && tally.rejected > 1_000, "{tally:?}");
+    assert!(tally.accepted > 750 && tally.rejected > 750, "{tally:?}");
 }
 
 #[test]
 fn agrees_with_the_reference_where_power_is_lost() {
     let tally = compare(100_000..101_500, true);
-    assert!(tally.accepted > 1_000 && tally.rejected > 1_000, "{tally:?}");
+    assert!(tally.accepted > 750 && tally.rejected > 750, "{tally:?}");
 }
