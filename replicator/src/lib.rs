@@ -6,17 +6,29 @@
 //! (one resource with its loop), `daemon` (all of them), `control` (what `replctl` says and
 //! hears), `create` with `signature` and `device_use` (metadata on a disk, without a daemon).
 
+pub mod block_device;
 mod buffers;
 pub mod config;
+pub mod control;
+pub mod control_server;
 pub mod create;
+pub mod daemon;
 pub mod data_loop;
 pub mod device_use;
 pub mod disk;
+pub mod events;
 pub mod greeting;
 pub mod incarnation;
 pub mod key;
 pub mod latency;
+pub mod link;
+pub mod nbd_listen;
 mod nbd_port;
 mod peer_link;
+pub mod peers;
+pub mod process;
+pub mod report;
+pub mod resource;
 pub mod signature;
 mod uring;
+pub mod verdict;

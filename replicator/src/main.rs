@@ -1,2 +1,190 @@
-//! replicatord
-fn main() {}
+//! `replicatord`: reads the configuration, becomes one node of it, and serves until it is told to
+//! stop.
+//!
+//! Signals: SIGTERM or SIGINT stops every resource orderly; a primary that is in use (mounted, or
+//! with NBD clients) goes on serving and the daemon waits for it, visibly. A second signal stops at
+//! once, as a crash would: nothing acknowledged is lost, and a block device stays for the next
+//! start. Exit codes: 0 stopped orderly, 1 could not start or run, 2 wrong usage or configuration,
+//! 3 stopped by a second signal while in use.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use nbd_frontend::attach::{Keeper, holder};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use replicator::config::{ClusterConfig, DEFAULT_PATH, NodeConfig};
+use replicator::daemon::{Daemon, StartError};
+use replicator::process;
+use sd_notify::NotifyState;
+use tracing_subscriber::EnvFilter;
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+const EXIT_IN_USE: u8 = 3;
+const TICK_MS: u16 = 500;
+
+/// The Replicator daemon: keeps the replicas of one node.
+#[derive(Parser)]
+#[command(name = "replicatord", version, after_help = AFTER_HELP)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// Which node of the configuration to be; the host name by default.
+    #[arg(long)]
+    node: Option<String>,
+    #[command(subcommand)]
+    command: Option<Other>,
+}
+
+#[derive(Subcommand)]
+enum Other {
+    /// Keeps descriptors of block devices while the daemon restarts (started by the daemon).
+    #[command(hide = true)]
+    Holder {
+        /// Where its socket is.
+        run_dir: PathBuf,
+    },
+}
+
+const AFTER_HELP: &str = "\
+Signals: SIGTERM and SIGINT stop orderly and wait for whoever uses a device; a second one stops
+at once, as a crash would (nothing acknowledged is lost, the device waits for the next start).
+Exit codes: 0 stopped orderly, 1 could not start or run, 2 wrong usage or configuration,
+3 stopped by a second signal while in use.
+Log level: RUST_LOG=debug. Example of two nodes on one machine: tools/deploy/examples.";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(Other::Holder { run_dir }) = arguments.command {
+        return match holder::run(&run_dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(EXIT_FAILED, &error),
+        };
+    }
+    start_logging();
+    let config = match ClusterConfig::load(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => return complain(EXIT_USAGE, &error),
+    };
+    let node = match config.choose_node(arguments.node.as_deref()) {
+        Ok(node) => node.clone(),
+        Err(error) => return complain(EXIT_USAGE, &error),
+    };
+    run(config, node)
+}
+
+fn complain(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("replicatord: {error}");
+    ExitCode::from(code)
+}
+
+fn start_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    // The journal has its own time stamps.
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().init();
+    } else {
+        log.init();
+    }
+}
+
+fn run(config: ClusterConfig, node: NodeConfig) -> ExitCode {
+    let keeper = Keeper::choose(&node.run_dir, holder_command(&node));
+    // Before the first thread, so that every thread has them blocked and only `wait` sees them.
+    let signals = match block_signals() {
+        Ok(signals) => signals,
+        Err(error) => return complain(EXIT_FAILED, &format!("cannot take signals: {error}")),
+    };
+    let warnings = process::protect_from_memory_pressure();
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let name = node.name.clone();
+    let daemon = match Daemon::start(config, node, keeper, warnings) {
+        Ok(daemon) => daemon,
+        Err(error @ (StartError::Key(_) | StartError::Witness(_))) => {
+            return complain(EXIT_USAGE, &error);
+        }
+        Err(error) => return complain(EXIT_FAILED, &error),
+    };
+    tracing::info!("node {name} is running, process {}", std::process::id());
+    notify(&[NotifyState::Ready, NotifyState::Status(&daemon.summary())]);
+    wait(&daemon, &signals)
+}
+
+fn holder_command(node: &NodeConfig) -> Vec<OsString> {
+    let program = std::env::current_exe().unwrap_or_else(|_| "replicatord".into());
+    vec![program.into(), "holder".into(), node.run_dir.clone().into()]
+}
+
+fn block_signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.add(Signal::SIGINT);
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+/// Nothing is wrong when nobody listens: the daemon also runs without systemd.
+fn notify(state: &[NotifyState<'_>]) {
+    let _ = sd_notify::notify(state);
+}
+
+fn wait(daemon: &Arc<Daemon>, signals: &SignalFd) -> ExitCode {
+    let has_watchdog = sd_notify::watchdog_enabled().is_some();
+    let mut summary = daemon.summary();
+    let stopped = Arc::new(AtomicUsize::new(0));
+    let mut is_stopping = false;
+    loop {
+        if next_signal(signals) {
+            if is_stopping {
+                tracing::warn!("second signal: stopping at once");
+                daemon.abandon();
+                return ExitCode::from(EXIT_IN_USE);
+            }
+            is_stopping = true;
+            tracing::info!("stopping");
+            notify(&[NotifyState::Stopping]);
+            let counter = stopped.clone();
+            daemon.stop(move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        if is_stopping && stopped.load(Ordering::SeqCst) == daemon.resource_count() {
+            tracing::info!("stopped");
+            return ExitCode::SUCCESS;
+        }
+        let now = daemon.summary();
+        if now != summary {
+            notify(&[NotifyState::Status(&now)]);
+            summary = now;
+        }
+        if has_watchdog {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+/// Waits a moment for a signal; whether one came.
+fn next_signal(signals: &SignalFd) -> bool {
+    let mut look = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut look, PollTimeout::from(TICK_MS)).is_err() {
+        std::thread::sleep(Duration::from_millis(u64::from(TICK_MS)));
+    }
+    matches!(signals.read_signal(), Ok(Some(_)))
+}

@@ -1,0 +1,280 @@
+//! What `replctl` and a daemon say to each other on the control socket: one JSON object a line,
+//! one request per connection, one or more replies. The socket belongs to the user of the daemon
+//! (mode 0600). This file has the words and the client; `control_server` has the other side.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::report::{EventReport, StatusReport};
+
+/// Version of this interface; a change that old commands cannot read raises it.
+pub const VERSION: u32 = 1;
+/// A request is never longer than this.
+pub const REQUEST_BYTES_MAX: u64 = 64 << 10;
+/// A reply line is never longer than this.
+const REPLY_BYTES_MAX: u64 = 16 << 20;
+
+/// One request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// What it wants.
+    pub command: Order,
+}
+
+/// What can be asked of a daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Order {
+    /// The state of all or one resource.
+    Status {
+        /// Only this one.
+        resource: Option<String>,
+    },
+    /// Become primary.
+    Promote {
+        /// Which.
+        resource: String,
+        /// The operator knows that the old primary is off.
+        old_primary_is_off: bool,
+        /// Serve old data, start a new lineage.
+        allow_data_loss: bool,
+        /// Do not wait for the peer after a restart.
+        alone: bool,
+    },
+    /// Stop being primary.
+    Demote {
+        /// Which.
+        resource: String,
+        /// Close the connections of NBD clients instead of refusing because of them.
+        drop_clients: bool,
+    },
+    /// Connect to peers again.
+    Connect {
+        /// Which.
+        resource: String,
+        /// Only to this one.
+        peer: Option<String>,
+    },
+    /// Hold no connection to peers.
+    Disconnect {
+        /// Which.
+        resource: String,
+        /// Only to this one.
+        peer: Option<String>,
+    },
+    /// Declare the data here bad.
+    Invalidate {
+        /// Which.
+        resource: String,
+    },
+    /// Copy everything to peers.
+    ResyncFull {
+        /// Which.
+        resource: String,
+        /// Only to this one.
+        peer: Option<String>,
+    },
+    /// Give up what diverged here.
+    DiscardDiverged {
+        /// Which.
+        resource: String,
+    },
+    /// Start to run it.
+    Up {
+        /// Which.
+        resource: String,
+    },
+    /// Stop to run it.
+    Down {
+        /// Which.
+        resource: String,
+    },
+    /// Everything that happens from now on, and the latest before; ends when the caller closes.
+    Events,
+}
+
+/// One line of the answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// It is done.
+    Done(String),
+    /// There was nothing to do.
+    Already(String),
+    /// It was not done.
+    Refused(RefusalReport),
+    /// The answer to `Status`.
+    Status(Box<StatusReport>),
+    /// One of many for `Events`.
+    Event(EventReport),
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalReport {
+    /// Stable name for programs.
+    pub code: String,
+    /// The rule of SAFETY.md; empty where none is meant.
+    pub rule: String,
+    /// What is wrong.
+    pub why: String,
+    /// What the operator may do now.
+    pub next: String,
+}
+
+impl RefusalReport {
+    /// A refusal of the daemon itself, under no numbered rule.
+    pub fn new(code: &str, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { code: code.into(), rule: String::new(), why: why.into(), next: next.into() }
+    }
+}
+
+/// Why a daemon could not be asked.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// No daemon listens.
+    #[error(
+        "no daemon answers on {path}: {source}; is replicatord running for this node \
+         (systemctl status replicator), and are you allowed to use its socket (root)?"
+    )]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The conversation broke.
+    #[error("the daemon did not finish its answer: {0}")]
+    Broken(io::Error),
+    /// It answered something that is no reply of this version.
+    #[error("the daemon's answer is not understood ({0}); daemon and replctl differ in version")]
+    Unintelligible(serde_json::Error),
+}
+
+/// A connection to a daemon with one request under way.
+pub struct Conversation {
+    replies: BufReader<UnixStream>,
+}
+
+impl Conversation {
+    /// Sends a request. `patience` limits the wait for each reply; none waits for ever.
+    pub fn start(
+        socket: &Path,
+        command: Order,
+        patience: Option<Duration>,
+    ) -> Result<Self, ControlError> {
+        let connect = |source| ControlError::Connect { path: socket.to_owned(), source };
+        let mut stream = UnixStream::connect(socket).map_err(connect)?;
+        stream.set_read_timeout(patience).map_err(connect)?;
+        let request = Request { version: VERSION, command };
+        let mut line = serde_json::to_vec(&request).expect("requests are plain values");
+        line.push(b'\n');
+        // A busy daemon may refuse before it reads; what it says is then still to be read.
+        let _ = stream.write_all(&line);
+        Ok(Self { replies: BufReader::new(stream) })
+    }
+
+    /// The next reply; none at the end.
+    pub fn next_reply(&mut self) -> Result<Option<Reply>, ControlError> {
+        let mut line = Vec::new();
+        let mut limited = self.replies.by_ref().take(REPLY_BYTES_MAX);
+        limited.read_until(b'\n', &mut line).map_err(ControlError::Broken)?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&line).map(Some).map_err(ControlError::Unintelligible)
+    }
+}
+
+/// Asks for one thing and takes the first reply.
+pub fn ask(socket: &Path, command: Order, patience: Duration) -> Result<Reply, ControlError> {
+    let mut conversation = Conversation::start(socket, command, Some(patience))?;
+    conversation.next_reply()?.ok_or_else(|| {
+        let text = "it closed the connection; its log says why";
+        ControlError::Broken(io::Error::new(io::ErrorKind::UnexpectedEof, text))
+    })
+}
+
+/// Reads the request of a client: one line, not too long, of a version that is understood.
+pub fn read_request(stream: &UnixStream) -> Result<Order, RefusalReport> {
+    let mut line = Vec::new();
+    let mut limited = BufReader::new(stream).take(REQUEST_BYTES_MAX);
+    if let Err(error) = limited.read_until(b'\n', &mut line) {
+        let next = "send one JSON object and a line end within 5 seconds";
+        return Err(RefusalReport::new("no_request", format!("no request came: {error}"), next));
+    }
+    parse_request(&line)
+}
+
+fn parse_request(line: &[u8]) -> Result<Order, RefusalReport> {
+    #[derive(Deserialize)]
+    struct AnyVersion {
+        version: u32,
+    }
+    let bad = |error: serde_json::Error| {
+        let next = "use replctl of the same version as the daemon";
+        RefusalReport::new("bad_request", format!("the request is not understood: {error}"), next)
+    };
+    let any: AnyVersion = serde_json::from_slice(line).map_err(bad)?;
+    if any.version != VERSION {
+        return Err(RefusalReport::new(
+            "wrong_version",
+            format!("the command speaks version {}, this daemon {VERSION}", any.version),
+            "use replctl of the same version as the daemon",
+        ));
+    }
+    serde_json::from_slice::<Request>(line).map(|request| request.command).map_err(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_request_survives_the_way_to_the_daemon() {
+        let command = Order::Promote {
+            resource: "shop".into(),
+            old_primary_is_off: true,
+            allow_data_loss: false,
+            alone: false,
+        };
+        let request = Request { version: VERSION, command: command.clone() };
+        let line = serde_json::to_vec(&request).unwrap();
+        assert_eq!(parse_request(&line).unwrap(), command);
+    }
+
+    #[test]
+    fn another_version_is_refused_before_the_command_is_looked_at() {
+        let refusal = parse_request(br#"{"version": 9, "command": {"fly": {}}}"#).unwrap_err();
+        assert_eq!(refusal.code, "wrong_version");
+        assert_eq!(refusal.why, "the command speaks version 9, this daemon 1");
+    }
+
+    #[test]
+    fn an_unknown_command_or_field_is_refused() {
+        for text in [
+            r#"{"version": 1, "command": {"fly": {}}}"#,
+            r#"{"version": 1, "command": {"up": {"resource": "a", "force": true}}}"#,
+            "",
+            "null",
+        ] {
+            assert_eq!(parse_request(text.as_bytes()).unwrap_err().code, "bad_request", "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_lines_never_panic(line in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            prop_assert!(parse_request(&line).is_err());
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The daemon's side of the control socket: a bounded number of threads, one request each.
+
+use std::io::{self, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::control::{Order, RefusalReport, Reply, read_request};
+use crate::daemon::Daemon;
+use crate::resource::Resource;
+
+/// Requests at once; a promotion that waits holds one.
+const REQUESTS_MAX: usize = 32;
+/// A caller that does not send or read for so long is closed.
+const CALLER_PATIENCE: Duration = Duration::from_secs(5);
+const EVENT_WAIT: Duration = Duration::from_secs(1);
+const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+
+/// Serves the socket for ever on a thread of its own.
+pub fn serve(daemon: Arc<Daemon>, listener: UnixListener) -> io::Result<()> {
+    let busy = Arc::new(AtomicUsize::new(0));
+    let accept = move || {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => accepted(&daemon, &busy, stream),
+                Err(error) => {
+                    tracing::warn!("cannot accept a control connection: {error}");
+                    thread::sleep(ACCEPT_RETRY);
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("control".into()).spawn(accept).map(drop)
+}
+
+fn accepted(daemon: &Arc<Daemon>, busy: &Arc<AtomicUsize>, stream: UnixStream) {
+    let _ = stream.set_read_timeout(Some(CALLER_PATIENCE));
+    let _ = stream.set_write_timeout(Some(CALLER_PATIENCE));
+    if busy.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
+        busy.fetch_sub(1, Ordering::Relaxed);
+        let why = format!("{REQUESTS_MAX} requests are under way");
+        let refusal = RefusalReport::new("busy", why, "wait for one of them to end");
+        let _ = send(&stream, &Reply::Refused(refusal));
+        return;
+    }
+    let (daemon, counter) = (daemon.clone(), busy.clone());
+    let spawned = thread::Builder::new().name("request".into()).spawn(move || {
+        handle(&daemon, &stream);
+        counter.fetch_sub(1, Ordering::Relaxed);
+    });
+    if spawned.is_err() {
+        busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn send(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply).expect("replies are plain values");
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+fn handle(daemon: &Arc<Daemon>, stream: &UnixStream) {
+    let reply = match read_request(stream) {
+        Err(refusal) => Reply::Refused(refusal),
+        Ok(Order::Events) => return stream_events(daemon, stream),
+        Ok(order) => {
+            if !matches!(order, Order::Status { .. }) {
+                tracing::info!("operator: {order:?}");
+            }
+            execute(daemon, order)
+        }
+    };
+    // A caller that went away has decided not to know.
+    let _ = send(stream, &reply);
+}
+
+fn stream_events(daemon: &Daemon, stream: &UnixStream) {
+    let mut seen = 0;
+    let _ = stream.set_nonblocking(false);
+    loop {
+        let new = daemon.events.after(seen, EVENT_WAIT);
+        for event in new {
+            seen = event.number;
+            if send(stream, &Reply::Event(event)).is_err() {
+                return;
+            }
+        }
+        if caller_is_gone(stream) {
+            return;
+        }
+    }
+}
+
+fn caller_is_gone(stream: &UnixStream) -> bool {
+    use std::os::fd::AsFd;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut look = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    poll(&mut look, PollTimeout::ZERO).is_err()
+        || look[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
+fn execute(daemon: &Daemon, order: Order) -> Reply {
+    let with = |name: &str, act: &dyn Fn(&Arc<Resource>) -> Reply| match daemon.resource(name) {
+        Some(resource) => act(resource),
+        None => Reply::Refused(unknown_resource(daemon, name)),
+    };
+    match order {
+        Order::Status { resource: Some(name) } if daemon.resource(&name).is_none() => {
+            Reply::Refused(unknown_resource(daemon, &name))
+        }
+        Order::Status { resource } => Reply::Status(Box::new(daemon.report(resource.as_deref()))),
+        Order::Promote { resource, old_primary_is_off, allow_data_loss, alone } => {
+            with(&resource, &|it| it.promote(old_primary_is_off, allow_data_loss, alone))
+        }
+        Order::Demote { resource, drop_clients } => with(&resource, &|it| it.demote(drop_clients)),
+        Order::Connect { resource, peer } => with(&resource, &|it| it.connect(peer.as_deref())),
+        Order::Disconnect { resource, peer } => {
+            with(&resource, &|it| it.disconnect(peer.as_deref()))
+        }
+        Order::Invalidate { resource } => with(&resource, &|it| it.invalidate()),
+        Order::ResyncFull { resource, peer } => {
+            with(&resource, &|it| it.resync_full(peer.as_deref()))
+        }
+        Order::DiscardDiverged { resource } => with(&resource, &|it| it.discard_diverged()),
+        Order::Up { resource } => with(&resource, &|it| it.up()),
+        Order::Down { resource } => with(&resource, &|it| it.down()),
+        Order::Events => unreachable!("handled by the caller"),
+    }
+}
+
+fn unknown_resource(daemon: &Daemon, name: &str) -> RefusalReport {
+    let names = daemon.resource_names().join(", ");
+    RefusalReport::new(
+        "unknown_resource",
+        format!("there is no resource {name} in the configuration of the daemon"),
+        format!("it has: {names}; a daemon reads its configuration when it starts"),
+    )
+}

@@ -1,0 +1,266 @@
+//! One node: all its resources, the sockets it listens on, and the order in which it starts and
+//! stops.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nbd_frontend::attach::Keeper;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, umask};
+use thiserror::Error;
+
+use crate::config::{ClusterConfig, NodeConfig};
+use crate::control::Reply;
+use crate::control_server;
+use crate::events::{Events, Weight};
+use crate::key::{ClusterKey, KeyError};
+use crate::nbd_listen::NbdPort;
+use crate::peers::Peers;
+use crate::report::StatusReport;
+use crate::resource::Resource;
+
+/// How often a stop looks whether a resource is still in use.
+const USE_POLL: Duration = Duration::from_millis(500);
+/// How often it says so.
+const USE_REMINDER: Duration = Duration::from_secs(30);
+
+/// A running node.
+pub struct Daemon {
+    cluster: Arc<ClusterConfig>,
+    node: NodeConfig,
+    resources: Vec<Arc<Resource>>,
+    peers: Arc<Peers>,
+    /// What has happened.
+    pub events: Arc<Events>,
+    warnings: Vec<String>,
+    started: Instant,
+    /// Keeps a second daemon of the same node away.
+    _lock: Flock<File>,
+}
+
+/// Why a daemon cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration makes this node a witness.
+    #[error("{0} is a witness, which has nothing to do in this version; start data nodes only")]
+    Witness(String),
+    /// No usable key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Another daemon runs as this node.
+    #[error("another replicatord runs as {node} on this machine: it holds {path}")]
+    AlreadyRunning {
+        /// The node.
+        node: String,
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// A file, directory or socket cannot be made.
+    #[error("cannot {verb} {what}: {source}")]
+    Io {
+        /// What was being done.
+        verb: &'static str,
+        /// To what.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn io_error(verb: &'static str, what: impl ToString) -> impl FnOnce(io::Error) -> StartError {
+    let what = what.to_string();
+    move |source| StartError::Io { verb, what, source }
+}
+
+impl Daemon {
+    /// Opens the sockets and starts every resource. Nothing of a resource's own trouble stops the
+    /// others or the daemon.
+    pub fn start(
+        cluster: ClusterConfig,
+        node: NodeConfig,
+        keeper: Keeper,
+        mut warnings: Vec<String>,
+    ) -> Result<Arc<Self>, StartError> {
+        if node.witness {
+            return Err(StartError::Witness(node.name));
+        }
+        let key = ClusterKey::load(&node.key)?;
+        make_private_dir(&node.run_dir).map_err(io_error("make", node.run_dir.display()))?;
+        let lock = take_lock(&node)?;
+        let control = listen(&node.control_socket)?;
+        let nbd = listen(&node.nbd_socket)?;
+
+        warnings.extend(cluster.warnings.iter().cloned());
+        let cluster = Arc::new(cluster);
+        let events = Arc::new(Events::default());
+        let keeper = Arc::new(keeper);
+        let resources: Vec<Arc<Resource>> = cluster
+            .resources
+            .iter()
+            .map(|config| {
+                let (config, cluster) = (config.clone(), cluster.clone());
+                let (events, keeper) = (events.clone(), keeper.clone());
+                Arc::new(Resource::new(config, cluster, &node, events, keeper))
+            })
+            .collect();
+        let peers = Arc::new(Peers::new(
+            cluster.clone(),
+            node.clone(),
+            key,
+            resources.clone(),
+            events.clone(),
+        ));
+        peers.listen().map_err(io_error("start", "the listener for peers"))?;
+        let port = Arc::new(NbdPort::new(node.name.clone(), resources.clone(), events.clone()));
+        for address in &node.nbd_listen {
+            port.listen_tcp(*address).map_err(io_error("start", "the NBD port"))?;
+        }
+        port.listen_unix(nbd).map_err(io_error("start", "the NBD socket"))?;
+
+        let started = Instant::now();
+        let daemon = Arc::new(Self {
+            cluster,
+            node,
+            resources,
+            peers,
+            events,
+            warnings,
+            started,
+            _lock: lock,
+        });
+        for resource in &daemon.resources {
+            resource.start().map_err(io_error("start", resource.name()))?;
+        }
+        daemon.peers.dial().map_err(io_error("start", "the dialers"))?;
+        control_server::serve(daemon.clone(), control)
+            .map_err(io_error("start", "the control socket"))?;
+        Ok(daemon)
+    }
+
+    /// A resource by its name.
+    pub fn resource(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.resources.iter().find(|resource| resource.name() == name)
+    }
+
+    /// The names of all resources.
+    pub fn resource_names(&self) -> Vec<String> {
+        self.resources.iter().map(|resource| resource.name().to_owned()).collect()
+    }
+
+    /// Everything there is to tell, or only about one resource. The resources are asked at the
+    /// same time, so that one hanging disk delays the answer only once.
+    pub fn report(&self, only: Option<&str>) -> StatusReport {
+        let wanted = self.resources.iter().filter(|it| only.is_none_or(|name| it.name() == name));
+        let resources = thread::scope(|scope| {
+            let asked: Vec<_> =
+                wanted.map(|resource| scope.spawn(|| resource.report())).collect();
+            let answered = asked.into_iter().filter_map(|thread| thread.join().ok());
+            answered.collect()
+        });
+        StatusReport {
+            cluster: self.cluster.cluster.clone(),
+            node: self.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            up_ms: self.started.elapsed().as_millis() as u64,
+            warnings: self.warnings.clone(),
+            refused_greetings: self.peers.refused_greetings(),
+            resources,
+        }
+    }
+
+    /// One line for systemd.
+    pub fn summary(&self) -> String {
+        let up = self.resources.iter().filter(|resource| resource.is_up()).count();
+        format!("{} of {} resources up", up, self.resources.len())
+    }
+
+    /// Stops every resource orderly, each on a thread of its own; a resource that is in use keeps
+    /// serving until it is not. `stopped` is called for each one that is down.
+    pub fn stop(self: &Arc<Self>, stopped: impl Fn() + Send + Clone + 'static) {
+        for resource in &self.resources {
+            resource.close();
+            let daemon = self.clone();
+            let (resource, stopped) = (resource.clone(), stopped.clone());
+            thread::spawn(move || {
+                daemon.stop_one(&resource);
+                stopped();
+            });
+        }
+    }
+
+    fn stop_one(&self, resource: &Arc<Resource>) {
+        let mut said_at: Option<Instant> = None;
+        loop {
+            let users = resource.users();
+            let hindrance = if users.is_empty() {
+                match resource.down() {
+                    Reply::Refused(refusal) => refusal.why,
+                    _ => return,
+                }
+            } else {
+                users.join("; ")
+            };
+            if said_at.is_none_or(|at| at.elapsed() >= USE_REMINDER) {
+                said_at = Some(Instant::now());
+                let text = format!(
+                    "waits with stopping: {hindrance}. A second signal stops at once, as a crash \
+                     would, and leaves the device to the next start"
+                );
+                self.events.emit(Weight::Warning, resource.name(), text);
+            }
+            thread::sleep(USE_POLL);
+        }
+    }
+
+    /// How many resources there are.
+    pub fn resource_count(&self) -> usize {
+        self.resources.len()
+    }
+
+    /// Ends everything as a crash would. What was acknowledged is safe.
+    pub fn abandon(&self) {
+        for resource in &self.resources {
+            resource.abandon();
+        }
+    }
+}
+
+fn make_private_dir(dir: &Path) -> io::Result<()> {
+    // Others may pass through an existing one as its owner decided.
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)
+}
+
+fn take_lock(node: &NodeConfig) -> Result<Flock<File>, StartError> {
+    let path = node.run_dir.join("replicatord.lock");
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(&path).map_err(io_error("open", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| StartError::AlreadyRunning { node: node.name.clone(), path })
+}
+
+/// A Unix socket that only the daemon's own user can connect to. The lock is held, so whatever
+/// lies there is of a daemon that is gone.
+fn listen(path: &Path) -> Result<UnixListener, StartError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("replace", path.display())(error));
+        }
+        _ => {}
+    }
+    if let Some(dir) = path.parent() {
+        make_private_dir(dir).map_err(io_error("make", dir.display()))?;
+    }
+    // The mask is the process's; at this time it has one thread.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    listener.map_err(io_error("listen on", path.display()))
+}

@@ -1,0 +1,163 @@
+//! What has happened on this node: a short memory that `replctl status` and `replctl events` read,
+//! and a log line for each.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use replicator_core::{DiskFailure, LinkLoss, Note, PeerIndex};
+
+use crate::report::EventReport;
+
+/// Events that are remembered; older ones are in the log only.
+const REMEMBERED: usize = 256;
+
+/// How loud an event is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// For the record.
+    Info,
+    /// Somebody should look when there is time.
+    Warning,
+    /// Somebody should look now.
+    Error,
+}
+
+/// The memory; shared by all threads of the daemon.
+#[derive(Default)]
+pub struct Events {
+    kept: Mutex<VecDeque<EventReport>>,
+    happened: Condvar,
+}
+
+impl Events {
+    /// Remembers and logs an event. `resource` is empty for the whole node.
+    pub fn emit(&self, weight: Weight, resource: &str, text: impl Into<String>) {
+        let text = text.into();
+        match weight {
+            Weight::Info => tracing::info!(resource, "{text}"),
+            Weight::Warning => tracing::warn!(resource, "{text}"),
+            Weight::Error => tracing::error!(resource, "{text}"),
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = kept.back().map_or(1, |last| last.number + 1);
+        if kept.len() == REMEMBERED {
+            kept.pop_front();
+        }
+        kept.push_back(EventReport {
+            number,
+            at_unix_ms: now.as_millis() as u64,
+            resource: resource.to_owned(),
+            text,
+        });
+        self.happened.notify_all();
+    }
+
+    /// Events with a number above the given one; waits for the first for at most `patience`.
+    pub fn after(&self, number: u64, patience: Duration) -> Vec<EventReport> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing_new =
+            |kept: &mut VecDeque<EventReport>| kept.back().is_none_or(|last| last.number <= number);
+        let (kept, _) = self
+            .happened
+            .wait_timeout_while(kept, patience, nothing_new)
+            .unwrap_or_else(PoisonError::into_inner);
+        kept.iter().filter(|event| event.number > number).cloned().collect()
+    }
+
+    /// The latest events of one resource, oldest first.
+    pub fn latest(&self, resource: &str, count: usize) -> Vec<EventReport> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = kept.iter().rev().filter(|event| event.resource == resource);
+        let mut latest: Vec<EventReport> = mine.take(count).cloned().collect();
+        latest.reverse();
+        latest
+    }
+}
+
+/// A note of the core in words; `peers` are the names behind the indexes.
+pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
+    let name = |peer: &PeerIndex| peers.get(usize::from(peer.0)).map_or("?", String::as_str);
+    match note {
+        Note::RoleChanged { role, generation } => {
+            (Weight::Info, format!("role is {role} now, generation {generation}"))
+        }
+        Note::Committed { generation, what } => {
+            (Weight::Info, format!("generation {generation}: {what}"))
+        }
+        Note::PeerJoined { peer, relation } => {
+            (Weight::Info, format!("connected to {}: {relation}", name(peer)))
+        }
+        Note::PeerLost { peer, why } => {
+            (Weight::Warning, format!("lost {}: {}", name(peer), describe_loss(*why)))
+        }
+        Note::PeerRefused { peer, why } => (Weight::Warning, format!("{}: {why}", name(peer))),
+        Note::ResyncStarted { peer, bytes, full_because } => {
+            let kind = match full_because {
+                Some(reason) => format!("full resync ({reason})"),
+                None => "resync".to_owned(),
+            };
+            (Weight::Info, format!("{kind} with {} began: {bytes} bytes to copy", name(peer)))
+        }
+        Note::ResyncFinished { peer, sent_bytes } => {
+            (Weight::Info, format!("resync with {} ended: {sent_bytes} bytes sent", name(peer)))
+        }
+        Note::DiskFailed { during, range, why } => {
+            let why = match why {
+                DiskFailure::Io(number) => std::io::Error::from_raw_os_error(*number).to_string(),
+                DiskFailure::NoSpace => "no space left".to_owned(),
+            };
+            let text = format!(
+                "the disk failed ({during}, {} bytes at {}): {why}",
+                range.length, range.start
+            );
+            (Weight::Error, text)
+        }
+        Note::HotExtentsMarked { extents } => {
+            let text = format!(
+                "after the crash {extents} extents of the activity log count as different"
+            );
+            (Weight::Info, text)
+        }
+    }
+}
+
+fn describe_loss(why: LinkLoss) -> String {
+    match why {
+        LinkLoss::Closed => "it closed the connection".into(),
+        LinkLoss::Io(number) => std::io::Error::from_raw_os_error(number).to_string(),
+        LinkLoss::Garbled => "it sent a frame that does not decode".into(),
+        LinkLoss::Silent => "it said nothing for too long".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_gets_what_is_new_and_only_the_newest_are_kept() {
+        let events = Events::default();
+        for number in 0..REMEMBERED + 10 {
+            events.emit(Weight::Info, if number % 2 == 0 { "a" } else { "b" }, number.to_string());
+        }
+        let all = events.after(0, Duration::ZERO);
+        assert_eq!(all.len(), REMEMBERED);
+        assert_eq!(all[0].number, 11);
+        let last = all.last().unwrap().number;
+        assert!(events.after(last, Duration::ZERO).is_empty());
+        let latest = events.latest("a", 2);
+        assert_eq!(latest.len(), 2);
+        assert!(latest[0].number < latest[1].number);
+        assert!(latest.iter().all(|event| event.resource == "a"));
+    }
+
+    #[test]
+    fn notes_name_the_peer() {
+        let note = Note::PeerLost { peer: PeerIndex(0), why: LinkLoss::Silent };
+        let (weight, text) = describe(&note, &["beta".to_owned()]);
+        assert_eq!(weight, Weight::Warning);
+        assert_eq!(text, "lost beta: it said nothing for too long");
+    }
+}

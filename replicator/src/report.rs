@@ -1,0 +1,205 @@
+//! What a daemon tells about itself: plain values that travel to `replctl` as JSON and are shown
+//! from there. Every field is part of the interface of `--json`; sizes are bytes, times are
+//! milliseconds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::verdict::Verdict;
+
+/// A whole node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The node that answers.
+    pub node: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// For how long it has been running.
+    pub up_ms: u64,
+    /// What an operator should know: rights that are missing, values without effect.
+    pub warnings: Vec<String>,
+    /// Greetings that failed, by reason, since the start.
+    pub refused_greetings: Vec<RefusedGreetings>,
+    /// Its resources.
+    pub resources: Vec<ResourceReport>,
+}
+
+/// How often greetings ended for one reason.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefusedGreetings {
+    /// The reason: `wrong_key`, `wrong_cluster`, `unknown_node`, ...
+    pub reason: String,
+    /// How often.
+    pub count: u64,
+    /// The latest, in words, with the address.
+    pub last: String,
+}
+
+/// One resource on this node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ResourceReport {
+    /// Its name.
+    pub name: String,
+    /// `down`, `starting`, `up`, `stopping`, `failed`.
+    pub state: String,
+    /// Why it is not up, or what it waits for.
+    pub why: String,
+    /// The disk with the data.
+    pub disk: String,
+    /// The metadata; the same path when internal.
+    pub metadata: String,
+    /// What the replica says; none while it is not up.
+    pub replica: Option<ReplicaReport>,
+    /// The block device; none while there is none.
+    pub device: Option<DeviceReport>,
+    /// NBD clients that are connected.
+    pub clients: Vec<ClientReport>,
+    /// Counts since it came up.
+    pub counters: CountersReport,
+    /// What an operator should know about this resource.
+    pub warnings: Vec<String>,
+    /// The latest events, oldest first.
+    pub events: Vec<EventReport>,
+    /// All of it in one sentence.
+    pub verdict: Verdict,
+}
+
+/// What a replica says about itself.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    /// `starting`, `secondary`, `promoting`, `primary`, `demoting`, `stopping`, `stopped`.
+    pub role: String,
+    /// `up_to_date`, `outdated`, `inconsistent`, `diverged`, `invalid`, `failed`, `unknown`.
+    pub data: String,
+    /// Random id of this replica.
+    pub id: String,
+    /// Size of the data area.
+    pub size_bytes: u64,
+    /// Block size.
+    pub block_bytes: u32,
+    /// Generation of the register copy.
+    pub generation: u64,
+    /// Generation in which the present or last primary took office.
+    pub tenure: u64,
+    /// Node of the primary, as far as this replica knows; empty when there is none.
+    pub primary: String,
+    /// Node that may change the register; empty when there is none.
+    pub authority: String,
+    /// Nodes of the in-sync set.
+    pub in_sync: Vec<String>,
+    /// Whether the last primary released its office orderly.
+    pub released_clean: bool,
+    /// Client requests inside.
+    pub requests: usize,
+    /// Why requests wait, the longest wait first.
+    pub waits: Vec<WaitReport>,
+    /// Extents of the activity log in use, and in all.
+    pub log_extents: (u32, u32),
+    /// The other nodes.
+    pub peers: Vec<PeerReport>,
+}
+
+/// Something that waits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WaitReport {
+    /// For what.
+    pub what: String,
+    /// For how long already.
+    pub since_ms: u64,
+}
+
+/// One peer as this node sees it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Its name.
+    pub node: String,
+    /// `disconnected`, `refused`, `connecting`, `idle`, `leads`, `syncing`, `joining`, `current`.
+    pub state: String,
+    /// Why it is refused or not connected.
+    pub why: String,
+    /// Its role as it says.
+    pub role: String,
+    /// Whether it is in the in-sync set.
+    pub is_member: bool,
+    /// Bytes it may lack.
+    pub dirty_bytes: u64,
+    /// Blocks that differ because lineages diverged.
+    pub diverged_blocks: u64,
+    /// Bytes to copy when the present resync began; 0 when none runs.
+    pub resync_total_bytes: u64,
+    /// Bytes still to copy.
+    pub resync_left_bytes: u64,
+    /// Payload bytes sent for resyncs and for live writes.
+    pub sent_bytes: (u64, u64),
+    /// Payload bytes received for resyncs and for live writes.
+    pub received_bytes: (u64, u64),
+    /// Frames sent and not acknowledged, and their bytes.
+    pub in_flight: (usize, u64),
+    /// Which side connects: `this node` or the peer's name.
+    pub dialled_by: String,
+}
+
+/// The block device of a primary.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// Where it appears.
+    pub path: String,
+    /// `nbd` or `fuse`; empty while it is being made.
+    pub kind: String,
+    /// `attaching`, `attached`, `failed`, `leftover`.
+    pub state: String,
+    /// Why it is not there.
+    pub why: String,
+    /// Who uses it.
+    pub users: Vec<String>,
+}
+
+/// One NBD client.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Where it comes from.
+    pub origin: String,
+    /// Requests not yet answered.
+    pub requests: usize,
+    /// For how long it has not read its replies.
+    pub not_reading_for_ms: u64,
+    /// Why the loop does not read from it.
+    pub held_back_by: String,
+}
+
+/// Counts since the resource came up.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CountersReport {
+    /// Requests answered.
+    pub reads: u64,
+    /// Requests answered.
+    pub writes: u64,
+    /// Requests answered.
+    pub flushes: u64,
+    /// Trims and zeroes answered.
+    pub zeroes: u64,
+    /// Payload of the reads.
+    pub read_bytes: u64,
+    /// Payload of the writes.
+    pub written_bytes: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Disk operations that failed.
+    pub disk_errors: u64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventReport {
+    /// Number of the event in this process, from 1.
+    pub number: u64,
+    /// Seconds since 1970, by the wall clock.
+    pub at_unix_ms: u64,
+    /// The resource; empty for the node.
+    pub resource: String,
+    /// In words.
+    pub text: String,
+}

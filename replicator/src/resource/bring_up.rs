@@ -1,0 +1,181 @@
+//! From a path to a running data loop: the disk is opened and locked (R2e), its metadata are read
+//! and checked, the core is attached, the loop is started.
+
+use std::ops::ControlFlow;
+use std::sync::{OnceLock, mpsc};
+
+use nix::time::{ClockId, clock_gettime};
+use replicator_core::block::Incarnation;
+use replicator_core::metadata::{self, Image, Superblock};
+use replicator_core::{Config, Effects, Input, PeerConfig, Replica, Span, Status, Time};
+
+use super::{Phase, Resource, Run};
+use crate::block_device::Shape;
+use crate::config::TestBackingWish;
+use crate::data_loop::{self, FromLoop, LoopConfig};
+use crate::disk::{Disk, DiskLayout, Opening, TestBacking};
+use crate::events::Weight;
+use crate::incarnation;
+
+impl Resource {
+    /// Opens, checks, starts. The error is for people.
+    pub(super) fn bring_up(&self, events: mpsc::Sender<FromLoop>) -> Result<(), String> {
+        let mut disk = self.open_disk()?;
+        let superblock = self.read_superblock(&disk)?;
+        let layout = superblock.layout();
+        disk.use_layout(DiskLayout {
+            data_bytes: superblock.data_bytes,
+            block_bytes: superblock.block_bytes,
+            region_start: layout.region_start,
+            region_bytes: layout.region_bytes,
+        })
+        .map_err(|error| error.to_string())?;
+
+        let samples = metadata::fingerprint_samples(superblock.data_bytes);
+        let fingerprint = if superblock.clean {
+            Some(disk.fingerprint(&samples).map_err(|error| error.to_string())?)
+        } else {
+            None
+        };
+        let image = Image {
+            region: disk
+                .read_meta(layout.region_start, layout.region_bytes as usize)
+                .map_err(|error| error.to_string())?,
+            device_bytes: disk.meta_device_bytes(),
+            disk_bytes: disk.device_bytes(),
+            fingerprint,
+        };
+        let config = Config {
+            node: self.node.name.clone(),
+            peers: self.peers.iter().map(|node| PeerConfig { node: node.clone() }).collect(),
+            incarnation: self.incarnation().map_err(|error| error.to_string())?,
+            can_punch: disk.can_punch(),
+            timing: self.config.timing,
+        };
+        let replica = Replica::attach(config, image, now()).map_err(|error| {
+            format!("{}: {error}", self.disk_paths().1.unwrap_or(self.disk_paths().0).display())
+        })?;
+        self.start_loop(disk, superblock, samples, replica, events)
+    }
+
+    fn open_disk(&self) -> Result<Disk, String> {
+        let (data, metadata) = self.disk_paths();
+        let test = match self.config.test_backing {
+            TestBackingWish::Normal => TestBacking::Off,
+            TestBackingWish::Volatile => TestBacking::Volatile,
+            TestBackingWish::Null => TestBacking::NoDisk,
+        };
+        if test != TestBacking::Off {
+            let text = format!("TEST BACKING {test:?}: this resource keeps no data safe");
+            self.emit(Weight::Warning, text);
+        }
+        let mut waits_long = false;
+        let opening = Opening { data: &data, meta: metadata.as_deref(), test };
+        let disk = Disk::open(opening, &mut |waiting| {
+            let mut state = self.lock();
+            if state.stop_wanted || state.is_closing {
+                return ControlFlow::Break(());
+            }
+            let why = waiting.to_string();
+            state.phase = Phase::Starting(why.clone());
+            drop(state);
+            if !std::mem::replace(&mut waits_long, true) {
+                self.emit(Weight::Warning, why);
+            }
+            ControlFlow::Continue(())
+        });
+        disk.map_err(|error| error.to_string())
+    }
+
+    fn read_superblock(&self, disk: &Disk) -> Result<Superblock, String> {
+        let (data, metadata) = self.disk_paths();
+        let path = metadata.unwrap_or(data);
+        let mut copies = Vec::new();
+        for at in metadata::superblock_offsets(disk.meta_device_bytes()) {
+            let copy = disk.read_meta(at, metadata::SUPERBLOCK_BYTES);
+            copies.push(copy.map_err(|error| error.to_string())?);
+        }
+        let (superblock, _) = metadata::read_superblocks([&copies[0], &copies[1]])
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        if superblock.resource != self.name() || superblock.node != self.node.name {
+            return Err(format!(
+                "{} is the replica of resource {} on node {}, not of {} on {}; were two disks \
+                 swapped?",
+                path.display(),
+                superblock.resource,
+                superblock.node,
+                self.name(),
+                self.node.name
+            ));
+        }
+        Ok(superblock)
+    }
+
+    /// The boot id; with a volatile test disk, whose cache dies with the process, a number of
+    /// this process.
+    fn incarnation(&self) -> std::io::Result<Incarnation> {
+        static OF_PROCESS: OnceLock<Incarnation> = OnceLock::new();
+        if self.config.test_backing != TestBackingWish::Volatile {
+            return incarnation::of_this_boot();
+        }
+        let fresh = incarnation::of_this_process()?;
+        Ok(*OF_PROCESS.get_or_init(|| fresh))
+    }
+
+    fn start_loop(
+        &self,
+        disk: Disk,
+        superblock: Superblock,
+        fingerprint_samples: Vec<replicator_core::ByteRange>,
+        replica: Replica,
+        events: mpsc::Sender<FromLoop>,
+    ) -> Result<(), String> {
+        let shape = Shape {
+            resource_id: superblock.resource_id,
+            size_bytes: superblock.data_bytes,
+            block_bytes: superblock.block_bytes,
+        };
+        let register = &superblock.register;
+        let was_primary = register.primary == Some(superblock.replica);
+        if !was_primary || self.device.remembered_tenure() != Some(register.tenure) {
+            self.device.fail_leftovers(&shape, &mut |text| self.emit(Weight::Warning, text));
+        }
+        let config = LoopConfig {
+            resource: self.name().to_owned(),
+            disk,
+            pool_bytes: self.config.pool_bytes,
+            client_timeout: Span::from_ms(self.config.client_timeout_ms),
+            fingerprint_samples,
+        };
+        // Held while the loop starts, so that its first event finds the run in its place.
+        let mut state = self.lock();
+        let handle =
+            data_loop::spawn(config, replica, events).map_err(|error| error.to_string())?;
+        state.run = Some(Run { handle, shape, serving: None, is_retiring: false });
+        state.phase = Phase::Up;
+        drop(state);
+        self.changed.notify_all();
+        self.emit(Weight::Info, "up");
+        Ok(())
+    }
+}
+
+impl data_loop::Core for Replica {
+    fn step(&mut self, now: Time, input: Input, effects: &mut Effects) {
+        Replica::step(self, now, input, effects);
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        Replica::next_deadline(self)
+    }
+
+    fn status(&self, now: Time) -> Status {
+        Replica::status(self, now)
+    }
+}
+
+/// The clock of the cores.
+fn now() -> Time {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
+    Time(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+}

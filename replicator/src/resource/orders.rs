@@ -1,0 +1,351 @@
+//! What operators want of a resource: carried to the core, with the parts around it that only the
+//! daemon knows (the block device, clients, the life of the loop).
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use replicator_core::{Answer, Command, PeerIndex, Refusal, Ticket};
+
+use super::{DEVICE_ORIGIN, Phase, Resource};
+use crate::control::{RefusalReport, Reply};
+use crate::data_loop::ToLoop;
+use crate::events::Weight;
+
+/// A promotion or demotion may wait for disks and peers for so long before the operator is told
+/// what it waits for.
+const ROLE_PATIENCE: Duration = Duration::from_secs(60);
+/// The same for what only changes book-keeping.
+const SHORT_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a promotion waits for its block device.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
+
+impl Resource {
+    /// Becomes primary and attaches the block device.
+    pub fn promote(
+        self: &Arc<Self>,
+        old_primary_is_off: bool,
+        allow_data_loss: bool,
+        alone: bool,
+    ) -> Reply {
+        let users = self.device.leftover_users();
+        if !users.is_empty() {
+            return Reply::Refused(RefusalReport {
+                code: "old_device_in_use".into(),
+                rule: "R15".into(),
+                why: format!(
+                    "a device of an earlier time in office is still in use here: {}",
+                    users.join("; ")
+                ),
+                next: "unmount it or end these processes, then promote again".into(),
+            });
+        }
+        let command = Command::Promote { old_primary_is_off, allow_data_loss, alone };
+        let reply = self.order(command, ROLE_PATIENCE);
+        if !matches!(reply, Reply::Done(_)) {
+            return reply;
+        }
+        self.wait_for_device();
+        let node = &self.node.name;
+        Reply::Done(match self.device.report() {
+            Some(device) if device.state == "attached" => {
+                format!("{node} is primary; the device is {}", device.path)
+            }
+            Some(device) => {
+                format!("{node} is primary; no block device: {}{}", device.state, why(&device.why))
+            }
+            None => format!("{node} is primary"),
+        })
+    }
+
+    fn wait_for_device(&self) {
+        let state = self.lock();
+        let pending = |_: &mut super::State| !self.device.is_settled();
+        let _ = self
+            .changed
+            .wait_timeout_while(state, DEVICE_PATIENCE, pending)
+            .unwrap_or_else(PoisonError::into_inner);
+    }
+
+    /// Gives the role up: clients and device first, then the core.
+    pub fn demote(self: &Arc<Self>, drop_clients: bool) -> Reply {
+        if self.serving().is_some()
+            && let Err(refusal) = self.retire_device(drop_clients)
+        {
+            return Reply::Refused(refusal);
+        }
+        let reply = self.order(Command::Demote, ROLE_PATIENCE);
+        if matches!(reply, Reply::Refused(_)) {
+            self.resume_device();
+        }
+        reply
+    }
+
+    /// Takes the device away, and refuses when somebody uses it or is connected.
+    fn retire_device(&self, drop_clients: bool) -> Result<(), RefusalReport> {
+        self.set_retiring(true);
+        let clients = if drop_clients { Vec::new() } else { self.foreign_clients() };
+        if !clients.is_empty() {
+            self.set_retiring(false);
+            return Err(RefusalReport::new(
+                "clients_connected",
+                format!("{} NBD clients are connected: {}", clients.len(), clients.join(", ")),
+                "disconnect them, or say --drop-clients to close their connections",
+            ));
+        }
+        self.device.detach().map_err(|why| {
+            self.set_retiring(false);
+            RefusalReport::new("device_in_use", why, "unmount it or end these users, then try again")
+        })
+    }
+
+    fn foreign_clients(&self) -> Vec<String> {
+        let clients = self.loop_status().map(|status| status.clients).unwrap_or_default();
+        let foreign = clients.into_iter().filter(|client| client.origin != DEVICE_ORIGIN);
+        foreign.map(|client| client.origin).collect()
+    }
+
+    fn set_retiring(&self, is_retiring: bool) {
+        if let Some(run) = &mut self.lock().run {
+            run.is_retiring = is_retiring;
+        }
+    }
+
+    /// After a refused demotion the device comes back.
+    fn resume_device(self: &Arc<Self>) {
+        self.set_retiring(false);
+        if let Some(tenure) = self.serving()
+            && !self.device.is_attached()
+        {
+            self.open_device(tenure);
+        }
+    }
+
+    /// Who keeps this resource from being given up: users of the device, clients. Empty when
+    /// nobody does, or when it does not serve.
+    pub fn users(&self) -> Vec<String> {
+        if self.serving().is_none() {
+            return Vec::new();
+        }
+        let mut users = self.device.users();
+        users.extend(self.foreign_clients().into_iter().map(|client| format!("NBD client {client}")));
+        users
+    }
+
+    /// Starts it and waits until it runs or cannot.
+    pub fn up(self: &Arc<Self>) -> Reply {
+        if self.is_up() {
+            return Reply::Already(format!("{} is up", self.name()));
+        }
+        if let Err(error) = self.start() {
+            return refused("no_thread", error.to_string(), "free memory or threads");
+        }
+        let state = self.lock();
+        let starting = |state: &mut super::State| matches!(state.phase, Phase::Starting(_));
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, SHORT_PATIENCE, starting)
+            .unwrap_or_else(PoisonError::into_inner);
+        match &state.phase {
+            Phase::Up => Reply::Done(format!("{} is up", self.name())),
+            Phase::Starting(what) => refused(
+                "still_starting",
+                format!("it is still starting: {what}"),
+                "it goes on trying; `replctl down` ends that",
+            ),
+            Phase::Failed(why) => refused("cannot_start", why.clone(), "mend that, then try again"),
+            Phase::Down | Phase::Stopping => {
+                refused("stopped", "it was stopped meanwhile", "try again")
+            }
+        }
+    }
+
+    /// Stops it orderly: refuses while it is in use.
+    pub fn down(self: &Arc<Self>) -> Reply {
+        match &self.lock().phase {
+            Phase::Down => return Reply::Already(format!("{} is down", self.name())),
+            Phase::Up | Phase::Starting(_) | Phase::Stopping | Phase::Failed(_) => {}
+        }
+        {
+            let mut state = self.lock();
+            if state.run.is_none() {
+                // The keeper sees this while it waits for the disk; a failed one has ended.
+                state.stop_wanted = true;
+                if matches!(state.phase, Phase::Failed(_)) {
+                    state.phase = Phase::Down;
+                }
+                drop(state);
+                return self.wait_until_down();
+            }
+        }
+        if self.serving().is_some()
+            && let refusal @ Reply::Refused(_) = self.demote(false)
+        {
+            return refusal;
+        }
+        self.lock().phase = Phase::Stopping;
+        let reply = self.order(Command::Stop, ROLE_PATIENCE);
+        if let Reply::Refused(refusal) = &reply {
+            // A loop that has ended without an answer did stop.
+            if refusal.code != "loop_ended" {
+                self.lock().phase = Phase::Up;
+                return reply;
+            }
+        }
+        self.wait_until_down()
+    }
+
+    fn wait_until_down(&self) -> Reply {
+        let is_down = |phase: &Phase| matches!(phase, Phase::Down | Phase::Failed(_));
+        let state = self.lock();
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, ROLE_PATIENCE, |state| !is_down(&state.phase))
+            .unwrap_or_else(PoisonError::into_inner);
+        if is_down(&state.phase) {
+            return Reply::Done(format!("{} is down", self.name()));
+        }
+        refused("still_stopping", "it is still stopping", "look at `replctl status`, it goes on")
+    }
+
+    /// Takes up connections again, to one peer or all.
+    pub fn connect(&self, peer: Option<&str>) -> Reply {
+        self.for_peers(peer, |resource, peer| {
+            let reply = resource.order(Command::Connect(peer), SHORT_PATIENCE);
+            if !matches!(reply, Reply::Refused(_)) {
+                let now = Instant::now();
+                resource.lock().links[usize::from(peer.0)].unblock(now);
+                resource.changed.notify_all();
+            }
+            reply
+        })
+    }
+
+    /// Holds no connections any more, to one peer or all.
+    pub fn disconnect(&self, peer: Option<&str>) -> Reply {
+        self.for_peers(peer, |resource, peer| {
+            let reply = resource.order(Command::Disconnect(peer), SHORT_PATIENCE);
+            if !matches!(reply, Reply::Refused(_)) {
+                resource.lock().links[usize::from(peer.0)].block();
+            }
+            reply
+        })
+    }
+
+    /// Declares the data here bad.
+    pub fn invalidate(&self) -> Reply {
+        self.order(Command::Invalidate, SHORT_PATIENCE)
+    }
+
+    /// Copies everything to one peer or all.
+    pub fn resync_full(&self, peer: Option<&str>) -> Reply {
+        self.for_peers(peer, |resource, peer| {
+            resource.order(Command::ResyncFull(peer), SHORT_PATIENCE)
+        })
+    }
+
+    /// Gives up what diverged here.
+    pub fn discard_diverged(&self) -> Reply {
+        let reply = self.order(Command::DiscardDiverged, SHORT_PATIENCE);
+        if matches!(reply, Reply::Done(_)) {
+            let now = Instant::now();
+            self.lock().links.iter_mut().for_each(|link| link.unblock(now));
+            self.changed.notify_all();
+        }
+        reply
+    }
+
+    fn for_peers(&self, name: Option<&str>, act: impl Fn(&Self, PeerIndex) -> Reply) -> Reply {
+        let chosen: Vec<PeerIndex> = match name {
+            None => (0..self.peers.len() as u8).map(PeerIndex).collect(),
+            Some(name) => match self.peer_index(name) {
+                Some(peer) => vec![peer],
+                None => {
+                    return refused(
+                        "unknown_peer",
+                        format!("{} has no peer {name}", self.name()),
+                        format!("its peers are: {}", self.peers.join(", ")),
+                    );
+                }
+            },
+        };
+        let mut last = Reply::Already("there is no peer".into());
+        for peer in chosen {
+            last = act(self, peer);
+            if matches!(last, Reply::Refused(_)) {
+                break;
+            }
+        }
+        last
+    }
+
+    /// Gives the core a command and waits for its answer.
+    fn order(&self, command: Command, patience: Duration) -> Reply {
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = mpsc::channel();
+        {
+            let mut state = self.lock();
+            let Some(run) = &state.run else {
+                let name = self.name();
+                let why = match &state.phase {
+                    Phase::Failed(why) => format!("{name} cannot run here: {why}"),
+                    Phase::Starting(what) => format!("{name} is still starting: {what}"),
+                    _ => format!("{name} is not up here"),
+                };
+                return refused("not_up", why, format!("replctl up {name}"));
+            };
+            if let Err(error) = run.handle.send(ToLoop::Command { ticket: Ticket(ticket), command }) {
+                return refused("loop_stuck", error.to_string(), "look at the log and the disk");
+            }
+            state.waiting.insert(ticket, sender);
+        }
+        match answer.recv_timeout(patience) {
+            Ok(Ok(Answer::Done)) => Reply::Done("done".into()),
+            Ok(Ok(Answer::Already)) => Reply::Already("there was nothing to do".into()),
+            Ok(Err(refusal)) => {
+                self.emit(Weight::Info, format!("{command:?} was refused: {}", refusal.why));
+                Reply::Refused(report(&refusal))
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => refused(
+                "loop_ended",
+                "the data loop ended before it answered",
+                "look at `replctl status` and the log",
+            ),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                self.lock().waiting.remove(&ticket);
+                refused(
+                    "still_waiting",
+                    format!("not done after {} s{}", patience.as_secs(), self.what_waits()),
+                    "it goes on; look at `replctl status`",
+                )
+            }
+        }
+    }
+
+    fn what_waits(&self) -> String {
+        match self.loop_status() {
+            None => ": the data loop does not answer, its disk may hang".into(),
+            Some(status) => match status.core.waits.first() {
+                Some(wait) => format!(": it waits for {}", wait.what),
+                None => String::new(),
+            },
+        }
+    }
+}
+
+fn why(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" ({text})") }
+}
+
+fn refused(code: &str, why: impl Into<String>, next: impl Into<String>) -> Reply {
+    Reply::Refused(RefusalReport::new(code, why, next))
+}
+
+fn report(refusal: &Refusal) -> RefusalReport {
+    RefusalReport {
+        code: refusal.code.to_owned(),
+        rule: refusal.rule.to_owned(),
+        why: refusal.why.clone(),
+        next: refusal.next.clone(),
+    }
+}

@@ -1,0 +1,171 @@
+//! What a resource tells about itself, as plain values for `replctl`.
+
+use replicator_core::block::ReplicaId;
+use replicator_core::{PeerStatus, Status};
+
+use super::{Phase, Resource};
+use crate::data_loop::{ClientStatus, Counters, LoopStatus};
+use crate::report::{
+    ClientReport, CountersReport, PeerReport, ReplicaReport, ResourceReport, WaitReport,
+};
+use crate::verdict;
+
+/// Events that a status carries.
+const EVENTS_SHOWN: usize = 5;
+
+impl Resource {
+    /// Everything there is to tell. Takes two seconds when the loop hangs.
+    pub fn report(&self) -> ResourceReport {
+        let status = self.loop_status();
+        let (disk, metadata) = self.disk_paths();
+        let (state, why, shape) = {
+            let state = self.lock();
+            let (word, why) = match &state.phase {
+                Phase::Down => ("down", String::new()),
+                Phase::Starting(what) => ("starting", what.clone()),
+                Phase::Up if status.is_none() => {
+                    ("up", "the data loop does not answer; its disk may hang".to_owned())
+                }
+                Phase::Up => ("up", String::new()),
+                Phase::Stopping => ("stopping", String::new()),
+                Phase::Failed(why) => ("failed", why.clone()),
+            };
+            (word.to_owned(), why, state.run.as_ref().map(|run| run.shape.clone()))
+        };
+        let mut report = ResourceReport {
+            name: self.name().to_owned(),
+            state,
+            why,
+            metadata: metadata.unwrap_or_else(|| disk.clone()).display().to_string(),
+            disk: disk.display().to_string(),
+            device: self.device.report(),
+            events: self.events.latest(self.name(), EVENTS_SHOWN),
+            ..ResourceReport::default()
+        };
+        if let Some(status) = &status {
+            let block_bytes = shape.map_or(0, |shape| shape.block_bytes);
+            self.add_status(&mut report, status, block_bytes);
+        }
+        report.verdict = verdict::of(&report, &self.node.name);
+        report
+    }
+
+    fn add_status(&self, report: &mut ResourceReport, status: &LoopStatus, block_bytes: u32) {
+        report.replica = Some(self.replica_report(&status.core, block_bytes));
+        report.clients = status.clients.iter().map(client_report).collect();
+        report.counters = counters_report(&status.counters);
+        report.warnings.clone_from(&status.warnings);
+        let text = "this resource runs on a backing that is for tests only".to_owned();
+        if self.config.test_backing != crate::config::TestBackingWish::Normal {
+            report.warnings.push(text);
+        }
+        if let Some(device) = &report.device
+            && device.state == "failed"
+        {
+            report.warnings.push(format!("no block device: {}", device.why));
+        }
+    }
+
+    fn replica_report(&self, core: &Status, block_bytes: u32) -> ReplicaReport {
+        let register = &core.register;
+        let name_of = |replica: ReplicaId| self.node_of(replica, core.replica);
+        let mut in_sync = Vec::new();
+        if register.contains(ReplicaId(core.replica)) {
+            in_sync.push(self.node.name.clone());
+        }
+        in_sync.extend(core.peers.iter().filter(|peer| peer.is_member).map(|it| it.node.clone()));
+        in_sync.sort();
+        ReplicaReport {
+            role: core.role.to_owned(),
+            data: core.data.to_owned(),
+            id: format!("{:032x}", core.replica),
+            size_bytes: core.size_bytes,
+            block_bytes,
+            generation: register.generation,
+            tenure: register.tenure,
+            primary: register.primary.map(name_of).unwrap_or_default(),
+            authority: register.authority.map(name_of).unwrap_or_default(),
+            in_sync,
+            released_clean: register.released_clean,
+            requests: core.requests,
+            waits: core
+                .waits
+                .iter()
+                .map(|wait| WaitReport { what: wait.what.clone(), since_ms: wait.since.as_ms() })
+                .collect(),
+            log_extents: core.log_extents,
+            peers: core.peers.iter().map(|peer| self.peer_report(peer)).collect(),
+        }
+    }
+
+    /// The node behind a replica id. With two data nodes whatever is not here is there.
+    fn node_of(&self, replica: ReplicaId, own: u128) -> String {
+        match &self.peers[..] {
+            _ if replica.0 == own => self.node.name.clone(),
+            [peer] => peer.clone(),
+            _ => format!("{:032x}", replica.0),
+        }
+    }
+
+    fn peer_report(&self, peer: &PeerStatus) -> PeerReport {
+        let index = self.peer_index(&peer.node);
+        let state = self.lock();
+        let link = index.and_then(|index| state.links.get(usize::from(index.0)));
+        // The core knows why it refused a peer, the link why nobody could be reached.
+        let why = match link {
+            Some(link) if peer.why.is_empty() => link.why().to_owned(),
+            _ => peer.why.clone(),
+        };
+        let dials = self.node.name < peer.node;
+        PeerReport {
+            node: peer.node.clone(),
+            state: peer.state.to_owned(),
+            why,
+            role: peer.role.to_owned(),
+            is_member: peer.is_member,
+            dirty_bytes: peer.dirty_bytes,
+            diverged_blocks: peer.diverged_blocks,
+            resync_total_bytes: peer.resync_bytes.0,
+            resync_left_bytes: peer.resync_bytes.1,
+            sent_bytes: peer.sent_bytes,
+            received_bytes: peer.received_bytes,
+            in_flight: peer.in_flight,
+            dialled_by: if dials { "this node".to_owned() } else { peer.node.clone() },
+        }
+    }
+
+    /// The primary, as far as this replica knows from a peer or its register.
+    pub(super) fn known_primary(&self) -> Option<String> {
+        let status = self.loop_status()?;
+        let serving = status.core.peers.iter().find(|peer| peer.role == "primary");
+        match (serving, status.core.register.primary) {
+            (Some(peer), _) => Some(peer.node.clone()),
+            (None, Some(primary)) if primary.0 != status.core.replica => {
+                Some(self.node_of(primary, status.core.replica))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn client_report(client: &ClientStatus) -> ClientReport {
+    ClientReport {
+        origin: client.origin.clone(),
+        requests: client.requests,
+        not_reading_for_ms: client.not_reading_for.as_ms(),
+        held_back_by: client.held_back_by.to_owned(),
+    }
+}
+
+fn counters_report(counters: &Counters) -> CountersReport {
+    CountersReport {
+        reads: counters.reads,
+        writes: counters.writes,
+        flushes: counters.flushes,
+        zeroes: counters.zeroes,
+        read_bytes: counters.read_bytes,
+        written_bytes: counters.written_bytes,
+        errors: counters.errors,
+        disk_errors: counters.disk_errors,
+    }
+}
