@@ -50,8 +50,8 @@ pub use error::{AttachError, InUse};
 pub use keeper::Keeper;
 pub use users::{User, UserKind};
 
-/// Gives the data loop its end of a new stream. It must be served from that moment on. When the loop
-/// is done with a stream it closes it; a stream that ends replaces none of the loop's other state.
+/// Gives the data loop its end of a new stream, which must be served from that moment on. The loop
+/// closes a stream that has ended; its other streams are not concerned.
 pub type Serve<'a> = &'a mut dyn FnMut(OwnedFd);
 
 /// How long udev may look at a new or changed device before that counts as use.
@@ -133,7 +133,7 @@ pub struct Request {
     pub dead_connection_timeout_s: u32,
     /// Where the device's links are made.
     pub device_dir: PathBuf,
-    /// Which kind is wanted. A device of another kind that is still there is continued all the same.
+    /// Which kind is wanted. A device of another kind that is still there is continued anyway.
     pub choice: Choice,
 }
 
@@ -226,21 +226,33 @@ pub fn attach(
         return Err(AttachError::Disabled);
     }
     let mut leftovers = Vec::new();
-    let inner = match adopt(request, keeper, serve, &mut leftovers)? {
+    let adopted = adopt(request, keeper, serve, &mut leftovers)?;
+    let is_new = adopted.is_none();
+    let mut inner = match adopted {
         Some(inner) => inner,
         None => create(request, keeper, serve)?,
     };
     let names = Names::new(&request.device_dir, &request.resource);
-    let disk = inner.disk().clone();
-    let at = |action| AttachError::at(action, disk.name());
-    names.publish(&disk).map_err(at("making the links of the device"))?;
-    let watch =
-        Watch::start(names.clone(), disk.clone()).map_err(at("following its partitions"))?;
-    Ok(Attached { inner, names, watch: Some(watch), leftovers })
+    match publish(&names, inner.disk()) {
+        Ok(watch) => Ok(Attached { inner, names, watch: Some(watch), leftovers }),
+        Err(error) => {
+            // A device without a name helps nobody. One that had users before keeps waiting.
+            if is_new && let Err(second) = inner.fail() {
+                tracing::error!("taking the new device down again: {second}");
+            }
+            Err(error)
+        }
+    }
 }
 
-/// Removes what a daemon that is gone has left of the resource: all I/O to it fails from now on. For
-/// a node that starts and is not (or no longer) primary.
+fn publish(names: &Names, disk: &Disk) -> Result<Watch, AttachError> {
+    let at = |action| AttachError::at(action, disk.name());
+    names.publish(disk).map_err(at("making the links of the device"))?;
+    Watch::start(names.clone(), disk.clone()).map_err(at("following its partitions"))
+}
+
+/// Removes what a daemon that is gone has left of the resource: all I/O to it fails from now on.
+/// For a node that starts and is not (or no longer) primary.
 pub fn fail_leftovers(request: &Request, keeper: &Keeper) -> Result<Vec<Leftover>, AttachError> {
     let mut leftovers = Vec::new();
     let disks = kernel_nbd::find(&request.uuid);
@@ -256,7 +268,9 @@ pub fn fail_leftovers(request: &Request, keeper: &Keeper) -> Result<Vec<Leftover
     let held = keeper.get(&request.resource).map_err(at("asking for a kept FUSE descriptor"))?;
     let was_held = held.is_some();
     drop(held);
-    keeper.drop_kept(&request.resource).map_err(at("dropping the FUSE descriptor"))?;
+    if was_held {
+        keeper.drop_kept(&request.resource).map_err(at("dropping the FUSE descriptor"))?;
+    }
     match loop_device::find(&request.uuid) {
         Some(disk) => {
             fuse_loop::release_loop(&disk)?;
@@ -298,11 +312,11 @@ fn adopt(
         }
     }
     let at = AttachError::at("asking for a kept FUSE descriptor", &request.resource);
-    if let Some(held) = keeper.get(&request.resource).map_err(at)? {
-        if let Some(device) = FuseDevice::adopt(held, request, keeper, serve)? {
-            leftovers.push(adopted(Kind::Fuse, device.disk()));
-            return Ok(Some(Inner::Fuse(device)));
-        }
+    if let Some(held) = keeper.get(&request.resource).map_err(at)?
+        && let Some(device) = FuseDevice::adopt(held, request, keeper, serve)?
+    {
+        leftovers.push(adopted(Kind::Fuse, device.disk()));
+        return Ok(Some(Inner::Fuse(device)));
     }
     leftovers.extend(fail_leftovers(request, keeper)?.into_iter().filter(|new| {
         // A dead nbd device that its users still hold was told above.
@@ -338,6 +352,13 @@ impl Inner {
         match self {
             Self::Nbd(device) => device.disk(),
             Self::Fuse(device) => device.disk(),
+        }
+    }
+
+    fn fail(&mut self) -> Result<(), AttachError> {
+        match self {
+            Self::Nbd(device) => device.fail(),
+            Self::Fuse(device) => device.fail(),
         }
     }
 }
@@ -395,14 +416,11 @@ impl Attached {
         self.names.remove().map_err(at("removing the links of the device"))
     }
 
-    /// Fails all I/O from now on, for a primary that was deposed. Nothing is acknowledged after this
-    /// returns. Gives who still had the device in use; it goes away when they let it go.
+    /// Fails all I/O from now on, for a primary that was deposed. Nothing is acknowledged after
+    /// this returns. Gives who still had the device in use; it goes away when they let it go.
     pub fn fail(&mut self) -> Result<Vec<User>, AttachError> {
         self.watch = None;
-        match &mut self.inner {
-            Inner::Nbd(device) => device.fail()?,
-            Inner::Fuse(device) => device.fail()?,
-        }
+        self.inner.fail()?;
         let device = self.device().to_owned();
         self.names
             .remove()

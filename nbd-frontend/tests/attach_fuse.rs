@@ -3,15 +3,19 @@
 mod attach_support;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use attach_support::{Device, is_root, run, wait_until};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 
 const FUSE: &[&str] = &["attach=fuse"];
 
@@ -250,6 +254,64 @@ fn a_writer_notices_nothing_when_the_server_is_killed_again_and_again() {
     device.unmount();
     run("e2fsck", &["-fn", device.path().to_str().unwrap()]);
     device.detach();
+}
+
+/// What systemd does with a descriptor store, as far as the attach uses it.
+struct Manager {
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    /// The next message, and the descriptor that came with it.
+    fn receive(&self) -> (String, Option<OwnedFd>) {
+        let mut text = [0; 512];
+        let mut parts = [IoSliceMut::new(&mut text)];
+        let mut control = nix::cmsg_space!([RawFd; 1]);
+        let fd = self.socket.as_raw_fd();
+        let message =
+            recvmsg::<UnixAddr>(fd, &mut parts, Some(&mut control), MsgFlags::empty()).unwrap();
+        let mut rights = message.cmsgs().unwrap().filter_map(|control| match control {
+            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+            ControlMessageOwned::ScmRights(fds) => Some(unsafe { OwnedFd::from_raw_fd(fds[0]) }),
+            _ => None,
+        });
+        let stored = rights.next();
+        let length = message.bytes;
+        (String::from_utf8(text[..length].to_vec()).unwrap(), stored)
+    }
+}
+
+#[test]
+fn the_descriptor_store_of_systemd_keeps_the_device_over_a_crash() {
+    if !is_root() {
+        return;
+    }
+    let mut device = Device::new("stored", 64, FUSE);
+    let path = device.dir.join("notify");
+    let manager = Manager { socket: UnixDatagram::bind(&path).unwrap() };
+    manager.socket.set_read_timeout(Some(attach_support::PATIENCE)).unwrap();
+    let mut serve = device.serve_command();
+    serve.env("NOTIFY_SOCKET", &path);
+    device.start_by(serve);
+    let (text, stored) = manager.receive();
+    assert_eq!(text, "FDSTORE=1\nFDNAME=attach-stored");
+    assert!(!device.dir.join("run").exists(), "a holder runs beside systemd");
+    run("mkfs.ext4", &["-q", device.path().to_str().unwrap()]);
+    device.mount(&device.path());
+    device.crash();
+
+    // The shell puts it where systemd would; LISTEN_PID must be the number of the server itself.
+    let serve = device.serve_command();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 3<&0 && LISTEN_PID=$$ exec \"$@\"", "sh"]);
+    shell.arg(serve.get_program()).args(serve.get_args());
+    shell.env("NOTIFY_SOCKET", &path).env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "attach-stored");
+    shell.stdin(stored.expect("no descriptor came with FDSTORE"));
+    assert!(device.start_by(shell).ends_with(" adopted"), "{}", device.log());
+    write_files(&device.mount_point(), 10);
+    device.unmount();
+    device.detach();
+    assert_eq!(manager.receive().0, "FDSTOREREMOVE=1\nFDNAME=attach-stored");
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Disk {
         read_part(self.name.clone(), self.sysfs())?.node()
     }
 
-    /// Opens the disk for reading; with `exclusive` only if no mount, swap or other device holds it.
+    /// Opens the disk for reading; with `exclusive` only if no mount, swap or device holds it.
     pub fn open(&self, exclusive: bool) -> io::Result<File> {
         let flags = if exclusive { libc::O_EXCL } else { 0 };
         OpenOptions::new().read(true).custom_flags(flags | libc::O_CLOEXEC).open(self.node()?)

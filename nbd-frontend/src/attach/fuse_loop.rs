@@ -86,8 +86,8 @@ impl FuseDevice {
         Ok(device)
     }
 
-    /// Goes on with the device of a daemon that is gone, whose descriptor is `held`. `Ok(None)` when
-    /// nothing can be done with it: then it is aborted, and its users see I/O errors.
+    /// Goes on with the device of a daemon that is gone, whose descriptor is `held`. `Ok(None)`
+    /// when nothing can be done with it: then it is aborted, and its users see I/O errors.
     pub fn adopt(
         held: OwnedFd,
         request: &Request,
@@ -210,7 +210,7 @@ fn mount_nowhere_by(device: &OwnedFd) -> io::Result<OwnedFd> {
     mount_nowhere(c"fuse", &options)
 }
 
-/// Opens the file. Its name is what `losetup` and /sys show of the device, and how it is found again.
+/// Opens the file. Its name is what `losetup` and /sys show, and how the device is found again.
 fn open_file(mount: &OwnedFd, uuid: &str) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}/{}", mount.as_raw_fd(), loop_device::file_name(uuid));
     OpenOptions::new().read(true).write(true).open(path).map(OwnedFd::from)

@@ -1,4 +1,5 @@
-//! A FUSE file system of one file in one directory, whose reads, writes, syncs and zeroings become NBD requests.
+//! A FUSE file system of one file in one directory, whose reads, writes, syncs and zeroings become
+//! NBD requests.
 //!
 //! Two threads and one table. The `asker` reads requests from /dev/fuse, notes each in the table
 //! and sends it down the NBD stream; the `answerer` reads NBD replies, finds the request by its
@@ -32,6 +33,9 @@ use crate::protocol::{
 
 /// One WRITE_ZEROES is at most so long; it has to fit the request's 32 bits.
 const ZEROES_BYTES_MAX: u64 = 1 << 30;
+/// More than the kernel sends at a time (`BACKGROUND_MAX`, and what does not count as background),
+/// so that the table need not grow while memory is short.
+const WAITING_EXPECTED: usize = 512;
 /// Both threads need little, and their stacks are locked in memory with the rest of the daemon.
 const STACK_BYTES: usize = 128 * 1024;
 
@@ -82,13 +86,16 @@ enum Answer {
 }
 
 /// Waiting requests by slot. The low half of a cookie is the slot, the high half the piece.
-#[derive(Default)]
 struct Table {
     slots: Vec<Option<Waiting>>,
     free: Vec<u32>,
 }
 
 impl Table {
+    fn with_capacity(slots: usize) -> Self {
+        Self { slots: Vec::with_capacity(slots), free: Vec::with_capacity(slots) }
+    }
+
     fn insert(&mut self, waiting: Waiting) -> u32 {
         match self.free.pop() {
             Some(slot) => {
@@ -144,7 +151,7 @@ impl FuseServer {
         Self::spawn(File::from(device), stream, served, false)
     }
 
-    /// Goes on where an earlier server of `device` ended: what that one had not answered comes again.
+    /// Goes on where an earlier server of `device` ended: what it had not answered comes again.
     /// `InvalidInput` when the kernel cannot do that.
     pub fn resume(device: OwnedFd, stream: OwnedFd, served: Served) -> io::Result<Self> {
         let mut device = File::from(device);
@@ -158,7 +165,7 @@ impl FuseServer {
             stream: UnixStream::from(stream),
             size_bytes: AtomicU64::new(served.size_bytes),
             write_zeroes: served.write_zeroes,
-            table: Mutex::default(),
+            table: Mutex::new(Table::with_capacity(WAITING_EXPECTED)),
             can_resend: AtomicBool::new(can_resend),
             stream_lost: AtomicBool::new(false),
         });

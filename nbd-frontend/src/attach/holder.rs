@@ -45,8 +45,8 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
 /// Runs the holder. Returns in the foreground process as soon as the socket listens and the process
 /// in the background serves it; in the background process, when the holder has nothing left to do.
 ///
-/// `replicatord holder RUNTIME_DIR` calls this and exits. The process must have no other thread, and
-/// no open descriptor but the three standard ones: all others are closed.
+/// `replicatord holder RUNTIME_DIR` calls this and exits. The process must have no other thread,
+/// and no open descriptor but the three standard ones: all others are closed.
 pub fn run(runtime_dir: &Path) -> io::Result<()> {
     // Foreign pipes and locks must not live as long as we do.
     close_inherited()?;

@@ -16,7 +16,7 @@ use crate::protocol::{
     TFLAG_SEND_WRITE_ZEROES,
 };
 
-/// How long the kernel may take to notice that the old daemon's socket is dead, and to end a device.
+/// How long the kernel may take to notice that the old daemon's socket is dead, or to end a device.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL_EVERY: Duration = Duration::from_millis(10);
 
@@ -192,8 +192,8 @@ fn replace_socket(
             }
             Err(error) => return Err(at("offering a new socket")(error)),
         }
-        // Success is also the answer when the kernel still trusts the old socket and has thrown ours
-        // away; then nobody holds the other end any more.
+        // Success is also the answer when the kernel still trusts the old socket and has thrown
+        // ours away; then nobody holds the other end any more.
         drop(kernel_end);
         if !stream::is_hung_up(&loop_end).map_err(at("polling the new socket"))? {
             let cutter = duplicate(&loop_end).map_err(at("duplicating a socket"))?;

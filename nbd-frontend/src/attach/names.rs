@@ -123,8 +123,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to follow `disk`. The caller publishes once more afterwards or before; no event is lost
-    /// between, as the thread begins with a look of its own.
+    /// Starts to follow `disk`. The thread begins with a look of its own, so that no change before
+    /// its first event is missed.
     pub fn start(names: Names, disk: Disk) -> io::Result<Self> {
         let events = socket(
             AddressFamily::Netlink,

@@ -100,8 +100,8 @@ impl NbdControl {
             .ok_or_else(|| io::Error::other("the kernel's answer to CONNECT has no device number"))
     }
 
-    /// Offers a new socket to device `index`. Success does not say that the kernel took it: it drops
-    /// the socket silently while the old one still seems alive.
+    /// Offers a new socket to device `index`. Success does not say that the kernel took it: it
+    /// drops the socket silently while the old one still seems alive.
     pub fn replace_socket(
         &self,
         index: u32,

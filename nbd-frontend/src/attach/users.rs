@@ -117,8 +117,12 @@ fn mounts(parts: &[Part]) -> Vec<User> {
                     .then(|| block_device_at(&inside))?
                     .and_then(|rdev| part_of(parts, rdev))
             });
-            if let Some(part) = part {
-                users.push(user(UserKind::Mount, part, (pid != own).then_some(pid), point));
+            let Some(part) = part else { continue };
+            let found = user(UserKind::Mount, part, (pid != own).then_some(pid), point);
+            // Services with a mount namespace of their own see most mounts at the same place.
+            let is_known = |known: &User| (&known.name, &known.path) == (&found.name, &found.path);
+            if !users.iter().any(is_known) {
+                users.push(found);
             }
         }
     }

@@ -3,13 +3,15 @@
 //!
 //! ```text
 //! nbd-attach-file serve FILE KEY=VALUE...   resource= uuid= runtime= devices= attach= block=
-//!                                           delay-ms= (before each reply) lock=yes
+//!                                           delay-ms= (before each reply)
 //! nbd-attach-file holder RUNTIME_DIR        holds the FUSE descriptor over a restart
 //! nbd-attach-file fail KEY=VALUE...         fails what a killed server left behind
 //! ```
-//! `serve` prints `ready PATH DEVICE KIND new|adopted` when the device is there. Signals: TERM detaches
-//! and ends, or says on stderr who uses the device and goes on; USR1 fails all I/O and ends; USR2
-//! replaces the stream; HUP makes the device as large as the file is now; INT ends and leaves the device behind.
+//! `serve` prints `ready PATH DEVICE KIND new|adopted` when the device is there. Signals:
+//! - TERM detaches and ends, or says on stderr who uses the device and goes on;
+//! - USR1 fails all I/O and ends; USR2 replaces the stream;
+//! - HUP makes the device as large as the file is now;
+//! - INT ends and leaves the device behind.
 
 use std::collections::HashMap;
 use std::error::Error;

@@ -78,13 +78,18 @@ impl Device {
 
     /// Starts a server and waits until the device is there; gives the line it says then.
     pub fn start(&mut self) -> String {
+        let serve = self.serve_command();
+        self.start_by(serve)
+    }
+
+    pub fn serve_command(&self) -> Command {
+        self.command(&["serve", self.dir.join("disk").to_str().unwrap()])
+    }
+
+    /// Starts a server by this command.
+    pub fn start_by(&mut self, mut command: Command) -> String {
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
-        let mut child = self
-            .command(&["serve", self.dir.join("disk").to_str().unwrap()])
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         self.server = Some(Server { child, stdout });
         let line = self.line();
