@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod data_loop;
 pub mod device_use;
 pub mod disk;
+pub mod dump;
 pub mod events;
 pub mod greeting;
 pub mod incarnation;

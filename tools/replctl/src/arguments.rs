@@ -1,0 +1,244 @@
+//! What can be typed, with the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use replicator::config::DEFAULT_PATH;
+
+/// Looks after replicated block devices.
+#[derive(Parser)]
+#[command(name = "replctl", version, after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// The configuration file.
+    #[arg(long, global = true, default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// The node to act as or to ask; the host name by default.
+    #[arg(long, global = true)]
+    pub node: Option<String>,
+    /// Answer in JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+A new pair of nodes:
+  alpha# replctl init                         make the key; copy it to beta (scp, mode 0600)
+  alpha# replctl create mariadb --origin      its disk holds the data
+  beta#  replctl create mariadb               its disk will be overwritten
+  both#  systemctl start replicator
+  alpha# replctl promote mariadb              /dev/replicator/mariadb is there
+Planned switch:   alpha# umount ...; replctl demote mariadb    beta# replctl promote mariadb
+The other node is lost:                     beta# replctl promote mariadb --old-primary-is-off
+
+Exit codes: 0 done (or nothing to do), 1 refused or failed, 2 wrong arguments or configuration,
+3 the daemon cannot be asked, 4 status or check: something is not safe.";
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make the key of the cluster, or name the origin of a new resource.
+    #[command(after_help = "\
+Examples:
+  replctl init                          make the key file, once in the life of a cluster
+  replctl init mariadb --from alpha     alpha's disk holds the data of mariadb (run it on alpha,
+                                        once, after `create` and while mariadb is down)")]
+    Init {
+        /// The resource whose origin is named.
+        #[arg(requires = "from")]
+        resource: Option<String>,
+        /// The node that holds its data.
+        #[arg(long, requires = "resource")]
+        from: Option<String>,
+    },
+    /// Make the disk of this node a replica of a resource.
+    Create(Create),
+    /// Show the state of all or one resource, with a verdict in plain words.
+    #[command(after_help = "\
+Examples:
+  replctl status
+  replctl status mariadb --watch
+  replctl status --json | jq '.resources[].verdict'
+Exit code 4 when a resource is not safe: for monitoring.")]
+    Status {
+        /// Only this one.
+        resource: Option<String>,
+        /// Show it again every second until interrupted.
+        #[arg(long, short)]
+        watch: bool,
+    },
+    /// Start to run a resource in the daemon.
+    Up {
+        /// Which.
+        resource: String,
+    },
+    /// Stop to run a resource; refused while it is in use.
+    Down {
+        /// Which.
+        resource: String,
+    },
+    /// Become primary: serve clients and attach the block device here.
+    #[command(after_help = "\
+Without a flag nothing can be lost: it is refused unless this node has every acknowledged write
+and the other node agrees. The flags are your word for what no node can know:
+  --old-primary-is-off    I know that the other node does not serve: its machine is off, or its
+                          daemon is stopped and stays so until it can connect
+  --alone                 after a restart: do not wait for the other node (this node served last)
+  --allow-data-loss       serve the data of this node though it may lack acknowledged writes; what
+                          only the other node has is given up when it comes back")]
+    Promote {
+        /// Which.
+        resource: String,
+        /// The old primary is switched off, you know it.
+        #[arg(long)]
+        old_primary_is_off: bool,
+        /// Serve these data although they may be old.
+        #[arg(long)]
+        allow_data_loss: bool,
+        /// Do not wait for the other node after a restart.
+        #[arg(long)]
+        alone: bool,
+    },
+    /// Give the role of primary up; refused while the device is in use.
+    Demote {
+        /// Which.
+        resource: String,
+        /// Close the connections of NBD clients instead of refusing because of them.
+        #[arg(long)]
+        drop_clients: bool,
+    },
+    /// Connect to the other node again after `disconnect`.
+    Connect {
+        /// Which.
+        resource: String,
+        /// Only to this node.
+        #[arg(long)]
+        peer: Option<String>,
+    },
+    /// Hold no connection to the other node until `connect`.
+    Disconnect {
+        /// Which.
+        resource: String,
+        /// Only to this node.
+        #[arg(long)]
+        peer: Option<String>,
+    },
+    /// Declare the data of this node bad: all of it will be copied from the other node.
+    Invalidate {
+        /// Which.
+        resource: String,
+    },
+    /// Bring replicas up to date (it happens by itself; this is for more, or for waiting).
+    #[command(after_help = "\
+Examples:
+  replctl resync mariadb --wait              wait for the running resync, with a progress bar
+  replctl resync mariadb --full --wait       on the primary: copy everything to the other node
+  replctl resync mariadb --discard           on a node that served on its own before the other was
+                                             promoted by force: give up what only this node has")]
+    Resync {
+        /// Which.
+        resource: String,
+        /// Copy everything, whatever the bitmaps say (on the primary).
+        #[arg(long, conflicts_with = "discard")]
+        full: bool,
+        /// Give up what diverged on this node.
+        #[arg(long)]
+        discard: bool,
+        /// Only this node.
+        #[arg(long)]
+        peer: Option<String>,
+        /// Wait until nothing is left to copy, with a progress bar.
+        #[arg(long)]
+        wait: bool,
+        /// With --wait: give up after so many seconds (exit code 1).
+        #[arg(long, requires = "wait")]
+        timeout_s: Option<u64>,
+    },
+    /// Show the events of the daemon.
+    Events {
+        /// Go on with those to come until interrupted.
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Decode the metadata on the disk of this node. Never writes.
+    Dump {
+        /// Which.
+        resource: String,
+        /// Ask the daemon instead of reading the disk.
+        #[arg(long)]
+        live: bool,
+    },
+    /// Check the configuration file, the key and the disks.
+    Check,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+The data area starts at the first byte of the disk; the metadata lie at its end, or in the file or
+partition that `metadata` in the configuration names. A disk that holds something is refused:
+  --origin           the data on it are the ones to keep; a file system stays in place. When it
+                     fills the disk, put the metadata elsewhere (the refusal says how)
+  --force ext4       destroy the ext4 file system that is on it; say exactly what is there
+Both nodes need the same size: create the smaller disk first and give its size to the other one
+with --size. All of this needs the daemon of this node stopped, or the resource down.")]
+pub struct Create {
+    /// The resource.
+    pub resource: String,
+    /// This disk holds the data; exactly one node says so.
+    #[arg(long)]
+    pub origin: bool,
+    /// All disks hold exactly the same data already; recorded, and on your word.
+    #[arg(long)]
+    pub assume_equal: bool,
+    /// What may be destroyed, in the words of the refusal: ext4, lvm, replicator, data, ...
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub force: Vec<String>,
+    /// Check that the metadata go to this file (the configuration must say so too).
+    #[arg(long, value_name = "FILE")]
+    pub external: Option<PathBuf>,
+    /// Size of the data area: bytes, or with K, M, G, T.
+    #[arg(long, value_parser = bytes)]
+    pub size: Option<u64>,
+    /// Block size in bytes: 512 to 4096; the disk's sector size by default.
+    #[arg(long, value_name = "BYTES")]
+    pub block_size: Option<u32>,
+    /// Tells this resource from an earlier one of the same name; the same on every node.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub life: String,
+}
+
+/// A number of bytes with an optional unit, in powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB") {
+        "" | "B" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        unit => return Err(format!("{unit} is no unit; write 512M, 20G, 1T or plain bytes")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a size"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert_eq!(bytes("20G"), Ok(20 << 30));
+        assert_eq!(bytes("512MiB"), Ok(512 << 20));
+        assert!(bytes("7X").is_err());
+        assert!(bytes("99999999999T").is_err());
+    }
+}

@@ -1,0 +1,216 @@
+//! Commands that need no daemon: the key, metadata on a disk, a look at the configuration.
+
+use std::path::Path;
+
+use replicator::config::{ClusterConfig, NodeConfig, ResourceConfig};
+use replicator::create::{self, CreateRequest, Created};
+use replicator::dump;
+use replicator::key::ClusterKey;
+use serde_json::json;
+
+use crate::arguments::{Arguments, Create};
+use crate::show::{self, bytes};
+use crate::{EXIT_DONE, EXIT_NOT_SAFE, EXIT_REFUSED, EXIT_USAGE, Failure};
+
+fn refused(error: impl std::fmt::Display) -> Failure {
+    Failure::new(EXIT_REFUSED, error)
+}
+
+fn find<'a>(config: &'a ClusterConfig, name: &str) -> Result<&'a ResourceConfig, Failure> {
+    config.resource(name).ok_or_else(|| {
+        let names: Vec<&str> = config.resources.iter().map(|it| it.name.as_str()).collect();
+        let text = format!("there is no resource {name}; the configuration has: {}", names.join(", "));
+        Failure::new(EXIT_USAGE, text)
+    })
+}
+
+fn refuse_witness(node: &NodeConfig) -> Result<(), Failure> {
+    if node.witness {
+        return Err(Failure::new(EXIT_USAGE, format!("{} is a witness: it has no disks", node.name)));
+    }
+    Ok(())
+}
+
+/// `init`: the key, or the origin of a resource.
+pub fn init(
+    config: &ClusterConfig,
+    node: &NodeConfig,
+    resource: Option<&str>,
+    from: Option<&str>,
+    arguments: &Arguments,
+) -> Result<u8, Failure> {
+    let (Some(resource), Some(from)) = (resource, from) else {
+        ClusterKey::create(&node.key).map_err(refused)?;
+        return Ok(key_made(config, &node.key, arguments));
+    };
+    let resource = find(config, resource)?;
+    if config.node(from).is_none_or(|node| node.witness) {
+        return Err(Failure::new(EXIT_USAGE, format!("{from} is no data node")));
+    }
+    if from != node.name {
+        let text = format!(
+            "the origin is recorded on its own disk: run this command on {from} (this is {})",
+            node.name
+        );
+        return Err(refused(text));
+    }
+    create::name_origin(node, resource).map_err(refused)?;
+    let text = format!(
+        "{from} is the origin of {0}.\nnext: replctl up {0} (or start the daemon), then replctl \
+         promote {0}",
+        resource.name
+    );
+    say(arguments, &text, json!({ "resource": resource.name, "origin": from }));
+    Ok(EXIT_DONE)
+}
+
+fn key_made(config: &ClusterConfig, path: &Path, arguments: &Arguments) -> u8 {
+    let mut text = format!("made the key of cluster {}: {}\nnext:\n", config.cluster, path.display());
+    for node in config.data_nodes() {
+        if node.key == path {
+            continue;
+        }
+        text += &format!("  copy it to {} for node {}\n", node.key.display(), node.name);
+    }
+    text += &format!(
+        "  copy it to every other node, for example: scp -p {0} NODE:{0}\n  make the replicas: \
+         replctl create RESOURCE --origin on the node with the data,\n                     replctl \
+         create RESOURCE on the others\n  then start the daemons",
+        path.display()
+    );
+    say(arguments, &text, json!({ "key": path }));
+    EXIT_DONE
+}
+
+fn say(arguments: &Arguments, text: &str, value: serde_json::Value) {
+    if arguments.json {
+        println!("{value}");
+    } else {
+        println!("{text}");
+    }
+}
+
+/// `create`: metadata on a disk.
+pub fn create(
+    config: &ClusterConfig,
+    node: &NodeConfig,
+    wish: &Create,
+    arguments: &Arguments,
+) -> Result<u8, Failure> {
+    refuse_witness(node)?;
+    let resource = find(config, &wish.resource)?;
+    let configured = &resource.copy_on(&node.name).metadata;
+    if let Some(path) = &wish.external
+        && configured.as_ref() != Some(path)
+    {
+        let text = format!(
+            "the daemon must find the metadata too: write metadata.{} = \"{}\" into [resource.{}] \
+             of {} first",
+            node.name,
+            path.display(),
+            resource.name,
+            config.path.display()
+        );
+        return Err(refused(text));
+    }
+    let key = ClusterKey::load(&node.key).map_err(|error| Failure::new(EXIT_USAGE, error))?;
+    let created = create::create(&CreateRequest {
+        cluster: config,
+        node,
+        resource,
+        key: &key,
+        origin: wish.origin,
+        assume_equal: wish.assume_equal,
+        destroy: wish.force.clone(),
+        size_bytes: wish.size,
+        block_bytes: wish.block_size,
+        life: wish.life.clone(),
+    })
+    .map_err(refused)?;
+    let value = serde_json::to_value(&created).expect("plain values");
+    say(arguments, &describe(config, &created), value);
+    Ok(EXIT_DONE)
+}
+
+fn describe(config: &ClusterConfig, created: &Created) -> String {
+    let Created { resource, node, size_bytes, .. } = created;
+    let place = if created.internal { "at the end of the disk" } else { "apart from the data" };
+    let mut text = format!(
+        "{resource} on {node}: {} of data on {}, {} of metadata {place} ({})\n",
+        bytes(*size_bytes),
+        created.disk.display(),
+        bytes(created.metadata_bytes),
+        created.metadata.display()
+    );
+    for title in &created.kept {
+        text += &format!("kept in place: {title}\n");
+    }
+    for title in &created.given_up {
+        text += &format!("given up: {title}\n");
+    }
+    if created.assume_equal {
+        text += "recorded: on your word all disks hold the same data now\n";
+    }
+    let others: Vec<&str> = config.peers_of(node).iter().map(|peer| peer.name.as_str()).collect();
+    text += "next: ";
+    if !others.is_empty() {
+        text += &format!(
+            "replctl create {resource} --size {size_bytes} on {} (the same size everywhere), then ",
+            others.join(", ")
+        );
+    }
+    if !created.origin && !created.assume_equal {
+        text += "name the node with the data once (create --origin there, or init --from), then ";
+    }
+    text + "start the daemons"
+}
+
+/// `dump`: the metadata on the disk.
+pub fn dump(
+    config: &ClusterConfig,
+    node: &NodeConfig,
+    resource: &str,
+    arguments: &Arguments,
+) -> Result<u8, Failure> {
+    refuse_witness(node)?;
+    let copy = find(config, resource)?.copy_on(&node.name);
+    let dump = dump::read(copy.metadata.as_deref().unwrap_or(&copy.disk)).map_err(refused)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&dump).expect("plain values"));
+    } else {
+        print!("{}", show::dump(&dump));
+    }
+    Ok(EXIT_DONE)
+}
+
+/// `check`: what the file means, and whether key and disks of this node are there.
+pub fn check(config: &ClusterConfig, arguments: &Arguments) -> Result<u8, Failure> {
+    let mut problems = config.warnings.clone();
+    // On a machine that is no node of the file only the file itself can be checked.
+    let here = config.choose_node(arguments.node.as_deref()).ok();
+    if let Some(node) = here {
+        if let Err(error) = ClusterKey::load(&node.key) {
+            problems.push(error.to_string());
+        }
+        for resource in config.resources.iter().filter(|_| !node.witness) {
+            let copy = resource.copy_on(&node.name);
+            for path in [Some(&copy.disk), copy.metadata.as_ref()].into_iter().flatten() {
+                if let Err(error) = std::fs::metadata(path) {
+                    problems.push(format!("{}: {}: {error}", resource.name, path.display()));
+                }
+            }
+        }
+    }
+    if arguments.json {
+        let nodes: Vec<&str> = config.nodes.iter().map(|node| node.name.as_str()).collect();
+        let resources: Vec<&str> = config.resources.iter().map(|it| it.name.as_str()).collect();
+        let value = json!({
+            "cluster": config.cluster, "nodes": nodes, "resources": resources,
+            "node": here.map(|node| &node.name), "problems": problems,
+        });
+        println!("{value}");
+    } else {
+        print!("{}", show::config(config, here, &problems));
+    }
+    Ok(if problems.is_empty() { EXIT_DONE } else { EXIT_NOT_SAFE })
+}

@@ -1,0 +1,183 @@
+//! Commands that a daemon carries out: ask, and show what it says.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use replicator::config::NodeConfig;
+use replicator::control::{Conversation, Order, RefusalReport, Reply, ask};
+use replicator::report::StatusReport;
+use replicator::verdict::Level;
+use serde_json::json;
+
+use crate::arguments::{Arguments, Command};
+use crate::progress;
+use crate::show;
+use crate::{EXIT_DONE, EXIT_NO_DAEMON, EXIT_NOT_SAFE, EXIT_REFUSED, Failure};
+
+/// Longer than any wait inside the daemon.
+const PATIENCE: Duration = Duration::from_secs(180);
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+/// How long `events` waits for the next one before it ends without --follow.
+const EVENT_PAUSE: Duration = Duration::from_millis(300);
+
+/// Carries out one of the commands of a daemon.
+pub fn run(node: &NodeConfig, arguments: &Arguments) -> Result<u8, Failure> {
+    let socket = node.control_socket.as_path();
+    match &arguments.command {
+        Command::Status { resource, watch: false } => {
+            status(socket, resource.as_deref(), arguments.json)
+        }
+        Command::Status { resource, watch: true } => {
+            watch(socket, resource.as_deref(), arguments.json)
+        }
+        Command::Dump { resource, .. } => status(socket, Some(resource), true),
+        Command::Events { follow } => events(socket, *follow, arguments.json),
+        Command::Resync { resource, full, discard, peer, wait, timeout_s } => {
+            let order = resync_order(resource, *full, *discard, peer.as_deref());
+            let code = match order {
+                Some(order) => simple(socket, order, arguments.json)?,
+                None => EXIT_DONE,
+            };
+            if !wait {
+                if !full && !discard {
+                    eprintln!("replctl: a resync runs by itself; --wait waits for it, --full \
+                               copies everything, --discard gives up what diverged here");
+                }
+                return Ok(code);
+            }
+            progress::wait(socket, resource, timeout_s.map(Duration::from_secs), arguments.json)
+        }
+        command => simple(socket, order_of(command), arguments.json),
+    }
+}
+
+fn resync_order(resource: &str, full: bool, discard: bool, peer: Option<&str>) -> Option<Order> {
+    let resource = resource.to_owned();
+    if full {
+        Some(Order::ResyncFull { resource, peer: peer.map(str::to_owned) })
+    } else if discard {
+        Some(Order::DiscardDiverged { resource })
+    } else {
+        None
+    }
+}
+
+/// The order of a command that is nothing but an order.
+fn order_of(command: &Command) -> Order {
+    match command {
+        Command::Up { resource } => Order::Up { resource: resource.clone() },
+        Command::Down { resource } => Order::Down { resource: resource.clone() },
+        Command::Promote { resource, old_primary_is_off, allow_data_loss, alone } => {
+            Order::Promote {
+                resource: resource.clone(),
+                old_primary_is_off: *old_primary_is_off,
+                allow_data_loss: *allow_data_loss,
+                alone: *alone,
+            }
+        }
+        Command::Demote { resource, drop_clients } => {
+            Order::Demote { resource: resource.clone(), drop_clients: *drop_clients }
+        }
+        Command::Connect { resource, peer } => {
+            Order::Connect { resource: resource.clone(), peer: peer.clone() }
+        }
+        Command::Disconnect { resource, peer } => {
+            Order::Disconnect { resource: resource.clone(), peer: peer.clone() }
+        }
+        Command::Invalidate { resource } => Order::Invalidate { resource: resource.clone() },
+        _ => unreachable!("the other commands are handled before"),
+    }
+}
+
+/// Asks and takes one reply; no daemon is a failure of its own kind.
+pub fn ask_daemon(socket: &Path, order: Order) -> Result<Reply, Failure> {
+    ask(socket, order, PATIENCE).map_err(|error| Failure::new(EXIT_NO_DAEMON, error))
+}
+
+/// The state of one or all resources.
+pub fn fetch_status(socket: &Path, resource: Option<&str>) -> Result<StatusReport, Failure> {
+    let order = Order::Status { resource: resource.map(str::to_owned) };
+    match ask_daemon(socket, order)? {
+        Reply::Status(report) => Ok(*report),
+        Reply::Refused(refusal) => Err(refusal_failure(&refusal)),
+        other => Err(Failure::new(EXIT_NO_DAEMON, format!("unexpected answer: {other:?}"))),
+    }
+}
+
+fn refusal_failure(refusal: &RefusalReport) -> Failure {
+    let json = json!({ "refused": refusal });
+    Failure::with_json(EXIT_REFUSED, show::refusal(refusal), json)
+}
+
+fn simple(socket: &Path, order: Order, wants_json: bool) -> Result<u8, Failure> {
+    let reply = ask_daemon(socket, order)?;
+    if let Reply::Refused(refusal) = &reply {
+        return Err(refusal_failure(refusal));
+    }
+    if wants_json {
+        println!("{}", serde_json::to_string(&reply).expect("plain values"));
+    } else if let Reply::Done(text) | Reply::Already(text) = &reply {
+        println!("{text}");
+    }
+    Ok(EXIT_DONE)
+}
+
+fn code_of(report: &StatusReport) -> u8 {
+    let is_safe = |level: Level| level == Level::Safe;
+    let all_safe = report.resources.iter().all(|it| is_safe(it.verdict.level));
+    if all_safe { EXIT_DONE } else { EXIT_NOT_SAFE }
+}
+
+fn status(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8, Failure> {
+    let report = fetch_status(socket, resource)?;
+    if wants_json {
+        println!("{}", serde_json::to_string_pretty(&report).expect("plain values"));
+    } else {
+        print!("{}", show::status(&report, None));
+    }
+    Ok(code_of(&report))
+}
+
+fn watch(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8, Failure> {
+    let is_terminal = std::io::stdout().is_terminal();
+    let mut before: Option<StatusReport> = None;
+    loop {
+        let report = fetch_status(socket, resource);
+        let mut out = std::io::stdout().lock();
+        let text = match &report {
+            Ok(report) if wants_json => serde_json::to_string(report).expect("plain values") + "\n",
+            Ok(report) => show::status(report, before.as_ref().map(|it| (it, WATCH_PAUSE))),
+            // A daemon that restarts comes back.
+            Err(failure) => format!("{}\n", failure.text),
+        };
+        let clear = if is_terminal && !wants_json { "\x1b[H\x1b[2J" } else { "" };
+        if write!(out, "{clear}{text}").and_then(|()| out.flush()).is_err() {
+            return Ok(EXIT_DONE);
+        }
+        drop(out);
+        before = report.ok();
+        thread::sleep(WATCH_PAUSE);
+    }
+}
+
+fn events(socket: &Path, follow: bool, wants_json: bool) -> Result<u8, Failure> {
+    let patience = if follow { None } else { Some(EVENT_PAUSE) };
+    let mut conversation = Conversation::start(socket, Order::Events, patience)
+        .map_err(|error| Failure::new(EXIT_NO_DAEMON, error))?;
+    loop {
+        match conversation.next_reply() {
+            Ok(Some(Reply::Event(event))) if wants_json => {
+                println!("{}", serde_json::to_string(&event).expect("plain values"));
+            }
+            Ok(Some(Reply::Event(event))) => println!("{}", show::event(&event)),
+            Ok(Some(Reply::Refused(refusal))) => return Err(refusal_failure(&refusal)),
+            Ok(Some(_)) => {}
+            // The daemon ended, or nothing more has happened so far.
+            Ok(None) => return Ok(EXIT_DONE),
+            Err(_) if !follow => return Ok(EXIT_DONE),
+            Err(error) => return Err(Failure::new(EXIT_NO_DAEMON, error)),
+        }
+    }
+}
