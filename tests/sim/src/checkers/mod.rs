@@ -1,0 +1,14 @@
+//! What is checked while a seed runs and at its end, each check named by its rule of SAFETY.md.
+//! (The answers to clients are judged in `clients.rs`, by the history checker.)
+
+mod convergence;
+mod tracking;
+
+/// What the checkers remember.
+#[derive(Debug, Default)]
+pub struct Checkers {
+    /// When the troubles ended.
+    pub calm_since: Option<u64>,
+    /// The final reading has begun.
+    pub reading: bool,
+}

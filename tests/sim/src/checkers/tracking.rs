@@ -1,0 +1,92 @@
+//! R9, R10, R13: every block in which the replicas differ is known, durably, to one of them: a
+//! dirty bit, a hot extent, or a reason for a full resync. Looked up on the disks alone, as if
+//! both machines lost their power now.
+
+use replicator_core::activity_log::{Replay, replay};
+use replicator_core::bitmap::DirtyBitmap;
+use replicator_core::block::{DIRTY_BLOCK_BYTES, ReplicaId};
+use replicator_core::metadata::{Image, Superblock};
+
+use crate::failure::Kind;
+use crate::sectors::SECTOR_BYTES;
+use crate::world::World;
+
+const SECTORS_PER_BLOCK: u64 = DIRTY_BLOCK_BYTES / SECTOR_BYTES;
+
+impl World {
+    /// Checks it.
+    pub fn check_tracking(&mut self) {
+        let blocks = self.differing_blocks();
+        if blocks.is_empty() {
+            return;
+        }
+        let supers = [self.superblock(0), self.superblock(1)];
+        if needs_full(&supers[0], &supers[1]) {
+            return;
+        }
+        let mut untracked = blocks;
+        for node in 0..2 {
+            let image = self.nodes[node].disk.image();
+            let base = base_of(&supers[node], &supers[1 - node]);
+            untracked.retain(|&block| !is_tracked(&image, &supers[node], base, block));
+        }
+        if let Some(block) = untracked.first() {
+            let values = [0, 1].map(|node| {
+                let first = block * SECTORS_PER_BLOCK;
+                (first..first + SECTORS_PER_BLOCK)
+                    .map(|sector| self.nodes[node].disk.live.get(sector))
+                    .collect::<Vec<_>>()
+            });
+            let text = format!(
+                "block {block} differs and no disk knows ({} such): {values:?}",
+                untracked.len()
+            );
+            self.fail(Kind::Safety, "R9", text);
+        }
+    }
+
+    fn differing_blocks(&self) -> Vec<u64> {
+        let differences = self.nodes[0].disk.live.differences(&self.nodes[1].disk.live);
+        let mut blocks: Vec<u64> =
+            differences.into_iter().map(|sector| sector / SECTORS_PER_BLOCK).collect();
+        blocks.dedup();
+        blocks
+    }
+}
+
+/// The generation a replica's bitmap counts from when the two meet (a join it was told of, and
+/// that the other made, counts).
+fn base_of(mine: &Superblock, theirs: &Superblock) -> u64 {
+    let joined = mine.coming != 0 && mine.coming == theirs.peers[0].base;
+    if joined { mine.coming } else { mine.peers[0].base }
+}
+
+fn needs_full(one: &Superblock, two: &Superblock) -> bool {
+    one.invalid
+        || two.invalid
+        || one.peers[0].all_dirty
+        || two.peers[0].all_dirty
+        || one.peers[0].replica != two.replica
+        || two.peers[0].replica != one.replica
+        || one.peers[0].replica == ReplicaId::NONE
+        || base_of(one, two) != base_of(two, one)
+}
+
+fn is_tracked(image: &Image, superblock: &Superblock, base: u64, block: u64) -> bool {
+    let layout = superblock.layout();
+    let part =
+        |range: &std::ops::Range<u64>| &image.region[range.start as usize..range.end as usize];
+    let bits = part(&layout.bitmaps[0]);
+    let bitmap = DirtyBitmap::load(superblock.blocks(), base, superblock.tag(), bits);
+    if bitmap.blocks().contains(block) {
+        return true;
+    }
+    if superblock.clean {
+        return false;
+    }
+    let at = block * DIRTY_BLOCK_BYTES;
+    match replay(part(&layout.log), superblock.log_epoch, superblock.log_extents) {
+        Replay::Unreadable => true,
+        Replay::Hot(ranges) => ranges.iter().any(|range| range.start <= at && at < range.end()),
+    }
+}

@@ -1,0 +1,293 @@
+//! Clients of the device: several at work, overlapping, unaligned; what they ask and get is told
+//! to the history checker, which judges every answer (oracle a).
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use history::{Checker, PowerLoss, Seen, Violation, Write};
+use replicator_core::{BufId, ByteRange, ClientError, ClientRequest, Input, RequestId};
+
+use crate::failure::Kind;
+use crate::plan::Plan;
+use crate::sectors::SECTOR_BYTES;
+use crate::tell;
+use crate::world::{Event, MS, World};
+
+/// A sector that no client wrote: what a buffer holds before it is filled.
+const GARBAGE: u64 = u64::MAX;
+
+/// A request whose answer is missing.
+#[derive(Debug)]
+pub struct Open {
+    worker: Option<usize>,
+    node: usize,
+    life: u64,
+    what: ClientRequest,
+    since: u64,
+}
+
+/// The clients.
+#[derive(Debug)]
+pub struct Clients {
+    /// The judge.
+    pub history: Checker,
+    /// Requests still to be made.
+    pub left: u64,
+    /// Requests whose answer is missing.
+    pub open: BTreeMap<u64, Open>,
+    next: u64,
+    block_bytes: u64,
+}
+
+impl Clients {
+    /// Clients with nothing done yet.
+    pub fn new(plan: &Plan) -> Self {
+        let config = history::Config {
+            units: plan.data_bytes / SECTOR_BYTES,
+            initial_value: 0,
+            members: 2,
+            acks_are_instant: true,
+        };
+        Self {
+            history: Checker::new(config),
+            left: plan.requests,
+            open: BTreeMap::new(),
+            next: 1,
+            block_bytes: u64::from(plan.block_bytes),
+        }
+    }
+
+    /// When the oldest open request was made.
+    pub fn oldest(&self) -> Option<u64> {
+        self.open.values().map(|open| open.since).min()
+    }
+}
+
+fn units(range: ByteRange) -> std::ops::Range<u64> {
+    range.start / SECTOR_BYTES..range.end() / SECTOR_BYTES
+}
+
+impl World {
+    /// A client makes its next request, if it finds a device.
+    pub fn client_turn(&mut self, worker: usize) {
+        if self.clients.left == 0 {
+            return;
+        }
+        let Some((node, tenure)) = self.device() else {
+            let delay = (1 + self.draw.below(200)) * MS;
+            return self.after(delay, Event::Client { worker });
+        };
+        self.clients.left -= 1;
+        let what = self.draw_request();
+        self.request(Some(worker), node, tenure, what);
+    }
+
+    /// The node that serves, and the tenure of its device.
+    pub fn device(&self) -> Option<(usize, u64)> {
+        (0..2).find_map(|node| {
+            let process = self.nodes[node].process.as_ref()?;
+            Some((node, process.device?))
+        })
+    }
+
+    fn draw_request(&mut self) -> Ask {
+        let plan = &self.plan;
+        let draw = &mut self.draw;
+        let spot = plan.spots[draw.below(plan.spots.len() as u64) as usize];
+        let block = u64::from(plan.block_bytes);
+        let most = [8, 8, 16, 100][draw.below(4) as usize];
+        let sectors = 1 + draw.below(most);
+        let mut range =
+            ByteRange::new(spot + draw.below(24) * SECTOR_BYTES, sectors * SECTOR_BYTES);
+        if draw.chance(50) {
+            range = range.align_out(4096);
+        }
+        let end = range.end().min(plan.data_bytes);
+        let range = ByteRange::new(range.start, end - range.start);
+        let dice = draw.below(100);
+        let (read, flush) = (plan.percent_read, plan.percent_flush);
+        let zero = plan.percent_zero;
+        let fua = draw.chance(plan.percent_fua);
+        if dice < read {
+            Ask::Read(range)
+        } else if dice < read + flush {
+            Ask::Flush
+        } else if dice < read + flush + zero / 2 {
+            Ask::Trim(range, fua)
+        } else if dice < read + flush + zero {
+            let mut range = range.align_out(block);
+            if plan.data_bytes > 100 << 20 && draw.chance(3) {
+                // Longer than one slice of R17.
+                let start = draw.below(plan.data_bytes - (24 << 20)) & !4095;
+                range = ByteRange::new(start, 20 << 20);
+            }
+            Ask::Zero(range, draw.chance(50), fua)
+        } else if dice == 99 {
+            Ask::Map(range)
+        } else {
+            Ask::Write(range, fua)
+        }
+    }
+
+    /// Sends a request to a node's device.
+    pub fn request(&mut self, worker: Option<usize>, node: usize, tenure: u64, ask: Ask) {
+        let id = self.clients.next;
+        self.clients.next += 1;
+        self.tally.requests += 1;
+        let block = self.clients.block_bytes;
+        let history = &mut self.clients.history;
+        let process = self.nodes[node].process.as_mut().expect("a device has a process");
+        let life = process.life;
+        let mut buffer = |range: ByteRange, value: u64| -> BufId {
+            let aligned = range.align_out(block);
+            let contents: Rc<[u64]> = (aligned.start / SECTOR_BYTES..aligned.end() / SECTOR_BYTES)
+                .map(|sector| if units(range).contains(&sector) { value } else { GARBAGE })
+                .collect();
+            process.buffers.take(contents)
+        };
+        let told = |write: Write, fua: bool| {
+            let write = write.in_tenure(tenure);
+            if fua { write.fua() } else { write }
+        };
+        let what = match ask {
+            Ask::Read(range) => {
+                history.read_started(id, units(range));
+                ClientRequest::Read { range, buf: buffer(range, GARBAGE) }
+            }
+            Ask::Write(range, fua) => {
+                history.write_started(id, told(Write::data(units(range), id), fua));
+                ClientRequest::Write { range, buf: buffer(range, id), fua }
+            }
+            Ask::Flush => {
+                history.flush_started_in(id, tenure);
+                ClientRequest::Flush
+            }
+            Ask::Trim(range, fua) => {
+                history.write_started(id, told(Write::trim(units(range), 0..0), fua));
+                ClientRequest::Trim { range, fua }
+            }
+            Ask::Zero(range, may_punch, fua) => {
+                history.write_started(id, told(Write::zero(units(range)), fua));
+                ClientRequest::WriteZeroes { range, fua, may_punch }
+            }
+            Ask::Map(range) => ClientRequest::Map { range },
+        };
+        tell!(self, "client asks {} for {what:?} as {id}", self.nodes[node].name);
+        self.clients.open.insert(id, Open { worker, node, life, what, since: self.now });
+        let input = Box::new(Input::ClientRequested { request: RequestId(id), what });
+        self.fact(node, life, input);
+    }
+
+    /// A core answers a request.
+    pub fn reply(&mut self, node: usize, id: u64, result: Result<(), ClientError>) {
+        let Some(open) = self.clients.open.remove(&id) else {
+            return self.fail(Kind::Safety, "R2f", format!("request {id} is answered twice"));
+        };
+        let process = self.nodes[node].process.as_mut().expect("a process answers");
+        let history = &mut self.clients.history;
+        let mut violations = Vec::new();
+        match open.what {
+            ClientRequest::Read { range, buf } => {
+                let contents = process.buffers.get(buf);
+                process.buffers.release(buf);
+                if result.is_ok() {
+                    let first = (range.start % self.clients.block_bytes / SECTOR_BYTES) as usize;
+                    let count = (range.length / SECTOR_BYTES) as usize;
+                    let seen: Vec<Seen> = contents[first..first + count]
+                        .iter()
+                        .map(|&v| if v == GARBAGE { Seen::Foreign } else { Seen::Value(v) })
+                        .collect();
+                    violations = history.read_done(id, &seen);
+                } else {
+                    history.read_failed(id);
+                }
+            }
+            ClientRequest::Flush if result.is_ok() => violations.extend(history.flush_acked(id)),
+            ClientRequest::Flush => history.flush_unknown(id),
+            ClientRequest::Map { .. } => {}
+            ClientRequest::Write { .. }
+            | ClientRequest::Trim { .. }
+            | ClientRequest::WriteZeroes { .. } => {
+                if let ClientRequest::Write { buf, .. } = open.what {
+                    process.buffers.release(buf);
+                }
+                if result.is_ok() {
+                    violations = history.write_acked(id);
+                } else {
+                    history.write_unknown(id);
+                }
+            }
+        }
+        tell!(self, "client gets {result:?} for {id}");
+        self.judge(violations);
+        if let Some(worker) = open.worker {
+            let think = if self.draw.chance(40) { 0 } else { self.plan.think_ms };
+            let delay = self.draw.below(think + 1) * MS + 1000;
+            self.after(delay, Event::Client { worker });
+        }
+    }
+
+    fn judge(&mut self, violations: Vec<Violation>) {
+        if let Some(first) = violations.first() {
+            let more = violations.len() - 1;
+            let text = format!("{first} (and {more} more)");
+            self.fail(Kind::Safety, "oracle (a)", text);
+        }
+    }
+
+    /// A process is gone: nobody knows what became of its requests.
+    pub fn forget_requests(&mut self, node: usize, life: u64) {
+        let gone: Vec<u64> = self
+            .clients
+            .open
+            .iter()
+            .filter(|(_, open)| open.node == node && open.life == life)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in gone {
+            let open = self.clients.open.remove(&id).expect("just found");
+            let history = &mut self.clients.history;
+            match open.what {
+                ClientRequest::Read { .. } => history.read_failed(id),
+                ClientRequest::Flush => history.flush_unknown(id),
+                ClientRequest::Map { .. } => {}
+                _ => history.write_unknown(id),
+            }
+            if let Some(worker) = open.worker {
+                let delay = (1 + self.draw.below(100)) * MS;
+                self.after(delay, Event::Client { worker });
+            }
+        }
+    }
+
+    /// Whoever the history has to count as having lost caches when this machine loses its power.
+    pub fn tell_history_of_power_loss(&mut self, node: usize) {
+        let sets = self.durable_sets();
+        let id = |node: usize| self.nodes[node].disk.superblock().map(|s| s.replica);
+        let (mine, other) = (id(node), id(1 - node));
+        if sets.iter().any(|set| set.len() == 1 && Some(set[0].replica) == mine) {
+            // The only member: what it lost is lost.
+            self.clients.history.power_lost(PowerLoss::AllMembers);
+        } else if sets.iter().any(|set| set.iter().any(|m| Some(m.replica) == mine)) {
+            self.clients.history.power_lost(PowerLoss::Member(node));
+        }
+        let _ = other;
+    }
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask {
+    /// Read a range.
+    Read(ByteRange),
+    /// Write a range, with FUA or without.
+    Write(ByteRange, bool),
+    /// Flush.
+    Flush,
+    /// Trim a range, with FUA or without.
+    Trim(ByteRange, bool),
+    /// Zero a range, with leave to punch, with FUA.
+    Zero(ByteRange, bool, bool),
+    /// Look for holes.
+    Map(ByteRange),
+}

@@ -1,0 +1,257 @@
+//! A simulated disk. What it can do to us:
+//! - a write that is done is volatile until a flush that *started after it was done* is done;
+//! - a power cut keeps any subset of the volatile sectors, of any of their versions, and any part
+//!   of what was in flight, torn at 512 bytes; so are metadata writes in flight;
+//! - the death of a process loses nothing that was submitted: it lands, perhaps seconds later, and
+//!   nobody may open the disk before that (R2e);
+//! - part of a write may be visible before the write is done;
+//! - operations fail (EIO, ENOSPC; a failed write may have landed in part), are slow, or hang.
+//!
+//! Metadata writes are durable when done, as the driver promises of `WriteMeta`.
+
+use std::collections::BTreeMap;
+
+use history::draw::Draw;
+use replicator_core::metadata::{
+    Image, SUPERBLOCK_BYTES, Superblock, fingerprint_samples, read_superblocks,
+};
+use replicator_core::{BufId, ByteRange, DiskFailure, OpId};
+
+use crate::sectors::{Payload, SECTOR_BYTES, Sectors};
+
+const PAGE: usize = 4096;
+
+/// An operation the disk is working on.
+#[derive(Debug)]
+pub struct Working {
+    /// The process that ordered it.
+    pub life: u64,
+    /// Its name in that process.
+    pub op: OpId,
+    /// What it does.
+    pub job: Job,
+    /// How it will end.
+    pub fate: Result<(), DiskFailure>,
+}
+
+/// What an operation does.
+#[derive(Debug)]
+pub enum Job {
+    /// Write or zero a range.
+    Write { range: ByteRange, payload: Payload },
+    /// Read a range into a buffer.
+    Read { range: ByteRange, buf: BufId },
+    /// Read what surrounds a client's unaligned write.
+    Edges { wanted: ByteRange, aligned: ByteRange, buf: BufId },
+    /// Read for a resync.
+    ReadForResync { range: ByteRange },
+    /// Make durable what was done before this stamp.
+    Flush { before: u64 },
+    /// Write metadata.
+    Meta { offset: u64, bytes: Box<[u8]> },
+    /// Hash samples of the data.
+    Fingerprint,
+    /// Look for holes; nothing to do here.
+    Map,
+}
+
+#[derive(Debug)]
+struct Volatile {
+    stamp: u64,
+    first: u64,
+    count: u64,
+    payload: Payload,
+}
+
+/// A disk with its metadata region.
+#[derive(Debug)]
+pub struct Disk {
+    /// What a read returns.
+    pub live: Sectors,
+    durable: Sectors,
+    volatile: Vec<Volatile>,
+    next_stamp: u64,
+    meta: BTreeMap<u64, Box<[u8]>>,
+    region_bytes: u64,
+    device_bytes: u64,
+    data_bytes: u64,
+    /// Operations under way.
+    pub working: BTreeMap<u64, Working>,
+    next_key: u64,
+}
+
+impl Disk {
+    /// An empty disk with the given metadata (offsets from the start of the region).
+    pub fn new(data_bytes: u64, device_bytes: u64, region_bytes: u64) -> Self {
+        Self {
+            live: Sectors::new(data_bytes),
+            durable: Sectors::new(data_bytes),
+            volatile: Vec::new(),
+            next_stamp: 1,
+            meta: BTreeMap::new(),
+            region_bytes,
+            device_bytes,
+            data_bytes,
+            working: BTreeMap::new(),
+            next_key: 1,
+        }
+    }
+
+    /// Writes metadata bytes for good.
+    pub fn write_meta(&mut self, offset: u64, bytes: &[u8]) {
+        for (index, sector) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
+            let at = offset + index as u64 * SECTOR_BYTES;
+            assert!(at + SECTOR_BYTES <= self.region_bytes, "metadata beyond their region");
+            let page = at / PAGE as u64;
+            let page = self.meta.entry(page).or_insert_with(|| vec![0; PAGE].into());
+            let at = (at % PAGE as u64) as usize;
+            page[at..at + sector.len()].copy_from_slice(sector);
+        }
+    }
+
+    /// The metadata region as a process reads it at its start, with a fresh fingerprint.
+    pub fn image(&self) -> Image {
+        let mut region = vec![0; self.region_bytes as usize];
+        for (page, bytes) in &self.meta {
+            let at = *page as usize * PAGE;
+            region[at..at + PAGE].copy_from_slice(bytes);
+        }
+        Image {
+            region,
+            device_bytes: self.device_bytes,
+            disk_bytes: self.device_bytes,
+            fingerprint: Some(self.fingerprint()),
+        }
+    }
+
+    /// The superblock that counts, as a process would find it.
+    pub fn superblock(&self) -> Option<Superblock> {
+        let page = |at: u64| self.meta.get(&(at / PAGE as u64)).map_or(&[][..], |bytes| bytes);
+        let last = self.region_bytes - SUPERBLOCK_BYTES as u64;
+        let copies = [page(last), page(last - (1 << 20))];
+        read_superblocks(copies).ok().map(|(superblock, _)| superblock)
+    }
+
+    /// The hash that `TakeFingerprint` yields.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        for sample in fingerprint_samples(self.data_bytes) {
+            let first = sample.start / SECTOR_BYTES;
+            for sector in first..first + sample.length / SECTOR_BYTES {
+                hash = (hash ^ self.live.get(sector)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        }
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&hash.to_le_bytes());
+        bytes
+    }
+
+    /// Takes an order; the key names it until [`Disk::finish`].
+    pub fn begin(&mut self, draw: &mut Draw, working: Working) -> u64 {
+        let mut working = working;
+        match &mut working.job {
+            Job::Flush { before } => *before = self.next_stamp,
+            Job::Write { range, payload } if draw.chance(10) => {
+                // Part of it is there before it is done.
+                let (range, payload) = (*range, payload.clone());
+                self.land_some(draw, range, &payload, 30);
+            }
+            Job::Meta { offset, bytes } => {
+                assert!((offset.is_multiple_of(512)) && bytes.len().is_multiple_of(512));
+            }
+            _ => {}
+        }
+        let key = self.next_key;
+        self.next_key += 1;
+        self.working.insert(key, working);
+        key
+    }
+
+    /// Ends an operation: what it changes is changed now.
+    pub fn finish(&mut self, draw: &mut Draw, key: u64) -> Working {
+        let working = self.working.remove(&key).expect("a disk operation ends once");
+        match (&working.job, working.fate) {
+            (Job::Write { range, payload }, Ok(())) => {
+                let (first, count) = span(*range);
+                self.land(first, count, payload.clone());
+            }
+            (Job::Write { range, payload }, Err(_)) => self.land_some(draw, *range, payload, 50),
+            (Job::Flush { before }, Ok(())) => self.settle(*before),
+            (Job::Meta { offset, bytes }, Ok(())) => self.write_meta(*offset, bytes),
+            (Job::Meta { offset, bytes }, Err(_)) => {
+                let (offset, bytes) = (*offset, bytes.clone());
+                self.tear_meta(draw, offset, &bytes);
+            }
+            _ => {}
+        }
+        working
+    }
+
+    /// The machine loses its power: caches are gone, what was in flight has landed in part.
+    pub fn lose_power(&mut self, draw: &mut Draw) {
+        let flying: Vec<Working> = std::mem::take(&mut self.working).into_values().collect();
+        for working in flying {
+            match working.job {
+                Job::Write { range, payload } => {
+                    let percent = 25 * draw.below(5);
+                    self.land_some(draw, range, &payload, percent);
+                }
+                Job::Meta { offset, bytes } => self.tear_meta(draw, offset, &bytes),
+                _ => {}
+            }
+        }
+        // Each write is kept whole, lost whole, or kept in part.
+        for entry in std::mem::take(&mut self.volatile) {
+            let percent = [0, 0, 50, 100, 100][draw.below(5) as usize];
+            for at in 0..entry.count {
+                if draw.chance(percent) {
+                    let value = entry.payload.as_ref().map_or(0, |values| values[at as usize]);
+                    self.durable.set(entry.first + at, value);
+                }
+            }
+        }
+        self.live = self.durable.clone();
+    }
+
+    fn tear_meta(&mut self, draw: &mut Draw, offset: u64, bytes: &[u8]) {
+        let percent = [0, 30, 70, 100][draw.below(4) as usize];
+        for (index, sector) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
+            if draw.chance(percent) {
+                self.write_meta(offset + index as u64 * SECTOR_BYTES, sector);
+            }
+        }
+    }
+
+    fn land_some(&mut self, draw: &mut Draw, range: ByteRange, payload: &Payload, percent: u64) {
+        let (first, count) = span(range);
+        let mut at = 0;
+        while at < count {
+            let run = (1 + draw.below(count)).min(count - at);
+            if draw.chance(percent) {
+                let part =
+                    payload.as_ref().map(|values| values[at as usize..(at + run) as usize].into());
+                self.land(first + at, run, part);
+            }
+            at += run;
+        }
+    }
+
+    fn land(&mut self, first: u64, count: u64, payload: Payload) {
+        self.live.write(first, count, &payload);
+        self.volatile.push(Volatile { stamp: self.next_stamp, first, count, payload });
+        self.next_stamp += 1;
+    }
+
+    fn settle(&mut self, before: u64) {
+        let count = self.volatile.partition_point(|entry| entry.stamp < before);
+        for entry in self.volatile.drain(..count) {
+            self.durable.write(entry.first, entry.count, &entry.payload);
+        }
+    }
+}
+
+/// First sector and number of sectors of an aligned range.
+pub fn span(range: ByteRange) -> (u64, u64) {
+    assert!(range.is_aligned(SECTOR_BYTES), "unaligned disk operation {range:?}");
+    (range.start / SECTOR_BYTES, range.length / SECTOR_BYTES)
+}

@@ -1,0 +1,131 @@
+//! A simulated machine with its disk, and the daemon's process on it.
+
+use replicator_core::{BufId, Replica, Span, Time};
+use std::rc::Rc;
+
+use crate::disk::Disk;
+
+/// A machine.
+#[derive(Debug)]
+pub struct Node {
+    /// For people and metadata.
+    pub name: &'static str,
+    /// Its disk.
+    pub disk: Disk,
+    /// The boot id.
+    pub incarnation: u128,
+    /// The daemon.
+    pub process: Option<Process>,
+    /// Processes so far; the number of the present one.
+    pub lives: u64,
+    /// The process stands still until then.
+    pub paused_until: u64,
+    /// The process is to be started at this time.
+    pub start_at: Option<u64>,
+    /// The operator keeps this node off.
+    pub held: bool,
+    /// Speed of its clock in per mille.
+    pub clock_rate: u64,
+    /// When it booted.
+    pub booted_at: u64,
+    /// The driver may connect again then.
+    pub retry_at: u64,
+    /// How many times slower the disk is.
+    pub slowness: u64,
+    /// The disk is slow until then.
+    pub slow_until: u64,
+    /// The disk answers nothing until then.
+    pub hung_until: u64,
+    /// Operations that will fail: which kind of them.
+    pub failing: Option<Failing>,
+    /// Whether it can punch holes.
+    pub can_punch: bool,
+}
+
+/// Which operation is to fail next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failing {
+    /// A data write.
+    Write,
+    /// A read of any kind.
+    Read,
+    /// A flush.
+    Flush,
+    /// A metadata write.
+    Meta,
+    /// A data write, for want of space.
+    Space,
+}
+
+/// A process.
+#[derive(Debug)]
+pub struct Process {
+    /// Its number on this node.
+    pub life: u64,
+    /// The shipping core.
+    pub replica: Replica,
+    /// Payload buffers.
+    pub buffers: Buffers,
+    /// The tenure of the open device.
+    pub device: Option<u64>,
+    /// When the next time-out is due (world time); events for other times are void.
+    pub timer_at: u64,
+    /// The session the driver has with the peer.
+    pub session: Option<u64>,
+}
+
+impl Node {
+    /// The node's own clock.
+    pub fn clock(&self, now: u64) -> Time {
+        Time(BOOT_CLOCK + (now - self.booted_at) * self.clock_rate / 1000)
+    }
+
+    /// When the node's clock will show this time (or a moment later).
+    pub fn world_time(&self, local: Time) -> u64 {
+        let since = local.since(Time(BOOT_CLOCK));
+        self.booted_at + Span(since.0).0.saturating_mul(1000).div_ceil(self.clock_rate)
+    }
+}
+
+const BOOT_CLOCK: u64 = 1_000_000_000;
+
+/// The buffers of a process.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    slots: Vec<Option<Rc<[u64]>>>,
+    free: Vec<u32>,
+}
+
+impl Buffers {
+    /// Puts contents into a free buffer.
+    pub fn take(&mut self, contents: Rc<[u64]>) -> BufId {
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32 - 1
+        });
+        self.slots[at as usize] = Some(contents);
+        BufId(at)
+    }
+
+    /// The contents of a buffer.
+    pub fn get(&self, buf: BufId) -> Rc<[u64]> {
+        self.slots[buf.0 as usize].clone().expect("a buffer is used after its release")
+    }
+
+    /// Changes the contents of a buffer that is still in use.
+    pub fn set(&mut self, buf: BufId, contents: Rc<[u64]>) {
+        assert!(self.slots[buf.0 as usize].is_some(), "a buffer is filled after its release");
+        self.slots[buf.0 as usize] = Some(contents);
+    }
+
+    /// Frees a buffer; panics when it is free.
+    pub fn release(&mut self, buf: BufId) {
+        assert!(self.slots[buf.0 as usize].take().is_some(), "a buffer is released twice");
+        self.free.push(buf.0);
+    }
+
+    /// Buffers in use.
+    pub fn used(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}

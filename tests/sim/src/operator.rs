@@ -1,0 +1,266 @@
+//! The operator of a pair without a witness. Keeps the promises that the commands ask for: says
+//! `old_primary_is_off` only while the other daemon is down, and keeps it down until the promotion
+//! is done; never promotes a node of an older lineage against a newer one.
+
+use history::PowerLoss;
+use replicator_core::metadata::Superblock;
+use replicator_core::register::Member;
+use replicator_core::{Answer, Command, Input, Refusal, Ticket};
+
+use crate::tell;
+use crate::world::{Event, MS, PEER, World};
+
+/// A command that waits for its answer.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    ticket: u64,
+    node: usize,
+    command: Command,
+    since: u64,
+    /// Keeps the other node off meanwhile.
+    holds: bool,
+}
+
+/// The operator.
+#[derive(Debug, Default)]
+pub struct Operator {
+    pending: Option<Pending>,
+    tickets: u64,
+    /// Promote this node next, after a demotion.
+    next_promotion: Option<usize>,
+    /// Refusals since a node was primary last.
+    refusals: u64,
+    no_primary_since: Option<u64>,
+    /// A node that gave up a connection and is to be told to connect again, and when.
+    reconnect: Vec<(usize, u64)>,
+}
+
+impl World {
+    /// The operator looks at both nodes and does what is due.
+    pub fn operator_turn(&mut self) {
+        let delay = (50 + self.draw.below(250)) * MS;
+        self.after(delay, Event::Operator);
+        let due: Vec<usize> = self
+            .operator
+            .reconnect
+            .iter()
+            .filter(|(_, at)| *at <= self.now)
+            .map(|(node, _)| *node)
+            .collect();
+        self.operator.reconnect.retain(|(_, at)| *at > self.now);
+        for node in due {
+            self.nodes[node].retry_at = self.now;
+            self.after(1, Event::Dial);
+            self.order(node, Command::Connect(PEER), false);
+        }
+        if let Some(pending) = self.operator.pending {
+            if self.now - pending.since > 60_000 * MS {
+                let text = format!("{:?} on {} is not answered", pending.command, pending.node);
+                self.fail(crate::failure::Kind::Liveness, "(e)", text);
+            }
+            return;
+        }
+        self.replace_failed_disks();
+        self.decide_diverged();
+        if self.operator.pending.is_none() {
+            self.see_to_a_primary();
+        }
+    }
+
+    fn replace_failed_disks(&mut self) {
+        for node in 0..2 {
+            let local = self.local(node);
+            let failed = self.nodes[node].process.as_ref().is_some_and(|process| {
+                let status = process.replica.status(local);
+                !status.has_disk && status.role != "stopping"
+            });
+            if failed && self.draw.chance(30) {
+                tell!(self, "operator restarts {}, whose disk failed", self.nodes[node].name);
+                self.kill(node);
+                let delay = self.draw.below(1000) * MS;
+                self.start_in(node, delay);
+            }
+        }
+    }
+
+    fn decide_diverged(&mut self) {
+        for node in 0..2 {
+            let local = self.local(node);
+            let diverged = self.nodes[node]
+                .process
+                .as_ref()
+                .is_some_and(|process| process.replica.status(local).data == "diverged");
+            if diverged && self.draw.chance(30) {
+                self.nodes[node].retry_at = self.now;
+                return self.order(node, Command::DiscardDiverged, false);
+            }
+        }
+    }
+
+    fn see_to_a_primary(&mut self) {
+        let roles = [0, 1].map(|node| {
+            let local = self.local(node);
+            let process = self.nodes[node].process.as_ref();
+            process.map_or("down", |process| process.replica.status(local).role)
+        });
+        if roles.iter().any(|&role| role != "secondary" && role != "down") {
+            self.operator.no_primary_since = None;
+            if roles.contains(&"primary") {
+                self.operator.refusals = 0;
+            }
+            return;
+        }
+        let since = *self.operator.no_primary_since.get_or_insert(self.now);
+        let patience = self.draw.below(600) * MS;
+        if self.now - since < patience {
+            return;
+        }
+        let up: Vec<usize> = (0..2).filter(|&node| roles[node] == "secondary").collect();
+        if up.is_empty() {
+            return;
+        }
+        let node = self
+            .operator
+            .next_promotion
+            .take()
+            .filter(|node| up.contains(node))
+            .unwrap_or_else(|| up[self.draw.below(up.len() as u64) as usize]);
+        let alone = up.len() == 1 && !self.is_calm();
+        let stuck = self.operator.refusals > 4 && !self.is_calm();
+        if alone && self.draw.chance(30) || stuck && self.draw.chance(30) {
+            return self.promote_with_the_other_off(node);
+        }
+        let command =
+            Command::Promote { old_primary_is_off: false, allow_data_loss: false, alone: false };
+        self.order(node, command, false);
+    }
+
+    /// Takes the other node down for sure, then promotes this one.
+    pub fn promote_with_the_other_off(&mut self, node: usize) {
+        let (mine, other) = (self.superblock(node), self.superblock(1 - node));
+        if mine.register.basis.lineage < other.register.basis.lineage {
+            return;
+        }
+        let lossy = !self.holds_everything(&mine, &other);
+        if lossy && !self.draw.chance(5) {
+            return;
+        }
+        self.order_forced(node, lossy);
+    }
+
+    /// Promotes a node with the other one off, whatever is lost.
+    pub fn order_forced(&mut self, node: usize, lossy: bool) {
+        if self.nodes[node].process.is_none() || self.operator.pending.is_some() {
+            return;
+        }
+        if self.nodes[1 - node].process.is_some() {
+            if self.draw.chance(50) {
+                self.cut_power(1 - node);
+            } else {
+                self.kill(1 - node);
+            }
+            let delay = self.draw.below(3000) * MS;
+            self.start_in(1 - node, delay);
+        }
+        self.nodes[1 - node].held = true;
+        if lossy {
+            tell!(self, "the operator accepts the loss of data");
+            self.clients.history.data_loss_allowed();
+        }
+        let command =
+            Command::Promote { old_primary_is_off: true, allow_data_loss: lossy, alone: false };
+        self.tell_history_of_a_wait(node);
+        self.order(node, command, true);
+    }
+
+    /// R11a: a member that lost its power is promoted although another, silent one may hold what
+    /// it lost: flushed data are safe then, others are not.
+    fn tell_history_of_a_wait(&mut self, node: usize) {
+        let mine = self.superblock(node);
+        let boot = self.nodes[node].incarnation;
+        let member = mine.register.member(mine.replica);
+        if member.is_some_and(|member| member.incarnation.0 != boot) {
+            self.clients.history.power_lost(PowerLoss::AllMembers);
+        }
+    }
+
+    /// Gives a command.
+    pub fn order(&mut self, node: usize, command: Command, holds: bool) {
+        let Some(process) = &self.nodes[node].process else { return };
+        let life = process.life;
+        self.operator.tickets += 1;
+        let ticket = self.operator.tickets;
+        tell!(self, "operator to {}: {command:?} ({ticket})", self.nodes[node].name);
+        if !matches!(command, Command::Connect(_)) {
+            let since = self.now;
+            self.operator.pending = Some(Pending { ticket, node, command, since, holds });
+        }
+        let input = Input::Ordered { ticket: Ticket(ticket), command };
+        self.fact(node, life, Box::new(input));
+    }
+
+    /// A core answers a command.
+    pub fn operator_answered(
+        &mut self,
+        node: usize,
+        ticket: u64,
+        result: Result<Answer, Box<Refusal>>,
+    ) {
+        tell!(self, "{} answers {ticket}: {result:?}", self.nodes[node].name);
+        let Some(pending) = self.operator.pending.filter(|p| p.ticket == ticket) else { return };
+        self.operator.pending = None;
+        if pending.holds {
+            self.nodes[1 - node].held = false;
+        }
+        if result.is_err() {
+            self.operator.refusals += 1;
+        }
+        match pending.command {
+            Command::Disconnect(_) => {
+                let at = self.now + self.draw.below(2500) * MS;
+                self.operator.reconnect.push((node, at));
+            }
+            Command::Demote if result.is_ok() && self.draw.chance(85) => {
+                self.operator.next_promotion = Some(1 - node);
+            }
+            _ => {}
+        }
+    }
+
+    /// The process that was to answer is gone.
+    pub fn operator_lost(&mut self, node: usize) {
+        if let Some(pending) = self.operator.pending.filter(|pending| pending.node == node) {
+            self.operator.pending = None;
+            if pending.holds {
+                self.nodes[1 - node].held = false;
+            }
+        }
+    }
+
+    /// Whether the operator waits for an answer.
+    pub fn operator_is_busy(&self) -> bool {
+        self.operator.pending.is_some()
+    }
+
+    /// What a node would find in its superblock now.
+    pub fn superblock(&self, node: usize) -> Superblock {
+        self.nodes[node].disk.superblock().expect("a disk keeps its metadata")
+    }
+
+    /// The sets that may be the committed one: the newest on each node's disk. Where one is
+    /// plainly newer, only that.
+    pub fn durable_sets(&self) -> Vec<Vec<Member>> {
+        let [one, two] = [0, 1].map(|node| self.superblock(node).register);
+        match one.order().cmp(&two.order()) {
+            std::cmp::Ordering::Greater => vec![one.set],
+            std::cmp::Ordering::Less => vec![two.set],
+            std::cmp::Ordering::Equal => vec![one.set, two.set],
+        }
+    }
+
+    /// Whether a replica is a member as far as anybody may know.
+    fn holds_everything(&self, mine: &Superblock, other: &Superblock) -> bool {
+        let newest = if mine.register.order() >= other.register.order() { mine } else { other };
+        newest.register.contains(mine.replica) && !mine.invalid && !mine.syncing
+    }
+}

@@ -1,0 +1,175 @@
+//! What one seed is about: sizes, speeds, and which faults exist and how often (swarm testing:
+//! every seed leaves most kinds of trouble out, so that the others get room).
+
+use history::draw::Draw;
+use replicator_core::{Span, Timing};
+
+/// A kind of trouble.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Fault {
+    /// SIGKILL of a daemon (H1).
+    Kill,
+    /// A machine loses its power (H4).
+    PowerCut,
+    /// Both machines lose their power (H4, D11).
+    BothPowerCut,
+    /// SIGSTOP, or a machine that stands still (H2, H3).
+    Pause,
+    /// No frame passes in either direction (P1).
+    Partition,
+    /// No frame passes in one direction (P3).
+    OneWay,
+    /// A connection is reset (P6).
+    Reset,
+    /// A disk is slow (D2).
+    SlowDisk,
+    /// A disk answers nothing for a while (D2).
+    HungDisk,
+    /// One operation fails with EIO (D1).
+    DiskError,
+    /// One write fails with ENOSPC (D3).
+    DiskFull,
+    /// The operator demotes one node and promotes the other (O3).
+    Switchover,
+    /// The operator stops a daemon orderly and starts it again (H6).
+    Restart,
+    /// The operator disconnects and connects.
+    Disconnect,
+    /// The operator declares a secondary's data bad.
+    Invalidate,
+    /// The operator orders a full resync.
+    ResyncFull,
+    /// The operator switches the primary off and promotes the other.
+    Fence,
+    /// The operator promotes what is not up to date (D13).
+    ForcedPromotion,
+}
+
+/// All kinds, for drawing and counting.
+pub const FAULTS: [Fault; 18] = [
+    Fault::Kill,
+    Fault::PowerCut,
+    Fault::BothPowerCut,
+    Fault::Pause,
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::Reset,
+    Fault::SlowDisk,
+    Fault::HungDisk,
+    Fault::DiskError,
+    Fault::DiskFull,
+    Fault::Switchover,
+    Fault::Restart,
+    Fault::Disconnect,
+    Fault::Invalidate,
+    Fault::ResyncFull,
+    Fault::Fence,
+    Fault::ForcedPromotion,
+];
+
+/// Everything a seed decides before it runs.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Bytes of the volume.
+    pub data_bytes: u64,
+    /// Block size of the resource.
+    pub block_bytes: u32,
+    /// Places where clients write, as byte offsets: few, so that requests overlap.
+    pub spots: Vec<u64>,
+    /// Client requests in all.
+    pub requests: u64,
+    /// Clients at work.
+    pub workers: usize,
+    /// Longest pause of a client, in milliseconds.
+    pub think_ms: u64,
+    /// Percent of reads, flushes, trims and zeroings; the rest are writes.
+    pub percent_read: u64,
+    /// See `percent_read`.
+    pub percent_flush: u64,
+    /// See `percent_read`.
+    pub percent_zero: u64,
+    /// Percent of writes with FUA.
+    pub percent_fua: u64,
+    /// Whether each backing can punch holes.
+    pub can_punch: [bool; 2],
+    /// Kinds of trouble with their weights.
+    pub faults: Vec<(Fault, u64)>,
+    /// How many troubles.
+    pub troubles: u64,
+    /// Longest time between two, in milliseconds.
+    pub gap_ms: u64,
+    /// Longest delay of a frame, in microseconds.
+    pub delay_us: u64,
+    /// Longest time of a disk operation, in microseconds.
+    pub disk_us: u64,
+    /// Longest time of a flush, in microseconds.
+    pub flush_us: u64,
+    /// Whether frames go through the encoder and decoder of the wire.
+    pub encodes: bool,
+    /// Speed of each node's clock in per mille.
+    pub clock_rates: [u64; 2],
+    /// Time-outs of the replicas.
+    pub timing: Timing,
+}
+
+impl Plan {
+    /// Draws a plan.
+    pub fn draw(draw: &mut Draw) -> Self {
+        let mib = [16, 16, 16, 64, 288][draw.below(5) as usize];
+        let data_bytes = mib << 20;
+        let spread = draw.chance(40);
+        let spots = 3 + draw.below(if mib > 100 { 90 } else { 12 });
+        let spots = (0..spots)
+            .map(|_| {
+                let most = if spread { data_bytes } else { data_bytes.min(8 << 20) };
+                draw.below(most / 4096 - 32) * 4096
+            })
+            .collect();
+        let mut faults = Vec::new();
+        while faults.len() < 3 {
+            for fault in FAULTS {
+                if draw.chance(45) {
+                    faults.push((fault, weight(fault, draw)));
+                }
+            }
+        }
+        let silence = [300, 600, 1000][draw.below(3) as usize];
+        Self {
+            data_bytes,
+            block_bytes: [512, 4096, 4096, 4096][draw.below(4) as usize],
+            spots,
+            requests: 100 + draw.below(200),
+            workers: 1 + draw.below(8) as usize,
+            think_ms: [20, 300, 1500][draw.below(3) as usize],
+            percent_read: 10 + draw.below(40),
+            percent_flush: draw.below(20),
+            percent_zero: draw.below(15),
+            percent_fua: draw.below(25),
+            can_punch: [draw.chance(85), draw.chance(85)],
+            faults,
+            troubles: 20 + draw.below(25),
+            gap_ms: [100, 700, 2500][draw.below(3) as usize],
+            delay_us: [200, 200, 5_000, 60_000][draw.below(4) as usize],
+            disk_us: [200, 200, 2_000, 20_000][draw.below(4) as usize],
+            flush_us: [1_000, 10_000, 40_000][draw.below(3) as usize],
+            encodes: draw.chance(20),
+            clock_rates: [1000 - draw.below(100), 1000 + draw.below(100)],
+            timing: Timing {
+                peer_silence: Span::from_ms(silence),
+                ping_interval: Span::from_ms(silence / 4),
+                ack_limit: Span::from_ms(1_000 + draw.below(3_000)),
+                drain_limit: Span::from_ms(10_000),
+                join_grace: Span::from_ms(200 + draw.below(800)),
+                power_loss_wait: Span::from_ms(2_000 + draw.below(4_000)),
+            },
+        }
+    }
+}
+
+fn weight(fault: Fault, draw: &mut Draw) -> u64 {
+    match fault {
+        Fault::ForcedPromotion | Fault::Invalidate | Fault::ResyncFull => 1,
+        Fault::DiskError | Fault::DiskFull | Fault::HungDisk => 1 + draw.below(3),
+        _ => 1 + draw.below(8),
+    }
+}
