@@ -36,8 +36,8 @@ use replicator_core::{
 };
 use thiserror::Error;
 
-use crate::disk::Disk;
 pub use crate::buffers::ShareUse;
+use crate::disk::Disk;
 pub use crate::uring::RingError;
 
 pub(crate) use io::{Io, Token};

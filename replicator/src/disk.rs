@@ -496,8 +496,7 @@ fn queue_number(file: &File, is_device: bool, name: &str) -> Option<u64> {
 fn lock_holder(file: &File) -> Option<u32> {
     let metadata = file.metadata().ok()?;
     let device = metadata.dev();
-    let wanted =
-        format!("{:02x}:{:02x}:{}", major(device), minor(device), metadata.ino());
+    let wanted = format!("{:02x}:{:02x}:{}", major(device), minor(device), metadata.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();

@@ -91,11 +91,26 @@ struct Connection {
 enum Step {
     Header,
     /// Payload of a write: `filled` bytes of the slice `range` are in the buffer.
-    Payload { request: Request, range: ByteRange, buf: BufId, filled: usize, fua: bool },
+    Payload {
+        request: Request,
+        range: ByteRange,
+        buf: BufId,
+        filled: usize,
+        fua: bool,
+    },
     /// A large write goes on at `offset`, when there is a buffer for the next slice.
-    NextSlice { request: Request, offset: u64, fua: bool },
+    NextSlice {
+        request: Request,
+        offset: u64,
+        fua: bool,
+    },
     /// Payload of a refused write; then the error goes out.
-    Discard { left: u32, cookie: u64, error: WireError, text: &'static str },
+    Discard {
+        left: u32,
+        cookie: u64,
+        error: WireError,
+        text: &'static str,
+    },
 }
 
 /// What was asked, as far as the reply needs it.
@@ -630,9 +645,7 @@ impl NbdPort {
             let inbox = connection.inbox.as_ref().expect("no receive is under way");
             let from = connection.unread.start;
             let at = lead + *filled;
-            io.pool
-                .bytes_mut(*buf, at..at + copied)
-                .copy_from_slice(&inbox[from..from + copied]);
+            io.pool.bytes_mut(*buf, at..at + copied).copy_from_slice(&inbox[from..from + copied]);
             connection.unread.start += copied;
             *filled += copied;
         }
@@ -706,11 +719,8 @@ impl NbdPort {
         }
         let start = connection.unread.end;
         let is_header = matches!(connection.step, Step::Header);
-        let end = if connection.narrow && is_header {
-            REQUEST_LEN.max(start + 1)
-        } else {
-            inbox.len()
-        };
+        let end =
+            if connection.narrow && is_header { REQUEST_LEN.max(start + 1) } else { inbox.len() };
         connection.receiving = true;
         let fd = connection.stream.as_ref().expect("an open connection").as_raw_fd();
         io.ring.receive(fd, inbox, start..end, Token::ClientReceived(c));
@@ -790,8 +800,7 @@ impl NbdPort {
                 out.put_pooled(buf, lead..lead + len as usize);
             }
             (Ok(()), Kind::Map { req_one }, _) => {
-                let extents =
-                    map.iter().map(|&(len, hole)| Extent { len, hole, zero: hole });
+                let extents = map.iter().map(|&(len, hole)| Extent { len, hole, zero: hole });
                 let len = range.length as u32;
                 out.put_header(|out| replies.block_status(cookie, len, req_one, extents, out));
             }

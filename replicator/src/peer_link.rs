@@ -48,7 +48,10 @@ enum Life {
     Vacant,
     Open,
     /// The core ended the session; what it ordered before is still being sent.
-    Closing { until: Time, retry: Retry },
+    Closing {
+        until: Time,
+        retry: Retry,
+    },
     /// Closed; waits for the ring.
     Dead,
 }

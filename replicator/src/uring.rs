@@ -243,11 +243,6 @@ impl<T: Copy> Ring<T> {
         })
     }
 
-    /// Operations that have not completed.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
     /// Receives some bytes into `bytes[range]`.
     pub fn receive(&mut self, fd: RawFd, mut bytes: Box<[u8]>, range: Range<usize>, token: T) {
         let target = &mut bytes[range];
@@ -265,9 +260,8 @@ impl<T: Copy> Ring<T> {
         token: T,
     ) {
         let address = self.lend(pool, buf, &range, true);
-        let entry = opcode::Recv::new(Fd(fd), address, range.len() as u32)
-            .flags(libc::MSG_WAITALL)
-            .build();
+        let entry =
+            opcode::Recv::new(Fd(fd), address, range.len() as u32).flags(libc::MSG_WAITALL).build();
         self.push(entry, token, Owned::Pooled { buf, fills: true });
     }
 
@@ -395,10 +389,11 @@ impl<T: Copy> Ring<T> {
 
     /// Moves all completions into the vector.
     pub fn take_completions(&mut self, into: &mut Vec<Completion>) {
-        into.extend(self.ring.completion().map(|entry| Completion {
-            user_data: entry.user_data(),
-            result: entry.result(),
-        }));
+        into.extend(
+            self.ring
+                .completion()
+                .map(|entry| Completion { user_data: entry.user_data(), result: entry.result() }),
+        );
     }
 
     /// Ends an operation: gives back its token and its memory. Exactly once for each completion.

@@ -10,9 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use nix::sys::eventfd::EventFd;
-use replicator_core::{
-    BufId, ByteRange, DiskFailure, DiskOutcome, Input, OpId, Time, limits,
-};
+use replicator_core::{BufId, ByteRange, DiskFailure, DiskOutcome, Input, OpId, Time, limits};
 
 use super::{Io, Token};
 use crate::buffers::{Pool, Share};
@@ -33,16 +31,34 @@ enum ZeroBy {
 
 #[derive(Debug)]
 enum Kind {
-    Read { buf: BufId },
-    Write { buf: BufId },
+    Read {
+        buf: BufId,
+    },
+    Write {
+        buf: BufId,
+    },
     /// Reads the first and the last block of `aligned` into a bounce buffer; `done` of them are.
     /// The client's request keeps `buf` until the core has answered it.
-    Edges { wanted: ByteRange, aligned: ByteRange, buf: BufId, bounce: BufId, done: usize },
-    Resync { buf: BufId },
-    Zero { by: ZeroBy },
+    Edges {
+        wanted: ByteRange,
+        aligned: ByteRange,
+        buf: BufId,
+        bounce: BufId,
+        done: usize,
+    },
+    Resync {
+        buf: BufId,
+    },
+    Zero {
+        by: ZeroBy,
+    },
     Flush,
     /// `done` bytes are durable.
-    Meta { bytes: Box<[u8]>, bounce: BufId, done: usize },
+    Meta {
+        bytes: Box<[u8]>,
+        bounce: BufId,
+        done: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -240,8 +256,7 @@ impl DiskPort {
             match self.waiting.pop_front().expect("there is a front") {
                 Waiting::Resync { op, range } => self.start_resync(io, op, range, buf),
                 Waiting::Edges { op, wanted, aligned, buf: target } => {
-                    let kind =
-                        Kind::Edges { wanted, aligned, buf: target, bounce: buf, done: 0 };
+                    let kind = Kind::Edges { wanted, aligned, buf: target, bounce: buf, done: 0 };
                     self.begin(io, op, ByteRange::default(), kind);
                 }
                 Waiting::Meta { op, offset, bytes } => {
@@ -323,8 +338,7 @@ impl DiskPort {
         let operation = self.operations[slot as usize].as_mut().expect("an open operation");
         match result {
             Err(libc::EINTR | libc::EAGAIN) => return self.submit(io, slot),
-            Err(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS)
-                if matches!(operation.kind, Kind::Zero { by } if by != ZeroBy::Writing) =>
+            Err(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS) if matches!(operation.kind, Kind::Zero { by } if by != ZeroBy::Writing) =>
             {
                 if let Kind::Zero { by } = &mut operation.kind {
                     *by = match by {

@@ -21,6 +21,9 @@ use crate::uring::{Back, Completion, Done, Ring};
 /// The loop turns at least so often, to show that it lives and to look for stuck clients.
 const TURN_LIMIT: Span = Span::from_ms(1_000);
 
+/// How long replies and frames may take to get out after the core has stopped.
+const STOP_LIMIT: Span = Span::from_ms(2_000);
+
 /// The body of the thread.
 pub(super) fn run<C: Core>(
     config: LoopConfig,
@@ -53,7 +56,8 @@ struct DataLoop<C> {
     events: mpsc::Sender<FromLoop>,
     turned_at: Arc<AtomicU64>,
     next_look: Time,
-    is_stopping: bool,
+    /// The core has stopped; replies and last frames may be sent until then.
+    stop_by: Option<Time>,
     /// The daemon hung up.
     is_abandoned: bool,
 }
@@ -94,7 +98,7 @@ impl<C: Core> DataLoop<C> {
             events,
             turned_at,
             next_look: Time(0),
-            is_stopping: false,
+            stop_by: None,
             is_abandoned: false,
         })
     }
@@ -126,7 +130,7 @@ impl<C: Core> DataLoop<C> {
             if self.is_abandoned {
                 return;
             }
-            if self.is_stopping && self.peers.is_settled() {
+            if self.is_over() {
                 tell_daemon(&self.events, FromLoop::Stopped);
                 return;
             }
@@ -219,7 +223,7 @@ impl<C: Core> DataLoop<C> {
                 tell_daemon(&self.events, FromLoop::Answer { ticket, result });
             }
             Effect::Note(note) => tell_daemon(&self.events, FromLoop::Note(note)),
-            Effect::Stopped => self.is_stopping = true,
+            Effect::Stopped => self.stop_by = Some(io.now + STOP_LIMIT),
         }
     }
 
@@ -275,7 +279,12 @@ impl<C: Core> DataLoop<C> {
             self.clients.drop_stuck(&mut self.io);
         }
         let late = self.peers.close_late(&mut self.io);
-        late.map_or(self.next_look, |late| late.min(self.next_look))
+        [late, self.stop_by].into_iter().flatten().fold(self.next_look, Time::min)
+    }
+
+    fn is_over(&self) -> bool {
+        let is_quiet = self.peers.is_settled() && self.clients.is_idle();
+        self.stop_by.is_some_and(|limit| is_quiet || limit <= self.io.now)
     }
 
     fn wait(&mut self, next_look: Time) -> std_io::Result<()> {
