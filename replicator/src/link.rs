@@ -20,6 +20,8 @@ pub struct Link {
     is_blocked: bool,
     delay: Duration,
     next_attempt: Instant,
+    /// When the last session ended, or when the first could have begun.
+    down_since: Instant,
     why: String,
 }
 
@@ -42,6 +44,7 @@ impl Link {
             is_blocked: false,
             delay: DELAY_MIN,
             next_attempt: now,
+            down_since: now,
             why: String::new(),
         }
     }
@@ -59,6 +62,11 @@ impl Link {
     /// Why there is no session, in words; empty while there is one.
     pub fn why(&self) -> &str {
         if self.is_up() { "" } else { &self.why }
+    }
+
+    /// Whether there is no session since a moment ago only, so that one may be on its way.
+    pub fn is_briefly_down(&self, moment: Duration, now: Instant) -> bool {
+        !self.is_up() && !self.is_blocked && now.duration_since(self.down_since) < moment
     }
 
     /// When the dialer should act.
@@ -84,6 +92,7 @@ impl Link {
             return;
         }
         self.session = None;
+        self.down_since = now;
         self.why = why.to_owned();
         if now.duration_since(since) >= GOOD_SESSION {
             self.delay = DELAY_MIN;

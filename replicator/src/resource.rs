@@ -323,6 +323,9 @@ impl Resource {
 
     /// A device whose stream the loop dropped (a time-out, a broken request) gets a new one.
     fn look_after_device(self: &Arc<Self>, misses: &mut u32) {
+        if self.serving().is_none() {
+            self.look_after_leftovers();
+        }
         if self.serving().is_none() || !self.device.is_attached() {
             *misses = 0;
             return;
@@ -339,6 +342,23 @@ impl Resource {
                 resource.device.reconnect(&mut serve, &mut told);
             });
         }
+    }
+
+    /// After a restart the device of the last office waits for this node to resume it (R6a). Once
+    /// the register shows that somebody else took office, its users have waited in vain (R15).
+    fn look_after_leftovers(self: &Arc<Self>) {
+        let Some(remembered) = self.device.remembered_tenure() else { return };
+        let Some(status) = self.loop_status() else { return };
+        let (core, register) = (&status.core, &status.core.register);
+        let is_mine = register.primary.is_some_and(|primary| primary.0 == core.replica);
+        if core.role != "secondary" || (is_mine && register.tenure == remembered) {
+            return;
+        }
+        let Some(shape) = self.lock().run.as_ref().map(|run| run.shape.clone()) else { return };
+        self.in_helper("leftovers", move |resource| {
+            let mut told = |text| resource.emit(Weight::Warning, text);
+            resource.device.fail_leftovers(&shape, &mut told);
+        });
     }
 
     /// A snapshot of loop and core; none when the resource is not up or its loop hangs.

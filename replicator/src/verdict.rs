@@ -153,6 +153,16 @@ fn secondary(name: &str, node: &str, replica: &ReplicaReport) -> Verdict {
             verdict(Level::Degraded, text)
         }
         (None, "up_to_date") if in_set => not_served(name, node, replica),
+        (None, data) if replica.peers.iter().any(|peer| peer.is_member && is_connected(peer)) => {
+            let holders = replica.peers.iter().filter(|peer| peer.is_member && is_connected(peer));
+            let holder = holders.map(|peer| peer.node.as_str()).next().unwrap_or("?");
+            let text = format!(
+                "not served: nobody is primary. {node} is {} and will be brought up to date once \
+                 {holder} serves; on {holder}: replctl promote {name}",
+                data.replace('_', " ")
+            );
+            verdict(Level::Attention, text)
+        }
         (None, data) => {
             let others = replica
                 .peers
@@ -170,11 +180,12 @@ fn secondary(name: &str, node: &str, replica: &ReplicaReport) -> Verdict {
     }
 }
 
+fn is_connected(peer: &PeerReport) -> bool {
+    !matches!(peer.state.as_str(), "disconnected" | "refused" | "connecting")
+}
+
 fn not_served(name: &str, node: &str, replica: &ReplicaReport) -> Verdict {
-    let connected = replica.peers.iter().all(|peer| {
-        !matches!(peer.state.as_str(), "disconnected" | "refused" | "connecting")
-    });
-    let text = if connected {
+    let text = if replica.peers.iter().all(is_connected) {
         format!("not served: nobody is primary. {node} is up to date: replctl promote {name}")
     } else {
         let peer = &replica.peers[0];
@@ -252,6 +263,16 @@ mod tests {
         let verdict = of(&resource("secondary", beta("disconnected", true)), "alpha");
         assert_eq!(verdict.level, Level::Attention);
         assert!(verdict.text.contains("Only if beta is switched off"), "{}", verdict.text);
+    }
+
+    #[test]
+    fn an_outdated_secondary_names_the_node_that_can_serve() {
+        let mut resource = resource("secondary", beta("idle", true));
+        let replica = resource.replica.as_mut().unwrap();
+        replica.data = "outdated".into();
+        replica.in_sync = vec!["beta".into()];
+        let text = of(&resource, "alpha").text;
+        assert!(text.ends_with("once beta serves; on beta: replctl promote shop"), "{text}");
     }
 
     #[test]

@@ -9,12 +9,16 @@ use replicator_core::{Answer, Command, PeerIndex, Refusal, Ticket};
 
 use super::{DEVICE_ORIGIN, Phase, Resource};
 use crate::control::{RefusalReport, Reply};
-use crate::data_loop::ToLoop;
+use crate::data_loop::{LoopStatus, ToLoop};
 use crate::events::Weight;
+use crate::link::Link;
 
 /// A promotion or demotion may wait for disks and peers for so long before the operator is told
 /// what it waits for.
 const ROLE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a promotion waits for a session that may be on its way.
+const SESSION_PATIENCE: Duration = Duration::from_secs(3);
+const SESSION_POLL: Duration = Duration::from_millis(20);
 /// The same for what only changes book-keeping.
 const SHORT_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a promotion waits for its block device.
@@ -40,6 +44,9 @@ impl Resource {
                 next: "unmount it or end these processes, then promote again".into(),
             });
         }
+        if !old_primary_is_off {
+            self.wait_for_sessions();
+        }
         let command = Command::Promote { old_primary_is_off, allow_data_loss, alone };
         let reply = self.order(command, ROLE_PATIENCE);
         if !matches!(reply, Reply::Done(_)) {
@@ -56,6 +63,29 @@ impl Resource {
             }
             None => format!("{node} is primary"),
         })
+    }
+
+    /// Sessions begin anew when a role changes or a node starts. A promotion right behind that
+    /// would be refused because nobody can be asked; so it waits a moment for a session that
+    /// ended, or could have begun, a moment ago.
+    fn wait_for_sessions(&self) {
+        let deadline = Instant::now() + SESSION_PATIENCE;
+        while Instant::now() < deadline {
+            let pending = {
+                let state = self.lock();
+                let now = Instant::now();
+                let briefly = |link: &Link| link.is_briefly_down(SESSION_PATIENCE, now);
+                state.run.is_some() && state.links.iter().any(briefly)
+            };
+            let greets = |status: LoopStatus| {
+                status.core.peers.iter().any(|peer| peer.state == "connecting")
+            };
+            if !pending && !self.loop_status().is_some_and(greets) {
+                return;
+            }
+            let state = self.lock();
+            drop(self.changed.wait_timeout(state, SESSION_POLL));
+        }
     }
 
     fn wait_for_device(&self) {
@@ -304,7 +334,7 @@ impl Resource {
             Ok(Ok(Answer::Already)) => Reply::Already("there was nothing to do".into()),
             Ok(Err(refusal)) => {
                 self.emit(Weight::Info, format!("{command:?} was refused: {}", refusal.why));
-                Reply::Refused(report(&refusal))
+                Reply::Refused(self.refusal_report(&refusal))
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => refused(
                 "loop_ended",
@@ -319,6 +349,17 @@ impl Resource {
                     "it goes on; look at `replctl status`",
                 )
             }
+        }
+    }
+
+    /// The core does not know what its resource is called.
+    fn refusal_report(&self, refusal: &Refusal) -> RefusalReport {
+        let named = |text: &str| text.replace("RESOURCE", self.name());
+        RefusalReport {
+            code: refusal.code.to_owned(),
+            rule: refusal.rule.to_owned(),
+            why: named(&refusal.why),
+            next: named(&refusal.next),
         }
     }
 
@@ -339,13 +380,4 @@ fn why(text: &str) -> String {
 
 fn refused(code: &str, why: impl Into<String>, next: impl Into<String>) -> Reply {
     Reply::Refused(RefusalReport::new(code, why, next))
-}
-
-fn report(refusal: &Refusal) -> RefusalReport {
-    RefusalReport {
-        code: refusal.code.to_owned(),
-        rule: refusal.rule.to_owned(),
-        why: refusal.why.clone(),
-        next: refusal.next.clone(),
-    }
 }
