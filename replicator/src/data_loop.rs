@@ -31,8 +31,8 @@ use std::thread;
 use nbd_frontend::session::Session;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use replicator_core::{
-    Answer, ByteRange, Command, Effects, Input, Note, PeerIndex, Refusal, Replica, Retry, SessionId,
-    Span, Status, Ticket, Time,
+    Answer, ByteRange, Command, Effects, Input, Note, PeerIndex, Refusal, Retry, SessionId, Span,
+    Status, Ticket, Time,
 };
 use thiserror::Error;
 
@@ -60,20 +60,6 @@ pub trait Core: Send + 'static {
     fn next_deadline(&self) -> Option<Time>;
     /// A snapshot for people.
     fn status(&self, now: Time) -> Status;
-}
-
-impl Core for Replica {
-    fn step(&mut self, now: Time, input: Input, effects: &mut Effects) {
-        Self::step(self, now, input, effects);
-    }
-
-    fn next_deadline(&self) -> Option<Time> {
-        Self::next_deadline(self)
-    }
-
-    fn status(&self, now: Time) -> Status {
-        Self::status(self, now)
-    }
 }
 
 /// What a data loop is given at its start.
