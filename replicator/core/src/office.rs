@@ -593,6 +593,8 @@ impl Replica {
 
     pub(crate) fn office_released(&mut self, effects: &mut Effects) {
         self.releasing = false;
+        // From here on the end of a session removes nobody from the set: it was released as it is.
+        self.set_role(Role::Secondary, effects);
         for at in 0..self.peers.len() {
             if matches!(self.peers[at].link, Link::Leading(Lead::Current)) {
                 let state = Box::new(self.register.clone());
@@ -600,7 +602,6 @@ impl Replica {
             }
             self.close(at, Retry::Now, effects);
         }
-        self.set_role(Role::Secondary, effects);
         if let Some(ticket) = self.demotion_ticket.take() {
             effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
         }
@@ -799,7 +800,7 @@ impl Replica {
             let op = self.ops.begin(Purpose::Fingerprint);
             effects.push(Effect::TakeFingerprint { op });
         } else {
-            self.stopped(effects);
+            self.stop_uncleanly(effects);
         }
     }
 
@@ -814,7 +815,16 @@ impl Replica {
             let all = 0..self.superblock.blocks();
             self.save_pages(alloc::vec![all], After::StopClean, effects);
         } else {
+            self.stop_uncleanly(effects);
+        }
+    }
+
+    /// The disk failed: stop without the clean mark, when what is being written has ended.
+    fn stop_uncleanly(&mut self, effects: &mut Effects) {
+        if self.metadata_failed {
             self.stopped(effects);
+        } else {
+            self.persist(After::Stopped, effects);
         }
     }
 

@@ -393,6 +393,9 @@ impl Replica {
                 }
             }
             self.give_up_promotion(effects);
+            if self.role == Role::Stopping {
+                self.stopped(effects);
+            }
         }
     }
 
@@ -479,7 +482,7 @@ impl Replica {
     pub fn status(&self, now: Time) -> Status {
         Status {
             role: self.role.name(),
-            has_disk: !self.disk_failed,
+            has_disk: !self.disk_failed && !self.metadata_failed,
             data: self.data_state(),
             register: self.register.clone(),
             replica: self.superblock.replica.0,
@@ -492,7 +495,7 @@ impl Replica {
     }
 
     fn data_state(&self) -> &'static str {
-        if self.disk_failed {
+        if self.disk_failed || self.metadata_failed {
             "failed"
         } else if self.is_diverged {
             "diverged"
