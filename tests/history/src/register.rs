@@ -368,6 +368,27 @@ impl Register {
         kept.expect("the floor is never forgotten").last_start = floor_start;
     }
 
+    /// Marks every write that one of `pushes`, or one that is marked so, has overtaken.
+    fn overtaken(&self, mut pushes: Vec<bool>, marked: &mut [bool], at: u64, facts: &Facts) {
+        let count = self.traces.len();
+        loop {
+            let mut changed = false;
+            for x in 0..count {
+                let end = self.traces[x].first_end_as_of(at, facts);
+                let overtaken =
+                    (0..count).any(|z| z != x && pushes[z] && end < self.traces[z].last_start);
+                if !marked[x] && overtaken {
+                    // One that may never have happened overtakes nothing.
+                    let happened = self.traces[x].must_have_happened(at, facts);
+                    (marked[x], pushes[x], changed) = (true, happened, true);
+                }
+            }
+            if !changed {
+                return;
+            }
+        }
+    }
+
     /// Falls back: what is before a durable write is gone, one of the rest is the value now.
     pub fn roll_back(&mut self, rollback: &Rollback, facts: &Facts) {
         let at = rollback.at;
@@ -385,15 +406,15 @@ impl Register {
             });
             return;
         }
-        let stays_for_sure = |t: &Trace| {
+        let is_durable = |t: &Trace| t.is_durable(at, rollback.flushed_until, facts);
+        // Not lost this time, but perhaps the next: it hides what it overtook and ends nothing.
+        let stays_this_time = |t: &Trace| {
             let op = &facts.ops[t.op as usize];
-            t.is_durable(at, rollback.flushed_until, facts)
-                || (t.restored_at == 0
-                    && op.started >= rollback.cutoff
-                    && t.must_have_happened(at, facts)
-                    && op.acked < at)
+            t.restored_at == 0
+                && op.started >= rollback.cutoff
+                && t.must_have_happened(at, facts)
+                && op.acked < at
         };
-        let count = self.traces.len();
         let impossible = |x: &Trace| {
             let end = x.first_end_as_of(at, facts);
             !x.must_have_happened(at, facts)
@@ -405,27 +426,17 @@ impl Register {
         };
         // One that never found room between the others is not among the results either.
         let mut gone: Vec<bool> = self.traces.iter().map(impossible).collect();
-        let mut pushes: Vec<bool> = self.traces.iter().map(stays_for_sure).collect();
-        loop {
-            let mut changed = false;
-            for x in 0..count {
-                let end = self.traces[x].first_end_as_of(at, facts);
-                let overtaken =
-                    (0..count).any(|z| z != x && pushes[z] && end < self.traces[z].last_start);
-                if !gone[x] && overtaken {
-                    // One that may never have happened overtakes nothing.
-                    let happened = self.traces[x].must_have_happened(at, facts);
-                    (gone[x], pushes[x], changed) = (true, happened, true);
-                }
-            }
-            if !changed {
-                break;
-            }
-        }
+        let durable: Vec<bool> = self.traces.iter().map(is_durable).collect();
+        self.overtaken(durable, &mut gone, at, facts);
+        let mut hidden = gone.clone();
+        let sure: Vec<bool> = self.traces.iter().map(stays_this_time).collect();
+        self.overtaken(sure.clone(), &mut hidden, at, facts);
         let mut index = 0;
         self.traces.retain_mut(|t| {
             index += 1;
-            if t.first_end_as_of(at, facts) < NEVER {
+            if sure[index - 1] || hidden[index - 1] {
+                // As it was: still in order, so that what is hidden cannot be read.
+            } else if t.first_end_as_of(at, facts) < NEVER {
                 t.restored_at = at;
                 t.last_start = at;
                 t.first_read_end = NEVER;
