@@ -263,15 +263,17 @@ impl World {
     /// Whoever the history has to count as having lost caches when this machine loses its power.
     pub fn tell_history_of_power_loss(&mut self, node: usize) {
         let sets = self.durable_sets();
-        let id = |node: usize| self.nodes[node].disk.superblock().map(|s| s.replica);
-        let (mine, other) = (id(node), id(1 - node));
-        if sets.iter().any(|set| set.len() == 1 && Some(set[0].replica) == mine) {
+        let mine = self.superblock(node).replica;
+        let lost = if sets.iter().any(|set| set.len() == 1 && set[0].replica == mine) {
             // The only member: what it lost is lost.
-            self.clients.history.power_lost(PowerLoss::AllMembers);
-        } else if sets.iter().any(|set| set.iter().any(|m| Some(m.replica) == mine)) {
-            self.clients.history.power_lost(PowerLoss::Member(node));
-        }
-        let _ = other;
+            PowerLoss::AllMembers
+        } else if sets.iter().flatten().any(|member| member.replica == mine) {
+            PowerLoss::Member(node)
+        } else {
+            return;
+        };
+        tell!(self, "for the history: {lost:?} lost what was volatile");
+        self.clients.history.power_lost(lost);
     }
 }
 

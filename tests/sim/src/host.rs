@@ -66,7 +66,7 @@ pub struct Process {
     pub replica: Replica,
     /// Payload buffers.
     pub buffers: Buffers,
-    /// The tenure of the open device.
+    /// The device is open: the number of its office.
     pub device: Option<u64>,
     /// When the next time-out is due (world time); events for other times are void.
     pub timer_at: u64,

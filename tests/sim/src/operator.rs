@@ -7,6 +7,7 @@ use replicator_core::metadata::Superblock;
 use replicator_core::register::Member;
 use replicator_core::{Answer, Command, Input, Refusal, Ticket};
 
+use crate::failure::Kind;
 use crate::tell;
 use crate::world::{Event, MS, PEER, World};
 
@@ -53,14 +54,16 @@ impl World {
             self.after(1, Event::Dial);
             self.order(node, Command::Connect(PEER), false);
         }
+        self.replace_failed_disks();
         if let Some(pending) = self.operator.pending {
             if self.now - pending.since > 60_000 * MS {
-                let text = format!("{:?} on {} is not answered", pending.command, pending.node);
-                self.fail(crate::failure::Kind::Liveness, "(e)", text);
+                let process = self.nodes[pending.node].process.as_ref();
+                let status = process.map(|p| p.replica.status(self.local(pending.node)));
+                let text = format!("{:?} is not answered: {status:?}", pending.command);
+                self.fail(Kind::Liveness, "(e)", text);
             }
             return;
         }
-        self.replace_failed_disks();
         self.decide_diverged();
         if self.operator.pending.is_none() {
             self.see_to_a_primary();

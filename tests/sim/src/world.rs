@@ -351,23 +351,33 @@ impl World {
 
     fn device_opened(&mut self, node: usize, tenure: u64) {
         self.tally.tenures += 1;
-        let process = self.nodes[node].process.as_mut().expect("a process");
-        process.device = Some(tenure);
         let other = &self.nodes[1 - node];
         if other.process.as_ref().is_some_and(|process| process.device.is_some()) {
             let text = format!("both nodes serve; {} took tenure {tenure}", self.nodes[node].name);
             self.fail(Kind::Safety, "R6", text);
         }
-        if tenure < self.clients.history.tenure() {
-            let text = format!("tenure {tenure} after {}", self.clients.history.tenure());
+        let lineage = self.superblock(node).register.basis.lineage;
+        let newest = self.checkers.newest_office;
+        if (lineage, tenure) < newest {
+            let text = format!("tenure {tenure} of lineage {lineage} after {newest:?}");
             self.fail(Kind::Safety, "R2", text);
         }
-        self.clients.history.tenure_changed(tenure);
+        if (lineage, tenure) > newest {
+            self.checkers.newest_office = (lineage, tenure);
+            self.checkers.offices += 1;
+        }
+        let office = self.checkers.offices;
+        self.nodes[node].process.as_mut().expect("a process").device = Some(office);
+        self.clients.history.tenure_changed(office);
     }
 
     fn stopped(&mut self, node: usize) {
         let life = self.nodes[node].lives;
-        if self.nodes[node].disk.working.values().any(|working| working.life == life) {
+        let local = self.local(node);
+        let process = self.nodes[node].process.as_ref().expect("a process");
+        let has_disk = process.replica.status(local).has_disk;
+        let working = &self.nodes[node].disk.working;
+        if has_disk && working.values().any(|working| working.life == life) {
             let text = format!("{} stopped with disk operations under way", self.nodes[node].name);
             self.fail(Kind::Safety, "R12", text);
         }

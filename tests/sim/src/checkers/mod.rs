@@ -9,6 +9,10 @@ mod tracking;
 pub struct Checkers {
     /// When the troubles ended.
     pub calm_since: Option<u64>,
+    /// Lineage and tenure of the newest office.
+    pub newest_office: (u64, u64),
+    /// Offices so far: the tenures that the history is told.
+    pub offices: u64,
     /// The final reading has begun.
     pub reading: bool,
 }
