@@ -22,6 +22,7 @@ pub struct Open {
     worker: Option<usize>,
     node: usize,
     life: u64,
+    office: u64,
     what: ClientRequest,
     since: u64,
 }
@@ -173,7 +174,8 @@ impl World {
             Ask::Map(range) => ClientRequest::Map { range },
         };
         tell!(self, "client asks {} for {what:?} as {id}", self.nodes[node].name);
-        self.clients.open.insert(id, Open { worker, node, life, what, since: self.now });
+        let open = Open { worker, node, life, office: tenure, what, since: self.now };
+        self.clients.open.insert(id, open);
         let input = Box::new(Input::ClientRequested { request: RequestId(id), what });
         self.fact(node, life, input);
     }
@@ -245,18 +247,36 @@ impl World {
             .map(|(&id, _)| id)
             .collect();
         for id in gone {
-            let open = self.clients.open.remove(&id).expect("just found");
-            let history = &mut self.clients.history;
-            match open.what {
-                ClientRequest::Read { .. } => history.read_failed(id),
-                ClientRequest::Flush => history.flush_unknown(id),
-                ClientRequest::Map { .. } => {}
-                _ => history.write_unknown(id),
+            self.forget_request(id);
+        }
+    }
+
+    /// R15: a request that was on its way when its device was closed goes nowhere.
+    pub fn request_finds_its_device(&mut self, node: usize, id: u64) -> bool {
+        let Some(open) = self.clients.open.get(&id) else { return false };
+        let device = self.nodes[node].process.as_ref().and_then(|process| process.device);
+        let finds = device == Some(open.office);
+        if !finds {
+            if let ClientRequest::Write { buf, .. } | ClientRequest::Read { buf, .. } = open.what {
+                self.nodes[node].process.as_mut().expect("a process").buffers.release(buf);
             }
-            if let Some(worker) = open.worker {
-                let delay = (1 + self.draw.below(100)) * MS;
-                self.after(delay, Event::Client { worker });
-            }
+            self.forget_request(id);
+        }
+        finds
+    }
+
+    fn forget_request(&mut self, id: u64) {
+        let open = self.clients.open.remove(&id).expect("an open request");
+        let history = &mut self.clients.history;
+        match open.what {
+            ClientRequest::Read { .. } => history.read_failed(id),
+            ClientRequest::Flush => history.flush_unknown(id),
+            ClientRequest::Map { .. } => {}
+            _ => history.write_unknown(id),
+        }
+        if let Some(worker) = open.worker {
+            let delay = (1 + self.draw.below(100)) * MS;
+            self.after(delay, Event::Client { worker });
         }
     }
 

@@ -237,6 +237,11 @@ impl World {
             self.after(delay, Event::Fact { node, life, input });
             return;
         }
+        if let Input::ClientRequested { request, .. } = *input
+            && !self.request_finds_its_device(node, request.0)
+        {
+            return;
+        }
         self.step(node, *input);
     }
 
@@ -377,7 +382,8 @@ impl World {
         let process = self.nodes[node].process.as_ref().expect("a process");
         let has_disk = process.replica.status(local).has_disk;
         let working = &self.nodes[node].disk.working;
-        if has_disk && working.values().any(|working| working.life == life) {
+        let writes = |job: &Job| matches!(job, Job::Write { .. } | Job::Meta { .. });
+        if has_disk && working.values().any(|one| one.life == life && writes(&one.job)) {
             let text = format!("{} stopped with disk operations under way", self.nodes[node].name);
             self.fail(Kind::Safety, "R12", text);
         }
