@@ -71,6 +71,8 @@ struct Connection {
     /// Bytes of the inbox that were received and not yet used.
     unread: Range<usize>,
     receiving: bool,
+    /// When the receive that is under way, or the last one, was begun.
+    receiving_since: Time,
     step: Step,
     /// Receive no more than a header: a large payload is likely to follow it.
     narrow: bool,
@@ -84,6 +86,14 @@ struct Connection {
     sliced_write: Option<u32>,
     /// Requests that were answered while a reply that cannot be interrupted was half sent.
     behind_read: Vec<Answer>,
+}
+
+impl Connection {
+    /// For how long the rest of a request has been missing; 0 between requests.
+    fn silent_for(&self, now: Time) -> Span {
+        let between = matches!(self.step, Step::Header) && self.unread.is_empty();
+        if !self.receiving || between { Span(0) } else { now.since(self.receiving_since) }
+    }
 }
 
 /// What the next bytes of a client are.
@@ -239,6 +249,7 @@ impl NbdPort {
             inbox: Some(inbox),
             unread: 0..leftover.len(),
             receiving: false,
+            receiving_since: io.now,
             step: Step::Header,
             narrow: false,
             in_core: 0,
@@ -333,17 +344,25 @@ impl NbdPort {
         }
     }
 
-    /// Drops clients that do not read their replies. Called about once a second.
+    /// Drops clients that do not read their replies, or that stopped in the middle of a request.
+    /// Called about once a second.
     pub fn drop_stuck(&mut self, io: &mut Io) {
         for c in 0..self.connections.len() as u32 {
             let connection = &self.connections[c as usize];
             let is_alive = matches!(connection.life, Life::Open | Life::Draining);
-            if is_alive && connection.outbox.stuck_for(io.now) > self.timeout {
-                let timeout_ms = self.timeout.as_ms();
-                let origin = &connection.origin;
-                tracing::warn!(origin, timeout_ms, "client dropped: it does not read its replies");
-                self.kill(io, c);
-            }
+            let why = if !is_alive {
+                continue;
+            } else if connection.outbox.stuck_for(io.now) > self.timeout {
+                "it does not read its replies"
+            } else if connection.silent_for(io.now) > self.timeout {
+                "it stopped in the middle of a request"
+            } else {
+                continue;
+            };
+            let timeout_ms = self.timeout.as_ms();
+            let origin = &connection.origin;
+            tracing::warn!(origin, timeout_ms, "client dropped: {why}");
+            self.kill(io, c);
         }
     }
 
@@ -654,6 +673,7 @@ impl NbdPort {
             let to = lead + *filled..lead + length;
             let buf = *buf;
             connection.receiving = true;
+            connection.receiving_since = io.now;
             connection.narrow = true;
             let fd = connection.stream.as_ref().expect("an open connection").as_raw_fd();
             io.ring.receive_into(&mut io.pool, fd, buf, to, Token::ClientReceived(c));
@@ -722,6 +742,7 @@ impl NbdPort {
         let end =
             if connection.narrow && is_header { REQUEST_LEN.max(start + 1) } else { inbox.len() };
         connection.receiving = true;
+        connection.receiving_since = io.now;
         let fd = connection.stream.as_ref().expect("an open connection").as_raw_fd();
         io.ring.receive(fd, inbox, start..end, Token::ClientReceived(c));
     }
