@@ -173,6 +173,10 @@ impl Replica {
 
     /// R4d: it makes the coming generation durable.
     pub(crate) fn join_flushed(&mut self, at: usize, effects: &mut Effects) {
+        if self.peers[at].link != Link::Leading(Lead::Joining(Join::Flushing)) {
+            // It asked to leave meanwhile.
+            return;
+        }
         assert!(self.peers[at].bitmap.blocks().is_empty(), "a joining replica has dirty blocks");
         self.announce(at, effects);
     }

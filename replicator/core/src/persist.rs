@@ -59,13 +59,15 @@ pub(crate) struct SuperblockWriter {
 }
 
 impl SuperblockWriter {
-    pub(crate) fn new(layout: &Layout, sequence: u64) -> Self {
+    /// `newest` is the copy that has the sequence: an update begins with the other one, which may
+    /// be torn, so that one copy verifies at every moment (R12).
+    pub(crate) fn new(layout: &Layout, sequence: u64, newest: usize) -> Self {
         Self {
             sequence,
             writing: None,
             waiting: Vec::new(),
             queued: Vec::new(),
-            places: layout.superblocks,
+            places: [layout.superblocks[1 - newest], layout.superblocks[newest]],
         }
     }
 

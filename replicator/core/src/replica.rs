@@ -161,7 +161,7 @@ impl Replica {
     /// Takes up a replica from the metadata on its disk. The driver then steps it once with
     /// [`Input::TimePassed`], which starts the recovery.
     pub fn attach(config: Config, image: Image, now: Time) -> Result<Self, AttachError> {
-        let (mut superblock, single_copy) = find_superblock(&image)?;
+        let (mut superblock, single_copy, newest) = find_superblock(&image)?;
         let layout = superblock.layout();
         if superblock.device_bytes != image.device_bytes {
             return Err(AttachError::SizeChanged(superblock.device_bytes, image.device_bytes));
@@ -216,7 +216,7 @@ impl Replica {
             role: Role::Starting,
             register: superblock.register.clone(),
             change: None,
-            superblock_writer: SuperblockWriter::new(&layout, superblock.sequence),
+            superblock_writer: SuperblockWriter::new(&layout, superblock.sequence, newest),
             pages: PageWriter::default(),
             peers,
             ops: Ops::default(),
@@ -614,7 +614,8 @@ impl Replica {
 
 const VOLATILE_AGE: Span = Span::from_ms(1_000);
 
-fn find_superblock(image: &Image) -> Result<(Superblock, bool), AttachError> {
+/// The superblock that counts, whether only one copy has it, and which one has it.
+fn find_superblock(image: &Image) -> Result<(Superblock, bool, usize), AttachError> {
     let region = &image.region;
     let bytes = crate::metadata::SUPERBLOCK_BYTES;
     let last = region.len().checked_sub(bytes).ok_or(AttachError::NoMetadata)?;
@@ -623,7 +624,9 @@ fn find_superblock(image: &Image) -> Result<(Superblock, bool), AttachError> {
     let second_copy = last
         .checked_sub(crate::metadata::COPY_DISTANCE as usize)
         .map_or(empty, |at| &region[at..at + bytes]);
-    read_superblocks([first_copy, second_copy])
+    let (superblock, single_copy) = read_superblocks([first_copy, second_copy])?;
+    let first = Superblock::decode(first_copy).is_ok_and(|s| s.sequence == superblock.sequence);
+    Ok((superblock, single_copy, usize::from(!first)))
 }
 
 fn slice<'a>(region: &'a [u8], range: &core::ops::Range<u64>) -> Result<&'a [u8], AttachError> {
