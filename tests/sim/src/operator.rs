@@ -20,6 +20,8 @@ struct Pending {
     since: u64,
     /// Keeps the other node off meanwhile.
     holds: bool,
+    /// A promotion that may use R11a's wait.
+    waited: bool,
 }
 
 /// The operator.
@@ -172,17 +174,26 @@ impl World {
         }
         let command =
             Command::Promote { old_primary_is_off: true, allow_data_loss: lossy, alone: false };
-        self.tell_history_of_a_wait(node);
         self.order(node, command, true);
     }
 
     /// R11a: a member that lost its power is promoted although another, silent one may hold what
     /// it lost: flushed data are safe then, others are not.
-    fn tell_history_of_a_wait(&mut self, node: usize) {
+    fn lost_power_and_is_alone(&self, node: usize) -> bool {
         let mine = self.superblock(node);
         let boot = self.nodes[node].incarnation;
         let member = mine.register.member(mine.replica);
-        if member.is_some_and(|member| member.incarnation.0 != boot) {
+        let local = self.local(node);
+        let process = self.nodes[node].process.as_ref().expect("an order has a process");
+        let is_alone = process.replica.status(local).peers[0].state != "idle";
+        is_alone && member.is_some_and(|member| member.incarnation.0 != boot)
+    }
+
+    /// A new office begins: what it may have cost is told to the history.
+    pub fn tell_history_of_a_wait(&mut self, node: usize) {
+        let waited = |pending: &Pending| pending.node == node && pending.waited;
+        if self.operator.pending.as_ref().is_some_and(waited) {
+            tell!(self, "for the history: R11a's wait was used");
             self.clients.history.power_lost(PowerLoss::AllMembers);
         }
     }
@@ -196,7 +207,9 @@ impl World {
         tell!(self, "operator to {}: {command:?} ({ticket})", self.nodes[node].name);
         if !matches!(command, Command::Connect(_)) {
             let since = self.now;
-            self.operator.pending = Some(Pending { ticket, node, command, since, holds });
+            let waited =
+                matches!(command, Command::Promote { .. }) && self.lost_power_and_is_alone(node);
+            self.operator.pending = Some(Pending { ticket, node, command, since, holds, waited });
         }
         let input = Input::Ordered { ticket: Ticket(ticket), command };
         self.fact(node, life, Box::new(input));

@@ -369,6 +369,7 @@ impl World {
         }
         if (lineage, tenure) > newest {
             self.checkers.newest_office = (lineage, tenure);
+            self.tell_history_of_a_wait(node);
             self.checkers.offices += 1;
         }
         let office = self.checkers.offices;
