@@ -34,6 +34,10 @@ class TestFailed(Exception):
     """What must be true is not."""
 
 
+class Skip(Exception):
+    """It cannot be tried here."""
+
+
 class Refused(Exception):
     """`replctl` refused or failed; `code`, `why` and `next` say how."""
 
@@ -289,13 +293,20 @@ class Node:
         self.ctl("promote", resource, *flags)
         expect(self.replica(resource)["role"] == "primary", f"{self.name} is not primary")
 
+    def take_over(self, *flags, resource="demo"):
+        """Promotes this node when the other one is gone for sure, as an operator does."""
+        wait_until(f"{self.name} has lost its peer", lambda: self.peer(resource).get("state")
+                   in ("disconnected", "connecting", "refused"), 10)
+        self.promote("--old-primary-is-off", *flags, resource=resource)
+
     def log(self):
         """Everything the daemons of this node have logged."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def log_tail(self, lines=25):
         """The end of that."""
-        return "\n".join("    " + line for line in self.log().splitlines()[-lines:])
+        known = [line for line in self.log().splitlines() if "INFO NBD client" not in line]
+        return "\n".join("    " + line for line in known[-lines:])
 
     def memory_kib(self, field="VmRSS"):
         """A line of /proc/PID/status of the daemon, in KiB."""

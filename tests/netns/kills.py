@@ -1,0 +1,274 @@
+"""Scenarios: daemons are killed, stopped and restarted under load."""
+
+import json
+import signal
+import time
+
+from cluster import MIB, Cluster, expect, run, wait_until
+from throttled_disk import ThrottledDisk
+
+
+def start_fio(cluster, seconds, extra=()):
+    """A verifying load on the primary."""
+    return cluster.spawn(
+        "fio", "--name=load", "--ioengine=nbd", f"--uri={cluster.alpha.uri()}", "--rw=randrw",
+        "--bs=4k", "--iodepth=8", "--size=48M", "--time_based", f"--runtime={seconds}",
+        "--verify=crc32c", "--verify_fatal=1", "--fsync=128", "--rate_iops=1500,1500",
+        f"--aux-path={cluster.dir}", *extra, log=cluster.dir / "fio.log")
+
+
+def finish(cluster, child, what, timeout_s=60):
+    """The load ends without an error."""
+    code = child.wait(timeout_s)
+    log = (cluster.dir / f"{what}.log").read_text(errors="replace")
+    expect(code == 0, f"{what} ended with {code}:\n{log[-3000:]}")
+    return log
+
+
+class Blkload:
+    """The load whose every answer is checked against its history."""
+
+    def __init__(self, cluster, *nodes):
+        self.cluster = cluster
+        self.journal = cluster.dir / "journal"
+        self.program = cluster.bin / "blkload"
+        self.uris = [word for node in nodes for word in ("--uri", node.blkload_uri())]
+        self.common = ["--journal", self.journal, "--json"]
+
+    def start(self, seconds, *extra):
+        """Runs in the background and looks for a server again when it lost one."""
+        return self.cluster.spawn(
+            self.program, "run", *self.uris, *self.common, "--seconds", seconds, "--connections", 3,
+            "--reconnect-seconds", 25, *extra, log=self.cluster.dir / "blkload.log")
+
+    def finish(self, child):
+        """No violation while it ran."""
+        log = finish(self.cluster, child, "blkload", 90)
+        return json.loads(log.strip().splitlines()[-1])
+
+    def verify(self, *extra):
+        """Reads all back: nothing lost, resurrected, unread or torn."""
+        done = run(self.program, "verify", *self.uris, *self.common, *extra, check=False)
+        expect(done.returncode == 0, f"blkload found violations:\n{done.stdout}{done.stderr}")
+
+
+def wait_for_writes(node, count, deadline_s=20):
+    """Until the primary has answered so many more writes."""
+    began = node.status()["counters"]["writes"]
+    wait_until(f"{count} writes were answered",
+               lambda: node.status()["counters"]["writes"] >= began + count, deadline_s)
+
+
+def a_killed_secondary_returns_under_load_and_no_client_sees_it():
+    with Cluster(size_mib=96) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        load = start_fio(cluster, 9)
+        wait_for_writes(alpha, 1000)
+        for _ in range(2):
+            beta.kill()
+            wait_for_writes(alpha, 2000)
+            expect(alpha.peer()["dirty_bytes"] > 0, "no dirty blocks while the secondary is away")
+            beta.start()
+            cluster.wait_in_sync()
+            wait_for_writes(alpha, 500)
+        finish(cluster, load, "fio")
+        expect(alpha.status()["counters"]["errors"] == 0, "clients saw errors")
+        cluster.expect_identical()
+
+
+def a_returning_secondary_gets_the_dirty_blocks_and_no_more():
+    with Cluster(size_mib=128) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        finish(cluster, start_fio(cluster, 2), "fio")
+        beta.kill()
+        finish(cluster, start_fio(cluster, 2, ["--offset=50M"]), "fio")
+        dirty, sent = alpha.peer()["dirty_bytes"], alpha.resync_bytes_sent()
+        expect(dirty > MIB, f"only {dirty} dirty bytes: the load did nothing")
+        beta.start()
+        cluster.wait_in_sync()
+        copied = alpha.resync_bytes_sent() - sent
+        received = beta.peer()["received_bytes"][0]
+        print(f"    {dirty} bytes dirty, {copied} sent, {received} received")
+        expect(copied <= 1.1 * dirty, f"{copied} bytes were sent for {dirty} dirty bytes")
+        expect(received == copied, f"{received} bytes were received, {copied} sent")
+        cluster.expect_identical()
+
+        sent = alpha.resync_bytes_sent()
+        beta.stop()
+        beta.start()
+        cluster.wait_in_sync()
+        copied = alpha.resync_bytes_sent() - sent
+        expect(copied == 0, f"{copied} bytes were sent after an orderly stop")
+        cluster.expect_identical()
+
+
+def fail_over_under_load(backing):
+    with Cluster(size_mib=64, backing=backing) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        blkload = Blkload(cluster, alpha, beta)
+        load = blkload.start(10)
+        wait_for_writes(alpha, 1500)
+        alpha.kill()
+        killed = time.monotonic()
+        beta.take_over()
+        wait_for_writes(beta, 100)
+        took = time.monotonic() - killed
+        alpha.start()
+        cluster.wait_in_sync()
+        blkload.finish(load)
+        blkload.verify()
+        cluster.expect_identical()
+        expect(cluster.primary() is beta, "the old primary took the office back")
+        print(f"    {took:.2f} s from SIGKILL to 100 answered writes on the other node")
+
+
+def a_killed_primary_loses_nothing_when_the_other_node_takes_over():
+    fail_over_under_load("normal")
+
+
+def a_killed_primary_loses_nothing_when_its_unflushed_writes_are_gone_too():
+    fail_over_under_load("volatile")
+
+
+def both_lose_their_unflushed_writes_at_once_and_flushed_ones_stay():
+    with Cluster(size_mib=64, backing="volatile") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        blkload = Blkload(cluster, alpha, beta)
+        load = blkload.start(60, "--mix", "read=30,write=40,fua=5,flush=10,zero=8,trim=4")
+        wait_for_writes(alpha, 1500)
+        beta.kill()
+        alpha.kill()
+        load.send_signal(signal.SIGTERM)
+        load.wait(30)
+        for node in (alpha, beta):
+            node.start()
+        wait_until("the two have met", lambda: alpha.peer().get("state")
+                   not in (None, "", "disconnected", "connecting"))
+        if alpha.replica()["role"] != "primary":
+            alpha.promote()
+        cluster.wait_in_sync()
+        blkload.verify("--note", "power-lost")
+        cluster.expect_identical()
+
+
+def four_fail_overs_in_a_row_with_outages_in_between():
+    """D19: bitmaps on both sides, each node ahead of the other in turn."""
+    with Cluster(size_mib=64) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        blkload = Blkload(cluster, alpha, beta)
+        load = blkload.start(14)
+        primary, secondary = alpha, beta
+        for _ in range(4):
+            wait_for_writes(primary, 400)
+            primary.kill()
+            secondary.take_over()
+            wait_for_writes(secondary, 300)
+            primary.start()
+            cluster.wait_in_sync()
+            primary, secondary = secondary, primary
+        blkload.finish(load)
+        blkload.verify()
+        cluster.expect_identical()
+
+
+def a_killed_primary_that_is_restarted_at_once_resumes_its_office():
+    with Cluster(size_mib=64) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        tenure = alpha.replica()["tenure"]
+        blkload = Blkload(cluster, alpha)
+        load = blkload.start(8)
+        wait_for_writes(alpha, 1500)
+        alpha.kill()
+        alpha.start()
+        wait_until("it is primary again", lambda: alpha.replica()["role"] == "primary")
+        expect(alpha.replica()["tenure"] == tenure, "a resumed office has another tenure")
+        wait_for_writes(alpha, 100)
+        blkload.finish(load)
+        blkload.verify()
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+
+
+def writes_of_a_killed_daemon_that_land_late_do_no_harm():
+    """R2e, D21: the disk of the primary takes a few MiB a second; what was on its way to it when
+    the daemon was killed lands seconds later, and the next daemon waits for that, visibly."""
+    with ThrottledDisk(64) as disk, Cluster(disks={("demo", "alpha"): disk.path}) as cluster:
+        alpha, beta = cluster.create().alpha, cluster.beta
+        alpha.start(wrap=disk.wrap)
+        beta.start()
+        wait_until("connected", lambda: alpha.peer().get("state") == "idle")
+        alpha.promote()
+        cluster.wait_in_sync()
+        blkload = Blkload(cluster, alpha, beta)
+        load = blkload.start(15, "--max-request", "512K", "--mix", "write=10,read=1,flush=1")
+        wait_for_writes(alpha, 200)
+        disk.throttle(MIB)
+        wait_until("writes wait for the disk", lambda: alpha.replica()["requests"] >= 20)
+        alpha.process.send_signal(signal.SIGKILL)
+        alpha.process.wait()
+        disk.written = disk.sectors_written()
+        alpha.spawn()
+        waited = wait_until("the next daemon waits for the disk, and says so", lambda: (
+            alpha.ctl_raw("status")[0] in (0, 4)
+            and alpha.status()["state"] == "starting" and alpha.status()["why"]), 15)
+        print(f"    the next daemon: {waited}")
+        beta.take_over()
+        wait_for_writes(beta, 50)
+        wait_until("the disk is free", lambda: alpha.status()["state"] == "up", 60)
+        late = disk.sectors_written() - disk.written
+        expect(late > 0, "no write landed after the kill: the scenario did not happen")
+        print(f"    {late * 512 // 1024} KiB landed after the kill")
+        cluster.wait_in_sync()
+        blkload.finish(load)
+        blkload.verify()
+        cluster.expect_identical()
+
+
+def a_stopped_process_of_the_secondary_is_left_out_and_comes_back():
+    """H2: SIGSTOP; nothing closes the connection, only silence tells."""
+    with Cluster(size_mib=64) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        load = start_fio(cluster, 8)
+        wait_for_writes(alpha, 500)
+        beta.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        wait_until("it left the set", lambda: not alpha.peer()["is_member"], 10)
+        wait_for_writes(alpha, 500)
+        print(f"    clients waited at most {time.monotonic() - began:.1f} s")
+        beta.signal(signal.SIGCONT)
+        cluster.wait_in_sync()
+        finish(cluster, load, "fio")
+        cluster.expect_identical()
+
+
+def a_primary_stopped_for_a_while_and_replaced_meanwhile_never_serves_again():
+    """H2: the operator was wrong, the old primary was not off. Its unanswered requests fail, its
+    clients are closed, and it follows."""
+    with Cluster(size_mib=64) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        with alpha.client() as client:
+            client.write(0, b"1" * 4096, fua=True)
+        alpha.signal(signal.SIGSTOP)
+        beta.take_over()
+        with beta.client() as client:
+            expect(client.read(0, 4096) == b"1" * 4096, "an acknowledged write is missing")
+            client.write(0, b"2" * 4096, fua=True)
+        alpha.signal(signal.SIGCONT)
+        wait_until("the old primary gave up", lambda: alpha.replica()["role"] == "secondary")
+        cluster.wait_in_sync()
+        expect(cluster.primary() is beta, "the wrong node is primary")
+        cluster.expect_identical()
+
+
+SCENARIOS = [
+    a_killed_secondary_returns_under_load_and_no_client_sees_it,
+    a_returning_secondary_gets_the_dirty_blocks_and_no_more,
+    a_killed_primary_loses_nothing_when_the_other_node_takes_over,
+    a_killed_primary_loses_nothing_when_its_unflushed_writes_are_gone_too,
+    both_lose_their_unflushed_writes_at_once_and_flushed_ones_stay,
+    four_fail_overs_in_a_row_with_outages_in_between,
+    a_killed_primary_that_is_restarted_at_once_resumes_its_office,
+    writes_of_a_killed_daemon_that_land_late_do_no_harm,
+    a_stopped_process_of_the_secondary_is_left_out_and_comes_back,
+    a_primary_stopped_for_a_while_and_replaced_meanwhile_never_serves_again,
+]

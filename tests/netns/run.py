@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Real daemons on this machine: kills, returns, resyncs, roles, bad input, cut networks. Every
+scenario is a function whose name says what must be true.
+
+    run.py                  all of them
+    run.py WORD...          those with one of these words in the name
+    run.py --list           their names
+
+Exit code: 0 all passed, 1 something failed, 77 something could not be tried here (no root).
+"""
+
+import sys
+import time
+import traceback
+
+import bad_input
+import kills
+import networks
+import roles
+from cluster import Refused, Skip, TestFailed
+
+SCENARIOS = kills.SCENARIOS + roles.SCENARIOS + networks.SCENARIOS + bad_input.SCENARIOS
+
+
+def sentence(scenario):
+    """The name of a scenario in words."""
+    return scenario.__name__.replace("_", " ")
+
+
+def main():
+    words = sys.argv[1:]
+    if words == ["--list"]:
+        for scenario in SCENARIOS:
+            print(sentence(scenario))
+        return 0
+    chosen = [it for it in SCENARIOS if not words or any(word in sentence(it) for word in words)]
+    began, failed, skipped = time.monotonic(), [], []
+    for scenario in chosen:
+        started = time.monotonic()
+        print(f"...     {sentence(scenario)}", flush=True)
+        try:
+            scenario()
+            word = "ok     "
+        except Skip as why:
+            word = "skipped"
+            skipped.append(scenario)
+            print(f"    {why}")
+        except (TestFailed, Refused) as error:
+            word = "FAILED "
+            failed.append(scenario)
+            line = traceback.extract_tb(error.__traceback__)[1]
+            print(f"    line {line.lineno}: {line.line}\n    {error}")
+        except Exception:
+            word = "FAILED "
+            failed.append(scenario)
+            traceback.print_exc(file=sys.stdout)
+        print(f"{word} {sentence(scenario)} ({time.monotonic() - started:.1f} s)", flush=True)
+    passed = len(chosen) - len(failed) - len(skipped)
+    print(f"\n{passed} passed, {len(failed)} failed, {len(skipped)} skipped, "
+          f"{time.monotonic() - began:.0f} s")
+    for scenario in failed:
+        print(f"FAILED: {sentence(scenario)}")
+    return 1 if failed or not chosen else 77 if skipped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
