@@ -32,6 +32,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::block::ByteRange;
+use crate::defect::{Defect, defect};
 use crate::limits::EXTENT_BYTES;
 
 /// Blocks of the ring.
@@ -159,6 +160,7 @@ impl ActivityLog {
                 continue;
             }
             let Some(at) = self.take_free() else { return false };
+            let unlogged = defect(Defect::NoLogBeforeWrite);
             let slot = &mut self.slots[usize::from(at)];
             if slot.extent != NO_EXTENT {
                 self.slot_of_extent[slot.extent as usize] = NO_SLOT;
@@ -166,7 +168,11 @@ impl ActivityLog {
             (slot.extent, slot.state, slot.used_at) = (extent, SlotState::Activating, self.uses);
             assert_eq!(slot.users, 0, "a free slot is in use");
             self.slot_of_extent[extent as usize] = at;
-            self.queued.push(at);
+            if unlogged {
+                self.slots[usize::from(at)].state = SlotState::Hot;
+            } else {
+                self.queued.push(at);
+            }
             self.hot += 1;
         }
         true

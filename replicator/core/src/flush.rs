@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 
 use crate::block::PeerIndex;
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::input::DiskFailure;
 use crate::peer::{FlushPurpose, Link, Sent};
@@ -130,6 +131,9 @@ impl Replica {
         let everyone = !barrier.for_clients;
         for at in 0..self.peers.len() {
             let peer = &self.peers[at];
+            if defect(Defect::FlushOfOneSide) && barrier.for_clients {
+                continue;
+            }
             if peer.is_required() || everyone && peer.holds_frames() {
                 barrier.awaits |= 1 << at;
                 self.send_flush(PeerIndex(at as u8), FlushPurpose::Barrier(number), effects);

@@ -11,6 +11,7 @@ use alloc::boxed::Box;
 use alloc::format;
 
 use crate::block::ReplicaId;
+use crate::defect::{Defect, defect};
 use crate::register::RegisterState;
 use crate::wire::Hello;
 
@@ -95,6 +96,9 @@ fn diverged(still_primary: bool, whose: Diverged) -> Relation {
 /// newer lineage does not have, unless the taker was a member too and nothing was committed after
 /// what the taker knew.
 fn has_diverged(older: &Hello, newer: &RegisterState) -> bool {
+    if defect(Defect::DivergedAccepted) {
+        return false;
+    }
     let lineages = newer.basis.lineage - older.register.basis.lineage;
     let continued = lineages == 1
         && newer.basis.taker_was_member
@@ -157,16 +161,20 @@ pub fn plan(leader: &Hello, follower: &Hello, met: ReplicaId, dirty_blocks: u64)
     let assumed = both_new && leader.assumed_equal && follower.assumed_equal && base == 1;
     if follower.invalid {
         Plan::Full("its data were declared bad, or were changed without us")
-    } else if met != follower.replica && !assumed {
+    } else if met != follower.replica && !assumed && !defect(Defect::IdentityNotCompared) {
         Plan::Full("it is a new replica")
-    } else if follower.knows_you_as != leader.replica && !assumed {
+    } else if follower.knows_you_as != leader.replica
+        && !assumed
+        && !defect(Defect::IdentityNotCompared)
+    {
         Plan::Full("it does not know this replica")
-    } else if base == 0 || base != leader.base {
+    } else if (base == 0 || base != leader.base) && !defect(Defect::StaleBase) {
         Plan::Full("its bitmap does not continue this one's")
-    } else if dirty_blocks == 0
+    } else if (dirty_blocks == 0 || defect(Defect::CurrentWithBits))
         && !follower.syncing
-        && leader.register.member(follower.replica).map(|m| m.incarnation)
-            == Some(follower.incarnation)
+        && leader.register.member(follower.replica).is_some_and(|member| {
+            member.incarnation == follower.incarnation || defect(Defect::MemberKeptAfterRestart)
+        })
     {
         Plan::Current
     } else {

@@ -10,6 +10,7 @@ pub mod bitmap;
 pub mod block;
 pub mod command;
 pub mod config;
+pub mod defect;
 pub mod effect;
 mod flush;
 pub mod handshake;

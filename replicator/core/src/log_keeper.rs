@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::block::ByteRange;
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::flush::BarrierPurpose;
 use crate::persist::After;
@@ -48,6 +49,9 @@ impl Replica {
             if !leaving.is_empty() {
                 self.log_keeper.evicting = true;
                 self.log_keeper.leaving = leaving;
+                if defect(Defect::EvictWithoutFlush) {
+                    return self.evict_flushed(effects);
+                }
                 self.start_barrier(BarrierPurpose::Evict, effects);
             }
         }
@@ -65,6 +69,9 @@ impl Replica {
     pub(crate) fn evict_flushed(&mut self, effects: &mut Effects) {
         let blocks: Vec<Range<u64>> =
             self.log_keeper.leaving.iter().map(|range| self.blocks_of(*range)).collect();
+        if defect(Defect::EvictWithoutBits) {
+            return self.evict_saved(effects);
+        }
         self.save_pages(blocks, After::Evict, effects);
     }
 

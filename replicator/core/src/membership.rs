@@ -4,6 +4,7 @@
 use alloc::boxed::Box;
 
 use crate::block::{PeerIndex, ReplicaId, SessionId};
+use crate::defect::{Defect, defect};
 use crate::effect::Effect;
 use crate::effect::{Effects, Retry};
 use crate::flush::FlushWaiter;
@@ -35,16 +36,24 @@ impl Replica {
         if !self.role.serves() {
             return false;
         }
+        if defect(Defect::AckWithoutMember) {
+            return true;
+        }
         let proposed = match self.change {
             Some(Change::Grow { peer, session }) => {
                 let peer = &self.peers[usize::from(peer.0)];
                 peer.session == session && peer.is_required()
             }
             _ => true,
+        } || defect(Defect::UnknownOutcomeIsFailed);
+        let leaves = |replica| {
+            matches!(self.change, Some(Change::Shrink { replica: gone, .. })
+            if gone == replica && defect(Defect::AckWhileRemovalProposed))
         };
         proposed
             && self.register.set.iter().all(|member| {
                 member.replica == self.superblock.replica
+                    || leaves(member.replica)
                     || self.peer_of(member.replica).is_some_and(|at| self.peers[at].is_required())
             })
     }
@@ -78,6 +87,9 @@ impl Replica {
         });
         if let Some(replica) = lost {
             self.change = Some(Change::Shrink { replica, proposed: false });
+            if defect(Defect::NoFlushAtShrink) {
+                return self.shrink_flushed(effects);
+            }
             self.flush_disk(FlushWaiter::Shrink, effects);
         }
     }
@@ -160,7 +172,7 @@ impl Replica {
     pub(crate) fn start_joining(&mut self, at: usize, effects: &mut Effects) {
         let before = self.peers[at].next_seq();
         self.peers[at].link = Link::Leading(Lead::Joining(Join::Draining(before)));
-        if self.peers[at].all_acknowledged_before(before) {
+        if self.peers[at].all_acknowledged_before(before) || defect(Defect::JoinWithFramesOut) {
             self.join_drained(at, effects);
         }
     }
@@ -168,6 +180,9 @@ impl Replica {
     /// R4c: one flush covers everything it received.
     pub(crate) fn join_drained(&mut self, at: usize, effects: &mut Effects) {
         self.peers[at].link = Link::Leading(Lead::Joining(Join::Flushing));
+        if defect(Defect::GrowWithoutFlush) {
+            return self.join_flushed(at, effects);
+        }
         self.send_flush(PeerIndex(at as u8), FlushPurpose::Join, effects);
     }
 

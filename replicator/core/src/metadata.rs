@@ -20,6 +20,7 @@ use core::ops::Range;
 use crate::activity_log;
 use crate::bitmap;
 use crate::block::{ByteRange, DIRTY_BLOCK_BYTES, Incarnation, ReplicaId};
+use crate::defect::{Defect, defect};
 use crate::limits::{LOG_EXTENTS_RANGE, PEERS_MAX};
 use crate::register::RegisterState;
 use crate::wire::{FrameError, Reader, put_register, take_register};
@@ -193,6 +194,9 @@ pub fn read_superblocks(copies: [&[u8]; 2]) -> Result<(Superblock, bool), Attach
     let mut found: Vec<&Superblock> =
         decoded.iter().filter_map(|copy| copy.as_ref().ok()).collect();
     found.sort_by_key(|copy| copy.sequence);
+    if defect(Defect::OlderCopyTrusted) {
+        found.reverse();
+    }
     match (found.pop(), found.pop()) {
         (Some(newest), other) => {
             let single = other.is_none_or(|other| other.sequence != newest.sequence);

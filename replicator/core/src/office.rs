@@ -12,6 +12,7 @@ use alloc::string::String;
 
 use crate::block::{PeerIndex, ReplicaId, SessionId, Ticket};
 use crate::command::{Answer, Command, Refusal};
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::flush::{BarrierPurpose, FlushWaiter};
 use crate::input::{DiskFailure, DiskOutcome};
@@ -176,7 +177,7 @@ impl Replica {
                 next: "promote the other node, or replace the disk and create it anew".into(),
             });
         }
-        if self.is_up_to_date() || allow_data_loss {
+        if self.is_up_to_date() || allow_data_loss || defect(Defect::StalePromoted) {
             return Ok(());
         }
         let why = if self.register.generation == 0 {
@@ -265,7 +266,8 @@ impl Replica {
             .register
             .member(mine)
             .is_some_and(|member| member.incarnation != self.config.incarnation);
-        if !lost || self.register.released_clean || allow_data_loss {
+        let waits = !defect(Defect::NoPowerLossWait);
+        if !lost || self.register.released_clean || allow_data_loss || !waits {
             return Ok(());
         }
         let Some(other) = self.register.set.iter().find(|member| member.replica != mine) else {
@@ -316,13 +318,16 @@ impl Replica {
 
     /// The own disk has nothing of an old leader under way any more.
     pub(crate) fn applied_drained(&mut self, effects: &mut Effects) {
-        if !self.applied.is_empty() {
+        if !self.applied.is_empty() && !defect(Defect::NoDrainAtPromotion) {
             return;
         }
         if let Role::Promoting(promotion) = &mut self.role
             && promotion.phase == Phase::Draining
         {
             promotion.phase = Phase::Flushing;
+            if defect(Defect::NoFlushAtPromotion) {
+                return self.promotion_flushed(Ok(()), effects);
+            }
             self.flush_disk(FlushWaiter::Promotion, effects);
         }
         self.stop_drained(effects);
@@ -373,7 +378,9 @@ impl Replica {
         let known = old.generation.max(self.superblock.coming);
         let mut next = old.clone();
         // R6b: a take-over commits the taker alone; after a clean release all members are equal.
-        let keeps_set = old.released_clean && was_member && !promotion.forced;
+        let keeps_set = old.released_clean && was_member && !promotion.forced
+            || defect(Defect::SetKeptAtTakeover)
+            || defect(Defect::ReadOfHotExtent) && promotion.resumed;
         if !keeps_set {
             next.set.clear();
         }
@@ -440,10 +447,10 @@ impl Replica {
         let mine = self.superblock.replica;
         let was_primary = self.register.primary == Some(mine)
             && self.register.authority == Some(mine)
-            && self
-                .register
-                .member(mine)
-                .is_some_and(|member| member.incarnation == self.config.incarnation);
+            && self.register.member(mine).is_some_and(|member| {
+                member.incarnation == self.config.incarnation
+                    || defect(Defect::ResumeAfterPowerLoss)
+            });
         let free = matches!(self.role, Role::Secondary) && self.change.is_none();
         if was_primary && free && self.is_up_to_date() && self.stopping.is_none() {
             let promotion = Promotion {
@@ -554,12 +561,16 @@ impl Replica {
 
     /// R6c: drained; now one flush on every member, the bits of the log, and the release.
     pub(crate) fn requests_drained(&mut self, effects: &mut Effects) {
-        if !self.requests.is_empty() || !self.active.is_empty() && self.role.is_deposed() {
+        let drained = self.requests.is_empty() || defect(Defect::ReleaseWithoutDrain);
+        if !drained || !self.active.is_empty() && self.role.is_deposed() {
             return;
         }
         match self.role {
             Role::Demoting if !self.releasing && self.acks_allowed() && self.change.is_none() => {
                 self.releasing = true;
+                if defect(Defect::ReleaseWithoutFlush) {
+                    return self.release_flushed(effects);
+                }
                 self.start_barrier(BarrierPurpose::Release, effects);
             }
             Role::Deposed => self.deposed_drained(effects),
@@ -634,7 +645,8 @@ impl Replica {
     }
 
     pub(crate) fn deposed_flushed(&mut self, effects: &mut Effects) {
-        let extents = self.hot_to_dirty();
+        let keeps = !defect(Defect::HotForgottenWhenDeposed);
+        let extents = if keeps { self.hot_to_dirty() } else { 0 };
         effects.push(Effect::Note(Note::HotExtentsMarked { extents }));
         let all = 0..self.superblock.blocks();
         self.save_pages(alloc::vec![all], After::Deposed, effects);
@@ -846,9 +858,10 @@ impl Replica {
     /// R16: the primary's disk failed. When another member holds everything, this replica leaves
     /// and the other one is handed the authority; else it goes on and every failure is told.
     pub(crate) fn primary_disk_failed(&mut self, effects: &mut Effects) {
-        let Some(heir) =
-            self.peers.iter().position(|peer| peer.link == Link::Leading(Lead::Current))
-        else {
+        let Some(heir) = self.peers.iter().position(|peer| {
+            peer.link == Link::Leading(Lead::Current)
+                || defect(Defect::LastMemberDetaches) && peer.gets_writes()
+        }) else {
             return;
         };
         self.disk_failed = true;

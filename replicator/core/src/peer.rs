@@ -17,6 +17,7 @@ use alloc::string::String;
 
 use crate::bitmap::DirtyBitmap;
 use crate::block::{ByteRange, ReplicaId, SessionId};
+use crate::defect::{Defect, defect};
 use crate::limits::{PEER_WINDOW_BYTES, PEER_WINDOW_FRAMES};
 use crate::resync::Resync;
 use crate::time::Time;
@@ -179,6 +180,8 @@ impl Peer {
     /// Whether every write needs its acknowledgement.
     pub(crate) fn is_required(&self) -> bool {
         matches!(self.link, Link::Leading(Lead::Current | Lead::Joining(_)))
+            && !(defect(Defect::JoiningNotRequired)
+                && matches!(self.link, Link::Leading(Lead::Joining(_))))
     }
 
     /// Whether it gets writes at all.
@@ -274,6 +277,9 @@ impl Peer {
     /// R3, R8: what it acknowledged and may have lost is dirty from now on.
     pub(crate) fn volatile_to_dirty(&mut self) {
         while let Some(range) = self.volatile.pop_front() {
+            if defect(Defect::VolatileForgotten) {
+                continue;
+            }
             self.bitmap.insert(range.dirty_blocks());
         }
         self.volatile_first = 0;

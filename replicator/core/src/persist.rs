@@ -5,6 +5,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::metadata::{Layout, Superblock};
 use crate::replica::{Purpose, Replica};
@@ -116,7 +117,7 @@ impl Replica {
     pub(crate) fn superblock_written(&mut self, effects: &mut Effects) {
         let writer = &mut self.superblock_writer;
         let (copy, bytes) = writer.writing.take().expect("a superblock write was ordered");
-        if copy == 0 {
+        if copy == 0 && !defect(Defect::OneCopyWritten) {
             effects.push(Effect::WriteMeta {
                 op: self.ops.begin(Purpose::Superblock),
                 offset: writer.places[1],

@@ -11,6 +11,7 @@ use crate::bitmap::DirtyBitmap;
 use crate::block::{ByteRange, OpId, PeerIndex, SessionId, Ticket};
 use crate::command::Command;
 use crate::config::Config;
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::flush::{Barrier, BarrierPurpose, FlushGate};
 use crate::input::{DiskFailure, DiskOutcome, Input};
@@ -200,14 +201,14 @@ impl Replica {
                 Replay::Unreadable => alloc::vec![ByteRange::new(0, superblock.data_bytes)],
             }
         };
-        for range in &hot {
+        for range in hot.iter().filter(|_| !defect(Defect::HotForgottenAtStart)) {
             let touched = range.dirty_blocks();
             for peer in &mut peers {
                 peer.bitmap.insert(touched.start..touched.end.min(blocks));
             }
         }
         let slots = superblock.log_extents;
-        superblock.clean = false;
+        superblock.clean &= defect(Defect::CleanMarkStays);
         superblock.log_epoch += 1;
         superblock.incarnation = config.incarnation;
         Ok(Self {
@@ -360,6 +361,9 @@ impl Replica {
             effects.push(Effect::Note(Note::HotExtentsMarked { extents }));
         }
         let all = 0..self.superblock.blocks();
+        if defect(Defect::BitsNotDurableAtStart) {
+            return self.bits_recovered(effects);
+        }
         self.save_pages(alloc::vec![all], After::BitsRecovered, effects);
     }
 
@@ -643,7 +647,7 @@ fn check_fingerprint(
     fingerprint: Option<[u8; 32]>,
     peers: &mut [Peer],
 ) {
-    if fingerprint == Some(superblock.fingerprint) {
+    if fingerprint == Some(superblock.fingerprint) || defect(Defect::FingerprintIgnored) {
         return;
     }
     let mine = superblock.replica;

@@ -9,6 +9,7 @@
 use alloc::vec::Vec;
 
 use crate::block::{ByteRange, PeerIndex, RequestId};
+use crate::defect::{Defect, defect};
 use crate::effect::{ClientError, Effect, Effects};
 use crate::flush::FlushWaiter;
 use crate::input::{ClientRequest, DiskFailure};
@@ -120,6 +121,13 @@ impl ActiveRanges {
 }
 
 fn conflict(one: Use, other: Use) -> bool {
+    let both = |a, b| (one, other) == (a, b) || (one, other) == (b, a);
+    if defect(Defect::ReadOfWriteInFlight) && both(Use::Read, Use::Write)
+        || defect(Defect::ResyncOverLiveWrite) && both(Use::Copy, Use::Write)
+        || defect(Defect::OverlapOnPrimary) && both(Use::Write, Use::Write)
+    {
+        return false;
+    }
     one == Use::Write || other == Use::Write
 }
 
@@ -282,6 +290,7 @@ impl Replica {
         let request = &mut self.requests[key];
         request.stage = Stage::Running;
         let (range, fua) = (request.range, request.fua());
+        let request_what = request.what;
         let (buf, may_punch) = match request.what {
             ClientRequest::Write { buf, .. } => (Some(buf), false),
             ClientRequest::WriteZeroes { may_punch, .. } => (None, may_punch),
@@ -301,9 +310,15 @@ impl Replica {
             if !peer.gets_writes() || resync_will_copy {
                 // It lacks this write from now on. The extent is hot, so this survives a crash;
                 // it becomes a durable bit before the extent leaves the log (R9).
-                peer.bitmap.insert(blocks.clone());
+                if !defect(Defect::BitNotSet) {
+                    peer.bitmap.insert(blocks.clone());
+                }
                 continue;
             }
+            if defect(Defect::TrimOnOneSide) && matches!(request_what, ClientRequest::Trim { .. }) {
+                continue;
+            }
+            let fua = fua && !defect(Defect::FuaOfOneSide);
             let required = peer.is_required();
             let sent = Sent::Write { request: required.then_some(key), range, fua };
             let seq = peer.record_sent(self.now, sent);
@@ -327,7 +342,10 @@ impl Replica {
         effects: &mut Effects,
     ) {
         let request = &mut self.requests[key];
-        if let Err(why) = result {
+        let forgives = defect(Defect::FailedWriteAcknowledged) && request.changes_data();
+        if let Err(why) = result
+            && !forgives
+        {
             let error = client_error(why);
             request.failed.get_or_insert(error);
             let note = Note::DiskFailed {
@@ -473,6 +491,9 @@ impl Replica {
     /// The office was taken away: every request fails, for ever (R15). Those on the disk are
     /// answered when the disk is done with them.
     pub(crate) fn fail_requests(&mut self, effects: &mut Effects) {
+        if defect(Defect::OldInstanceGoesOn) {
+            return;
+        }
         for key in core::mem::take(&mut self.queue) {
             let request = self.requests.remove(key);
             let result = Err(ClientError::Shutdown);

@@ -7,6 +7,7 @@ use core::ops::Range;
 
 use crate::bitmap::Blocks;
 use crate::block::{BufId, ByteRange, DIRTY_BLOCK_BYTES, PeerIndex, SessionId};
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::input::{DiskFailure, DiskOutcome};
 use crate::limits::{RESYNC_FLUSH_BYTES, RESYNC_STEP_BYTES, RESYNC_WINDOW_BYTES};
@@ -176,6 +177,11 @@ impl Replica {
     pub(crate) fn resync_acknowledged(&mut self, at: usize, range: ByteRange) {
         if let Some(resync) = &mut self.peers[at].resync {
             resync.in_flight_bytes -= range.length;
+            if defect(Defect::ClearedBeforeDurable) {
+                self.peers[at].bitmap.remove(range.dirty_blocks());
+                self.resync_may_go_on = true;
+                return;
+            }
             resync.to_clear.push(range);
             resync.to_clear_bytes += range.length;
         }

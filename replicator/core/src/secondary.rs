@@ -4,6 +4,7 @@
 use alloc::collections::VecDeque;
 
 use crate::block::{BufId, ByteRange, PeerIndex, SessionId};
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::flush::FlushWaiter;
 use crate::input::DiskFailure;
@@ -134,7 +135,10 @@ impl Replica {
             }
             let range = frame.what.range();
             let waits = match frame.what {
-                Apply::Flush => !self.arrivals.is_first(frame.arrival),
+                Apply::Flush => {
+                    !self.arrivals.is_first(frame.arrival) && !defect(Defect::FlushOvertakesWrites)
+                }
+                _ if defect(Defect::OverlapOnSecondary) => false,
                 _ => self
                     .applied_order
                     .iter()

@@ -6,6 +6,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use crate::block::{BufId, PeerIndex, ReplicaId, SessionId};
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::handshake::{self, Diverged, Plan, Relation};
 use crate::input::LinkLoss;
@@ -46,7 +47,8 @@ impl Replica {
     /// Greets those who wait for it, once our state is settled and no write of an old session is
     /// on its way to the disk (R2d).
     pub(crate) fn greet_waiting(&mut self, effects: &mut Effects) {
-        if !self.applied.is_empty() || self.change.is_some() {
+        let old_writes = !self.applied.is_empty() && !defect(Defect::SessionOverOldWrites);
+        if old_writes || self.change.is_some() {
             return;
         }
         let settled = match self.role {
@@ -274,6 +276,9 @@ impl Replica {
         });
         self.adopt(at, &theirs, effects);
         let session = self.peers[at].session;
+        if defect(Defect::TenureNotDurable) {
+            return self.follow_ready(session, effects);
+        }
         self.persist(After::FollowReady(session), effects);
     }
 
@@ -315,7 +320,7 @@ impl Replica {
         if !self.leads_us(at) {
             return self.misbehaved(PeerIndex(at as u8), "a resync without a leader", effects);
         }
-        self.superblock.syncing = true;
+        self.superblock.syncing = !defect(Defect::SyncingForgotten);
         self.superblock.coming = 0;
         self.remember_replica(at);
         if full && self.superblock.peers[at].base != base {
@@ -333,6 +338,9 @@ impl Replica {
             return self.misbehaved(PeerIndex(at as u8), "an announcement out of order", effects);
         }
         self.superblock.coming = state.generation;
+        if defect(Defect::ComingNotRecorded) {
+            self.superblock.coming = 0;
+        }
         self.remember_replica(at);
         let session = self.peers[at].session;
         self.persist(After::GrowReady(session, state.generation), effects);
@@ -376,7 +384,9 @@ impl Replica {
             let Some(end) = start.checked_add(length).filter(|&end| end <= blocks) else {
                 return self.misbehaved(PeerIndex(at as u8), "a bitmap out of bounds", effects);
             };
-            self.peers[at].bitmap.insert(start..end);
+            if !defect(Defect::NoUnionOfBits) {
+                self.peers[at].bitmap.insert(start..end);
+            }
         }
     }
 
@@ -580,7 +590,9 @@ impl Replica {
         let outstanding: Vec<_> = self.peers[at].drain_outstanding().collect();
         self.peers[at].volatile_to_dirty();
         for frame in &outstanding {
-            if let Sent::Write { range, .. } | Sent::Resync { range } = frame.what {
+            if let Sent::Write { range, .. } | Sent::Resync { range } = frame.what
+                && !defect(Defect::OutstandingForgotten)
+            {
                 self.peers[at].bitmap.insert(range.dirty_blocks());
             }
         }

@@ -1,0 +1,141 @@
+//! Deliberate defects, one for each rule: the proof that the simulator can fail. Without the
+//! feature `defects` (a shipping build has none) every question here is `false` at compile time.
+
+macro_rules! defects {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A rule that is broken on purpose.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Defect {
+            $($(#[$doc])* $name,)*
+        }
+
+        /// All of them.
+        pub const DEFECTS: &[Defect] = &[$(Defect::$name,)*];
+    };
+}
+
+defects! {
+    /// R1: acknowledges though a member is missing.
+    AckWithoutMember,
+    /// R2a: a follower is ready before the tenure is durable.
+    TenureNotDurable,
+    /// R2c: a promotion does not wait for the old leader's writes.
+    NoDrainAtPromotion,
+    /// R2c: a promotion does not flush.
+    NoFlushAtPromotion,
+    /// R2d: a new session begins before the writes of the old one have ended.
+    SessionOverOldWrites,
+    /// R3: acknowledges while the removal of a member is only proposed.
+    AckWhileRemovalProposed,
+    /// R3: what was sent and not acknowledged is not dirty when the peer is lost.
+    OutstandingForgotten,
+    /// R3: no flush of the own disk before a member is removed.
+    NoFlushAtShrink,
+    /// R4a: joins while frames are outstanding.
+    JoinWithFramesOut,
+    /// R4b: a write during a resync is not required of a joining peer.
+    JoiningNotRequired,
+    /// R4c: no flush before a peer joins.
+    GrowWithoutFlush,
+    /// R4d: the coming generation is not recorded.
+    ComingNotRecorded,
+    /// R4e: an unknown outcome of a growth counts as failed.
+    UnknownOutcomeIsFailed,
+    /// R4f: resync reads over live writes.
+    ResyncOverLiveWrite,
+    /// R5b: a read does not wait for a write in flight.
+    ReadOfWriteInFlight,
+    /// R5c: the set is kept by a new process, which reads hot extents.
+    ReadOfHotExtent,
+    /// R6a: a primary resumes after its machine lost its power.
+    ResumeAfterPowerLoss,
+    /// R6b: the set is kept at a takeover.
+    SetKeptAtTakeover,
+    /// R6c: a release does not wait for the requests.
+    ReleaseWithoutDrain,
+    /// R6c: a release does not flush.
+    ReleaseWithoutFlush,
+    /// R7: a flush covers the own disk only.
+    FlushOfOneSide,
+    /// R7: FUA is not passed on.
+    FuaOfOneSide,
+    /// R7: a follower's flush overtakes the writes before it.
+    FlushOvertakesWrites,
+    /// R8: what a peer acknowledged and may have lost is forgotten.
+    VolatileForgotten,
+    /// R8: a member stays one though its incarnation changed.
+    MemberKeptAfterRestart,
+    /// R9: no log block before the write.
+    NoLogBeforeWrite,
+    /// R9: an extent leaves without durable bits.
+    EvictWithoutBits,
+    /// R9: an extent leaves without a flush.
+    EvictWithoutFlush,
+    /// R9, R14: hot extents are forgotten by a new process.
+    HotForgottenAtStart,
+    /// R9: the bits of hot extents are not durable before the log begins anew.
+    BitsNotDurableAtStart,
+    /// R9: hot extents are forgotten after being deposed.
+    HotForgottenWhenDeposed,
+    /// R10: a bit is cleared before the block is durable.
+    ClearedBeforeDurable,
+    /// R10: a block written without a peer gets no bit.
+    BitNotSet,
+    /// R10: "no resync needed" though bits are set.
+    CurrentWithBits,
+    /// R11a: a replica that is not a member is promoted.
+    StalePromoted,
+    /// R11a: a member that lost its power does not wait for the other.
+    NoPowerLossWait,
+    /// R11d: a diverged replica is not refused.
+    DivergedAccepted,
+    /// R12: the older superblock copy counts.
+    OlderCopyTrusted,
+    /// R12: an update writes one copy only.
+    OneCopyWritten,
+    /// R12: a replica at a peer's place is taken for the one that was there.
+    IdentityNotCompared,
+    /// R12: the clean mark stays after the start.
+    CleanMarkStays,
+    /// R12: a changed fingerprint is ignored.
+    FingerprintIgnored,
+    /// R13: the follower's bits do not count.
+    NoUnionOfBits,
+    /// R13: a bitmap with another base is trusted.
+    StaleBase,
+    /// R13: an unfinished resync is forgotten.
+    SyncingForgotten,
+    /// R15: requests of a closed device go on.
+    OldInstanceGoesOn,
+    /// R16: a primary hands over to a peer that is not up to date.
+    LastMemberDetaches,
+    /// R16: a write that failed is acknowledged.
+    FailedWriteAcknowledged,
+    /// R17: a trim is done on one side.
+    TrimOnOneSide,
+    /// Overlapping writes run together on the primary.
+    OverlapOnPrimary,
+    /// Overlapping writes run together on the secondary.
+    OverlapOnSecondary,
+}
+
+#[cfg(feature = "defects")]
+static ACTIVE: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(usize::MAX);
+
+/// Breaks one rule from now on, in the whole process.
+#[cfg(feature = "defects")]
+pub fn switch_on(defect: Defect) {
+    ACTIVE.store(defect as usize, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether a rule is broken on purpose.
+#[cfg(feature = "defects")]
+pub(crate) fn defect(which: Defect) -> bool {
+    ACTIVE.load(core::sync::atomic::Ordering::Relaxed) == which as usize
+}
+
+/// Whether a rule is broken on purpose: never, in this build.
+#[cfg(not(feature = "defects"))]
+pub(crate) const fn defect(_: Defect) -> bool {
+    false
+}
