@@ -124,6 +124,11 @@ impl DiskPort {
         }
     }
 
+    /// Operations under way.
+    pub fn in_flight(&self) -> usize {
+        self.operations.len() - self.free.len()
+    }
+
     pub fn block_bytes(&self) -> u32 {
         self.disk.layout().block_bytes
     }

@@ -21,6 +21,12 @@ use crate::uring::{Back, Completion, Done, Ring};
 /// The loop turns at least so often, to show that it lives and to look for stuck clients.
 const TURN_LIMIT: Span = Span::from_ms(1_000);
 
+/// While many disk operations are under way, the loop waits for a share of them, so that one turn
+/// serves several; for so many at most, and no longer than this. A disk that is slower than that
+/// is waited for one by one.
+const GATHER_SHARE: usize = 4;
+const GATHER_MAX: usize = 8;
+const GATHER_LIMIT: Span = Span(50_000);
 /// How long replies and frames may take to get out after the core has stopped.
 const STOP_LIMIT: Span = Span::from_ms(2_000);
 
@@ -113,6 +119,7 @@ impl<C: Core> DataLoop<C> {
             self.io.counters.turns += 1;
             self.turned_at.store(self.io.now.0, Ordering::Relaxed);
             self.io.ring.take_completions(&mut completions);
+            let has_news = !completions.is_empty();
             for completion in completions.drain(..) {
                 let done = self.io.ring.finish(completion, &mut self.io.pool);
                 self.completed(done);
@@ -134,7 +141,7 @@ impl<C: Core> DataLoop<C> {
                 tell_daemon(&self.events, FromLoop::Stopped);
                 return;
             }
-            if let Err(error) = self.wait(next_look) {
+            if let Err(error) = self.wait(next_look, has_news) {
                 let text = format!("the ring of the data loop failed: {error}");
                 tell_daemon(&self.events, FromLoop::Fatal(text));
                 return;
@@ -287,12 +294,17 @@ impl<C: Core> DataLoop<C> {
         self.stop_by.is_some_and(|limit| is_quiet || limit <= self.io.now)
     }
 
-    fn wait(&mut self, next_look: Time) -> std_io::Result<()> {
+    fn wait(&mut self, next_look: Time, has_news: bool) -> std_io::Result<()> {
         // The sends of this turn complete while they are submitted; one completion more is news.
-        let wanted = 1 + mem::take(&mut self.io.instant_sends);
+        let mut wanted = 1 + mem::take(&mut self.io.instant_sends);
         let until = self.core.next_deadline().map_or(next_look, |time| time.min(next_look));
         // What came up in the last moment (a session cut off) is told without a wait.
-        let limit = if self.io.inputs.is_empty() { until.since(self.io.now) } else { Span(0) };
+        let mut limit = if self.io.inputs.is_empty() { until.since(self.io.now) } else { Span(0) };
+        let gathered = (self.disk.in_flight() / GATHER_SHARE).min(GATHER_MAX);
+        if gathered > 0 && has_news {
+            wanted += gathered;
+            limit = limit.min(GATHER_LIMIT);
+        }
         self.io.ring.submit_and_wait(wanted, Some(limit))
     }
 
