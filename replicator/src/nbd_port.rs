@@ -6,12 +6,15 @@
 //! used up, or when its replies are not read; what it holds up is only itself. Requests that are
 //! larger than the core takes are cut into slices and answered once.
 
+mod endings;
+mod replies;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nbd_frontend::protocol::REQUEST_LEN;
-use nbd_frontend::reply::{Extent, ReadReply, Replies, WireError};
+use nbd_frontend::reply::{ReadReply, Replies, WireError};
 use nbd_frontend::session::{Command, Parsed, Request, Session};
 use replicator_core::{
     BufId, ByteRange, ClientError, ClientRequest, Input, RequestId, Span, Time, limits,
@@ -199,23 +202,6 @@ impl NbdPort {
         self.is_open = true;
     }
 
-    /// No new request is taken. Forced: every connection is closed at once.
-    pub fn close(&mut self, io: &mut Io, forced: bool) {
-        self.is_open = false;
-        for c in 0..self.connections.len() as u32 {
-            match self.connections[c as usize].life {
-                Life::Open | Life::Draining if forced => self.kill(io, c),
-                Life::Open => self.drain(io, c),
-                _ => {}
-            }
-        }
-    }
-
-    /// Every connection is closed.
-    pub fn is_idle(&self) -> bool {
-        self.connections.iter().all(|c| matches!(c.life, Life::Vacant | Life::Dead))
-    }
-
     /// Takes over a connection in the transmission phase.
     pub fn add(
         &mut self,
@@ -341,75 +327,6 @@ impl NbdPort {
             if let Some(stream) = &connection.stream {
                 connection.outbox.start(io, stream.as_raw_fd(), Token::ClientSent(c));
             }
-        }
-    }
-
-    /// Drops clients that do not read their replies, or that stopped in the middle of a request.
-    /// Called about once a second.
-    pub fn drop_stuck(&mut self, io: &mut Io) {
-        for c in 0..self.connections.len() as u32 {
-            let connection = &self.connections[c as usize];
-            let is_alive = matches!(connection.life, Life::Open | Life::Draining);
-            let why = if !is_alive {
-                continue;
-            } else if connection.outbox.stuck_for(io.now) > self.timeout {
-                "it does not read its replies"
-            } else if connection.silent_for(io.now) > self.timeout {
-                "it stopped in the middle of a request"
-            } else {
-                continue;
-            };
-            let timeout_ms = self.timeout.as_ms();
-            let origin = &connection.origin;
-            tracing::warn!(origin, timeout_ms, "client dropped: {why}");
-            self.kill(io, c);
-        }
-    }
-
-    /// The map of a range that a client asked for.
-    pub fn set_map(&mut self, request: RequestId, map: Vec<(u64, bool)>) {
-        let open = self.open_request(request);
-        self.requests[open].map = map;
-    }
-
-    /// The core answers a request.
-    pub fn answer(&mut self, io: &mut Io, request: RequestId, result: Result<(), ClientError>) {
-        let index = self.open_request(request);
-        let open = &mut self.requests[index];
-        open.is_open = false;
-        open.generation = open.generation.wrapping_add(1);
-        let c = open.connection;
-        let answer = Answer {
-            kind: open.kind,
-            cookie: open.cookie,
-            range: open.range,
-            buf: open.buf.take(),
-            map: std::mem::take(&mut open.map),
-            result,
-        };
-        count(io, &answer, open.began);
-        self.free_requests.push(index as u32);
-        self.in_core -= 1;
-        let connection = &mut self.connections[c as usize];
-        connection.in_core -= 1;
-        if connection.life == Life::Dead {
-            if let Some(buf) = answer.buf {
-                io.pool.release(buf);
-            }
-            if let Kind::WriteSlice { sliced } = answer.kind {
-                self.slice_written(sliced, answer.result);
-            }
-            return self.vacate(c);
-        }
-        match answer.kind {
-            Kind::ReadSlice => self.read_slice_done(io, c, answer),
-            _ if connection.read.is_some_and(|read| read.is_exclusive) => {
-                connection.behind_read.push(answer);
-            }
-            _ => self.reply(io, c, answer),
-        }
-        if self.connections[c as usize].life == Life::Draining {
-            self.drain(io, c);
         }
     }
 
@@ -781,60 +698,6 @@ impl NbdPort {
         self.in_core + self.coming >= limits::REQUESTS_MAX || others_wait
     }
 
-    fn open_request(&self, request: RequestId) -> usize {
-        let index = request.0 as u32 as usize;
-        let open = &self.requests[index];
-        assert!(
-            open.is_open && open.generation == (request.0 >> 32) as u32,
-            "the core named request {request:?}, which is not open"
-        );
-        index
-    }
-
-    /// Sends the reply to a request that came back.
-    fn reply(&mut self, io: &mut Io, c: u32, answer: Answer) {
-        let Answer { kind, cookie, range, buf, map, mut result } = answer;
-        if let Kind::WriteSlice { sliced } = kind {
-            let Some(whole) = self.slice_written(sliced, result) else {
-                io.pool.release(buf.expect("a slice of a write has a buffer"));
-                return;
-            };
-            result = whole;
-        }
-        let block_bytes = self.block_bytes;
-        let connection = &mut self.connections[c as usize];
-        let replies = connection.replies;
-        let out = connection.outbox.add();
-        match (result, kind, buf) {
-            (Err(error), ..) => {
-                let (error, text) = wire_error(error);
-                out.put_header(|out| replies.error(cookie, error, text, out));
-                if let Some(buf) = buf {
-                    io.pool.release(buf);
-                }
-            }
-            (Ok(()), Kind::Read { df }, Some(buf)) => {
-                let len = range.length as u32;
-                let mut reply = replies.read(cookie, range.start, len, df);
-                out.put_header(|out| reply.data(len, out));
-                let lead = (range.start % block_bytes) as usize;
-                out.put_pooled(buf, lead..lead + len as usize);
-            }
-            (Ok(()), Kind::Map { req_one }, _) => {
-                let extents = map.iter().map(|&(len, hole)| Extent { len, hole, zero: hole });
-                let len = range.length as u32;
-                out.put_header(|out| replies.block_status(cookie, len, req_one, extents, out));
-            }
-            (Ok(()), _, buf) => {
-                out.put_header(|out| replies.done(cookie, out));
-                if let Some(buf) = buf {
-                    io.pool.release(buf);
-                }
-            }
-        }
-        self.queue_send(c);
-    }
-
     /// Starts the next slice of a large read, unless one is open.
     fn next_read_slice(&mut self, io: &mut Io, c: u32, is_resumed: bool) -> Going {
         let read = self.connections[c as usize].read.as_ref().expect("a large read");
@@ -850,50 +713,6 @@ impl NbdPort {
             read.is_in_core = true;
         }
         going
-    }
-
-    fn read_slice_done(&mut self, io: &mut Io, c: u32, answer: Answer) {
-        let block_bytes = self.block_bytes;
-        let connection = &mut self.connections[c as usize];
-        let read = connection.read.as_mut().expect("a large read");
-        let buf = answer.buf.expect("a slice of a read has a buffer");
-        let out = connection.outbox.add();
-        read.is_in_core = false;
-        let is_over = match answer.result {
-            Ok(()) => {
-                let len = answer.range.length as u32;
-                out.put_header(|out| read.reply.data(len, out));
-                let lead = (answer.range.start % block_bytes) as usize;
-                out.put_pooled(buf, lead..lead + len as usize);
-                read.is_exclusive = !read.reply.may_fail_late();
-                read.reply.is_complete()
-            }
-            Err(error) => {
-                io.pool.release(buf);
-                let (error, text) = wire_error(error);
-                let reply = read.reply;
-                let mut told = Ok(());
-                out.put_header(|out| told = reply.fail(error, text, out));
-                if told.is_err() {
-                    // The data were promised; nothing but the end of the stream tells otherwise.
-                    return self.kill(io, c);
-                }
-                true
-            }
-        };
-        self.queue_send(c);
-        if is_over {
-            let connection = &mut self.connections[c as usize];
-            connection.read = None;
-            for answer in std::mem::take(&mut connection.behind_read) {
-                self.reply(io, c, answer);
-            }
-        }
-        if self.connections[c as usize].life == Life::Draining && !is_over {
-            // The device goes away in the middle of the answer.
-            return self.kill(io, c);
-        }
-        self.advance(io, c, false);
     }
 
     /// Notes that a slice of a write went to the core; returns the number of the write.
@@ -916,86 +735,6 @@ impl NbdPort {
             self.connections[c as usize].sliced_write = None;
         }
         index
-    }
-
-    /// A slice of a write came back; the result of the whole write when this was the last.
-    fn slice_written(
-        &mut self,
-        sliced: u32,
-        result: Result<(), ClientError>,
-    ) -> Option<Result<(), ClientError>> {
-        let write = self.writes[sliced as usize].as_mut().expect("an open write");
-        write.open -= 1;
-        write.result = write.result.and(result);
-        let write = *write;
-        if write.open > 0 || !write.is_received {
-            return None;
-        }
-        self.writes[sliced as usize] = None;
-        Some(write.result)
-    }
-
-    /// Nothing more is taken from a connection; closes it when all is answered and sent.
-    fn drain(&mut self, io: &mut Io, c: u32) {
-        self.forget_step(io, c);
-        let connection = &mut self.connections[c as usize];
-        connection.life = Life::Draining;
-        if connection.in_core == 0 && connection.outbox.is_empty() {
-            self.kill(io, c);
-        }
-    }
-
-    /// Closes a connection at once. What is in the core stays there until it is answered.
-    fn kill(&mut self, io: &mut Io, c: u32) {
-        self.forget_step(io, c);
-        let connection = &mut self.connections[c as usize];
-        connection.life = Life::Dead;
-        connection.read = None;
-        connection.outbox.clear(io);
-        for answer in connection.behind_read.drain(..) {
-            if let Some(buf) = answer.buf {
-                io.pool.release(buf);
-            }
-        }
-        if let Some(stream) = &connection.stream {
-            // Ends the operations of the ring on it.
-            socket::shut_down(stream);
-        }
-        self.vacate(c);
-    }
-
-    /// Gives up a payload that will not be received to its end.
-    fn forget_step(&mut self, io: &mut Io, c: u32) {
-        let connection = &mut self.connections[c as usize];
-        if let Step::Payload { buf, .. } = connection.step {
-            io.pool.release(buf);
-            self.coming -= 1;
-        }
-        connection.step = Step::Header;
-        connection.held_back_by = "";
-        if let Some(sliced) = connection.sliced_write.take() {
-            let write = self.writes[sliced as usize].as_mut().expect("an open write");
-            write.is_received = true;
-            write.result = Err(ClientError::Shutdown);
-            if write.open == 0 {
-                self.writes[sliced as usize] = None;
-            }
-        }
-    }
-
-    /// Frees the slot of a dead connection when nobody can name it any more.
-    fn vacate(&mut self, c: u32) {
-        let connection = &mut self.connections[c as usize];
-        if connection.life != Life::Dead || connection.receiving || connection.outbox.is_sending() {
-            return;
-        }
-        connection.stream = None;
-        connection.inbox = None;
-        if connection.in_core == 0 {
-            connection.life = Life::Vacant;
-            connection.origin = String::new();
-            self.stalled.retain(|&other| other != c);
-        }
     }
 
     fn queue_send(&mut self, c: u32) {
@@ -1040,43 +779,5 @@ impl OpenRequest {
             began: Time::default(),
             map: Vec::new(),
         }
-    }
-}
-
-fn wire_error(error: ClientError) -> (WireError, &'static str) {
-    match error {
-        ClientError::Io => (WireError::Io, "the disk failed and no other replica can help"),
-        ClientError::NoSpace => (WireError::NoSpace, "the backing file system is full"),
-        ClientError::Shutdown => (WireError::Shutdown, "this node no longer serves the device"),
-    }
-}
-
-fn count(io: &mut Io, answer: &Answer, began: Time) {
-    let took = io.now.since(began);
-    let counters = &mut io.counters;
-    if answer.result.is_err() {
-        counters.errors += 1;
-        return;
-    }
-    match answer.kind {
-        Kind::Read { .. } | Kind::ReadSlice => {
-            counters.reads += 1;
-            counters.read_bytes += answer.range.length;
-            counters.client_read.record(took);
-        }
-        Kind::Write | Kind::WriteSlice { .. } => {
-            counters.writes += 1;
-            counters.written_bytes += answer.range.length;
-            counters.client_write.record(took);
-        }
-        Kind::Flush => {
-            counters.flushes += 1;
-            counters.client_flush.record(took);
-        }
-        Kind::Zero => {
-            counters.zeroes += 1;
-            counters.client_zero.record(took);
-        }
-        Kind::Map { .. } => {}
     }
 }
