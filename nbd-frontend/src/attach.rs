@@ -30,6 +30,7 @@ mod names;
 mod netlink;
 mod stream;
 mod syscalls;
+mod tuning;
 mod users;
 
 use std::fmt;
@@ -407,7 +408,7 @@ impl Attached {
         }
         let exclusive = claim(&disk)?;
         let at = |action| AttachError::at(action, disk.name());
-        exclusive.sync_all().map_err(at("flushing before the detach"))?;
+        tuning::flush_by_child(&disk).map_err(at("flushing before the detach"))?;
         self.watch = None;
         match &mut self.inner {
             Inner::Nbd(device) => device.detach(exclusive)?,

@@ -107,8 +107,8 @@ detach_refused() {
   start new attach=nbd
   [ "$kind" = nbd ] || fail "kind $kind"
   [ "$(cat "/sys/block/$device/backend")" = vm-0001 ] || fail "no identity in sysfs"
-  [ "$(cat "/sys/block/$device/queue/io_timeout")" = 1000 ] || fail "io_timeout"
-  [ "$(cat "/sys/block/$device/queue/max_sectors_kb")" -ge 1024 ] || fail "max_sectors_kb"
+  wait_for 20 "io_timeout" grep -qx 1000 "/sys/block/$device/queue/io_timeout"
+  wait_for 20 "max_sectors_kb" grep -qx 1024 "/sys/block/$device/queue/max_sectors_kb"
   format
   kill -TERM "$server"
   wait_for 20 "a refusal that names the mount" grep -q "$device is mounted on $mount_point" "$work/log"

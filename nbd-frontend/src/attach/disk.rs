@@ -60,14 +60,6 @@ impl Disk {
         fs::read_to_string(self.sysfs().join(file)).map(|text| text.trim_end().to_owned())
     }
 
-    /// Writes a file of the disk's directory in /sys.
-    pub fn write(&self, file: &str, value: &str) -> io::Result<()> {
-        OpenOptions::new()
-            .write(true)
-            .open(self.sysfs().join(file))
-            .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
-    }
-
     /// The disk itself, then its partitions.
     pub fn parts(&self) -> io::Result<Vec<Part>> {
         let mut parts = vec![read_part(self.name.clone(), self.sysfs())?];

@@ -14,7 +14,7 @@ use super::fuse_server::{FuseServer, Served, is_alive};
 use super::fuse_wire::IO_BYTES_MAX;
 use super::keeper::Keeper;
 use super::syscalls::{loop_set_capacity, loop_status, mount_nowhere};
-use super::{Request, Serve, loop_device, stream};
+use super::{Request, Serve, loop_device, stream, tuning};
 
 /// How long the kernel may take to end a loop device.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -174,15 +174,12 @@ impl FuseDevice {
         release_loop(&self.disk)
     }
 
-    /// Best effort: the device works without.
     fn tune(&self) {
         // A longer request would be split by FUSE into one of this length and a short one.
         let request_kib = (IO_BYTES_MAX >> 10).to_string();
-        for (file, value) in [("queue/scheduler", "none"), ("queue/max_sectors_kb", &request_kib)] {
-            if let Err(error) = self.disk.write(file, value) {
-                tracing::warn!("{}: {file} = {value}: {error}", self.disk.name());
-            }
-        }
+        let settings =
+            vec![("queue/scheduler", "none".to_owned()), ("queue/max_sectors_kb", request_kib)];
+        tuning::tune(&self.disk, settings);
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::disk::Disk;
 use super::error::AttachError;
 use super::netlink::{Connect, NbdControl};
-use super::{Request, Serve, stream};
+use super::{Request, Serve, stream, tuning};
 use crate::protocol::{
     TFLAG_HAS_FLAGS, TFLAG_ROTATIONAL, TFLAG_SEND_FLUSH, TFLAG_SEND_FUA, TFLAG_SEND_TRIM,
     TFLAG_SEND_WRITE_ZEROES,
@@ -148,20 +148,16 @@ impl NbdDevice {
         disconnect(&self.control, &self.disk)
     }
 
-    /// Best effort: the device works without, only slower, and slow to recover from a crash.
     fn tune(&self) {
         let hardware_kib = self.disk.read("queue/max_hw_sectors_kb").ok();
-        let request_kib = hardware_kib.and_then(|kib| kib.parse().ok()).unwrap_or(REQUEST_KIB_MAX);
-        let request_kib = request_kib.min(REQUEST_KIB_MAX).to_string();
-        for (file, value) in [
-            ("queue/io_timeout", RESEND_TICK_MS),
-            ("queue/max_sectors_kb", &request_kib),
-            ("queue/scheduler", "none"),
-        ] {
-            if let Err(error) = self.disk.write(file, value) {
-                tracing::warn!("{}: {file} = {value}: {error}", self.disk.name());
-            }
-        }
+        let hardware_kib = hardware_kib.and_then(|kib| kib.parse().ok());
+        let request_kib = REQUEST_KIB_MAX.min(hardware_kib.unwrap_or(REQUEST_KIB_MAX)).to_string();
+        let settings = vec![
+            ("queue/io_timeout", RESEND_TICK_MS.to_owned()),
+            ("queue/max_sectors_kb", request_kib),
+            ("queue/scheduler", "none".to_owned()),
+        ];
+        tuning::tune(&self.disk, settings);
     }
 }
 
