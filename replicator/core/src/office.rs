@@ -23,7 +23,7 @@ use crate::persist::After;
 use crate::register::{Basis, Member, RegisterState};
 use crate::replica::{Purpose, Replica, Role};
 use crate::time::Time;
-use crate::wire::Message;
+use crate::wire::{Hello, Message};
 
 /// A promotion under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -278,7 +278,9 @@ impl Replica {
             self.node_of(other.replica)
         );
         let hello = connected.and_then(|at| self.peers[at].hello.as_ref());
-        if let Some(hello) = hello.filter(|hello| hello.replica == other.replica) {
+        // One whose data are bad holds nothing that could be waited for.
+        let holds_more = |hello: &&Box<Hello>| hello.replica == other.replica && !hello.invalid;
+        if let Some(hello) = hello.filter(holds_more) {
             if hello.incarnation != other.incarnation {
                 return Ok(());
             }
@@ -297,7 +299,7 @@ impl Replica {
         Err(Refusal {
             code: "power_was_lost",
             rule: "R11a",
-            why: why + " is silent",
+            why: why + " is silent or has bad data",
             next: format!(
                 "start the other node; or try again in {} s, when only writes that were never \
                  flushed can be missing; or --allow-data-loss",
@@ -362,12 +364,24 @@ impl Replica {
         self.superblock.clean = false;
         if promotion.forced {
             // The operator chose these data: from now on they are what the resource is.
+            if self.superblock.invalid {
+                self.forget_equality();
+            }
             self.superblock.invalid = false;
             self.superblock.syncing = false;
             self.superblock.discard_diverged = false;
         }
         self.change = Some(Change::TakeOver);
         self.persist(After::Committed, effects);
+    }
+
+    /// Nobody knows where this replica differs from the others: they are resynced in full.
+    fn forget_equality(&mut self) {
+        for (record, peer) in self.superblock.peers.iter_mut().zip(&mut self.peers) {
+            record.replica = ReplicaId::NONE;
+            record.all_dirty = true;
+            peer.bitmap.fill_recorded_elsewhere();
+        }
     }
 
     fn state_after_take_over(&self, promotion: Promotion) -> RegisterState {

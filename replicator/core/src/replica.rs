@@ -191,8 +191,11 @@ impl Replica {
             peers.push(Peer::new(record.node.clone(), bitmap));
         }
         let was_clean = superblock.clean && !single_copy;
-        let hot = if was_clean {
+        if superblock.clean {
+            // Also when only one copy says so: a start that got no further may have torn the other.
             check_fingerprint(&mut superblock, image.fingerprint, &mut peers);
+        }
+        let hot = if was_clean {
             Vec::new()
         } else {
             let region = slice(&image.region, &layout.log)?;
