@@ -58,6 +58,16 @@ impl Clients {
         }
     }
 
+    /// Somebody writes to a disk without us: only an operator who accepts these data may ever make
+    /// the value visible. Returns the value.
+    pub fn foreign_write(&mut self, sector: u64) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.history.write_started(id, Write::data(sector..sector + 1, id));
+        self.history.write_unknown(id);
+        id
+    }
+
     /// When the oldest open request was made.
     pub fn oldest(&self) -> Option<u64> {
         self.open.values().map(|open| open.since).min()

@@ -187,6 +187,12 @@ impl Disk {
         working
     }
 
+    /// Somebody writes to the disk while no daemon has it.
+    pub fn scribble(&mut self, sector: u64, value: u64) {
+        self.live.set(sector, value);
+        self.durable.set(sector, value);
+    }
+
     /// The machine loses its power: caches are gone, what was in flight has landed in part.
     pub fn lose_power(&mut self, draw: &mut Draw) {
         let flying: Vec<Working> = std::mem::take(&mut self.working).into_values().collect();

@@ -5,7 +5,7 @@ use replicator_core::{Command, LinkLoss};
 use crate::host::Failing;
 use crate::plan::Fault;
 use crate::tell;
-use crate::world::{Event, MS, PEER, World};
+use crate::world::{Event, MS, PEER, World, fresh_disk};
 
 impl World {
     /// The next trouble happens.
@@ -60,6 +60,16 @@ impl World {
             Fault::DiskFull => self.nodes[node].failing = Some(Failing::Space),
             Fault::Switchover | Fault::Restart | Fault::Disconnect => self.routine(fault, node),
             Fault::Invalidate | Fault::ResyncFull => self.routine(fault, node),
+            Fault::NewDisk => self.replace_disk(some_time),
+            Fault::ForeignUse => {
+                if let Some((primary, _)) = self.device()
+                    && self.nodes[1 - primary].process.is_some()
+                    && !self.operator_is_busy()
+                {
+                    self.nodes[1 - primary].used_without_us = true;
+                    self.order(1 - primary, Command::Stop, false);
+                }
+            }
             Fault::Fence => {
                 if let Some((primary, _)) = self.device()
                     && self.nodes[1 - primary].process.is_some()
@@ -85,6 +95,18 @@ impl World {
         } else {
             self.kill(node);
         }
+        self.start_in(node, back_after);
+    }
+
+    /// The disk of the node that does not serve is replaced by an empty one.
+    fn replace_disk(&mut self, back_after: u64) {
+        let Some((primary, _)) = self.device() else { return };
+        let node = 1 - primary;
+        if !self.holds_everything(primary) || self.operator_is_busy() {
+            return;
+        }
+        self.cut_power(node);
+        self.nodes[node].disk = fresh_disk(node, &self.plan, &mut self.draw, false);
         self.start_in(node, back_after);
     }
 

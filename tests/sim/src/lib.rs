@@ -7,6 +7,7 @@ pub mod disk;
 pub mod failure;
 pub mod faults;
 pub mod host;
+pub mod mutants;
 pub mod network;
 pub mod operator;
 pub mod plan;

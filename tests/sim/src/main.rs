@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use sim::failure::Failure;
+use sim::mutants;
 use sim::world::{Tally, World};
 
 fn main() {
@@ -16,19 +17,32 @@ fn main() {
     let mut seed = None;
     let mut seeds = None;
     let mut trace = false;
+    let mut count = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--trace" => trace = true,
+            "mutants" => return mutants::run(args.next().map(String::as_str)),
+            "--defect" => {
+                if let Some(name) = args.next() {
+                    mutants::wake(name);
+                }
+            }
+            "--count" => count = args.next().and_then(|text| range(text)),
             "--seeds" => seeds = args.next().and_then(|text| range(text)),
             text => seed = text.parse::<u64>().ok(),
         }
+    }
+    if let Some((from, to)) = count {
+        return mutants::count(from, to);
     }
     match (seed, seeds) {
         (Some(seed), _) => replay(seed, trace),
         (None, Some((from, to))) => campaign(from, to),
         _ => {
-            eprintln!("usage: sim SEED [--trace] | sim --seeds FROM..TO");
+            eprintln!(
+                "usage: sim SEED [--trace] | sim --seeds FROM..TO | sim mutants [NAME]  (all take --defect NAME)"
+            );
             exit(2);
         }
     }

@@ -146,7 +146,7 @@ impl World {
         if mine.register.basis.lineage < other.register.basis.lineage {
             return;
         }
-        let lossy = !self.holds_everything(&mine, &other);
+        let lossy = !self.holds_everything(node);
         if lossy && !self.draw.chance(5) {
             return;
         }
@@ -185,7 +185,8 @@ impl World {
         let member = mine.register.member(mine.replica);
         let local = self.local(node);
         let process = self.nodes[node].process.as_ref().expect("an order has a process");
-        let is_alone = process.replica.status(local).peers[0].state != "idle";
+        let is_alone = process.replica.status(local).peers[0].state != "idle"
+            || self.superblock(1 - node).invalid;
         is_alone && member.is_some_and(|member| member.incarnation.0 != boot)
     }
 
@@ -275,8 +276,10 @@ impl World {
     }
 
     /// Whether a replica is a member as far as anybody may know.
-    fn holds_everything(&self, mine: &Superblock, other: &Superblock) -> bool {
-        let newest = if mine.register.order() >= other.register.order() { mine } else { other };
+    pub fn holds_everything(&self, node: usize) -> bool {
+        let (mine, other) = (self.superblock(node), self.superblock(1 - node));
+        let mine_is_newest = mine.register.order() >= other.register.order();
+        let newest = if mine_is_newest { &mine } else { &other };
         newest.register.contains(mine.replica) && !mine.invalid && !mine.syncing
     }
 }

@@ -43,10 +43,14 @@ pub enum Fault {
     Fence,
     /// The operator promotes what is not up to date (D13).
     ForcedPromotion,
+    /// A secondary's disk is replaced by an empty one, made anew (D6, O7).
+    NewDisk,
+    /// A secondary's disk was used without us while its daemon was stopped (D20).
+    ForeignUse,
 }
 
 /// All kinds, for drawing and counting.
-pub const FAULTS: [Fault; 18] = [
+pub const FAULTS: [Fault; 20] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::BothPowerCut,
@@ -65,6 +69,8 @@ pub const FAULTS: [Fault; 18] = [
     Fault::ResyncFull,
     Fault::Fence,
     Fault::ForcedPromotion,
+    Fault::NewDisk,
+    Fault::ForeignUse,
 ];
 
 /// Everything a seed decides before it runs.
@@ -168,7 +174,7 @@ impl Plan {
 
 fn weight(fault: Fault, draw: &mut Draw) -> u64 {
     match fault {
-        Fault::ForcedPromotion | Fault::Invalidate | Fault::ResyncFull => 1,
+        Fault::ForcedPromotion | Fault::Invalidate | Fault::ResyncFull | Fault::NewDisk => 1,
         Fault::DiskError | Fault::DiskFull | Fault::HungDisk => 1 + draw.below(3),
         _ => 1 + draw.below(8),
     }

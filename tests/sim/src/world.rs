@@ -28,6 +28,8 @@ use crate::sectors::{Payload, SECTOR_BYTES};
 pub const MS: u64 = 1_000_000;
 /// The peer of a node, as its core knows it: each has one.
 pub const PEER: PeerIndex = PeerIndex(0);
+/// More events than any honest seed has.
+const EVENTS_MAX: u64 = 3_000_000;
 /// Extents of the activity log: the smallest, so that extents must leave.
 const LOG_EXTENTS: u16 = 64;
 
@@ -188,6 +190,9 @@ impl World {
             debug_assert!(entry.at >= self.now);
             self.now = entry.at;
             self.happen(entry.event);
+            if self.events > EVENTS_MAX {
+                self.fail(Kind::Liveness, "(e)", "the world is busy without end".into());
+            }
         }
         self.tally.virtual_ns = self.now;
         self.failure.clone()
@@ -389,8 +394,21 @@ impl World {
             self.fail(Kind::Safety, "R12", text);
         }
         self.end_process(node);
+        self.use_without_us(node);
         let delay = self.draw.below(1500) * MS + MS;
         self.start_in(node, delay);
+    }
+
+    /// Somebody mounts the disk of a stopped daemon and writes to it, if that was planned.
+    fn use_without_us(&mut self, node: usize) {
+        let there = &mut self.nodes[node];
+        let was_planned = mem::replace(&mut there.used_without_us, false);
+        if was_planned && there.disk.superblock().is_some_and(|superblock| superblock.clean) {
+            tell!(self, "somebody writes to the disk of {}", self.nodes[node].name);
+            let sector = self.draw.below(20);
+            let value = self.clients.foreign_write(sector);
+            self.nodes[node].disk.scribble(sector, value);
+        }
     }
 
     // ------------------------------------------------------------------ disks
@@ -777,10 +795,15 @@ impl World {
     }
 }
 
-fn make_node(number: usize, plan: &Plan, draw: &mut Draw) -> Node {
-    let names = ["alpha", "beta"];
+const NAMES: [&str; 2] = ["alpha", "beta"];
+
+fn first_boot(number: usize) -> u128 {
+    1001 + number as u128
+}
+
+/// An empty disk with fresh metadata.
+pub fn fresh_disk(number: usize, plan: &Plan, draw: &mut Draw, origin: bool) -> Disk {
     let device_bytes = plan.data_bytes + (4 << 20);
-    let incarnation = 1001 + number as u128;
     let formatted = metadata::format(&FormatRequest {
         device_bytes,
         internal: true,
@@ -790,11 +813,11 @@ fn make_node(number: usize, plan: &Plan, draw: &mut Draw) -> Node {
         log_extents: LOG_EXTENTS,
         resource: "sim".into(),
         resource_id: 77,
-        node: names[number].into(),
+        node: NAMES[number].into(),
         replica: ReplicaId(u128::from(draw.number()) | 1),
-        peers: vec![names[1 - number].into()],
-        incarnation: Incarnation(incarnation),
-        origin: number == 0,
+        peers: vec![NAMES[1 - number].into()],
+        incarnation: Incarnation(first_boot(number)),
+        origin,
         assume_equal: false,
     })
     .expect("a plan that fits");
@@ -803,10 +826,14 @@ fn make_node(number: usize, plan: &Plan, draw: &mut Draw) -> Node {
     for (offset, bytes) in &formatted.writes {
         disk.write_meta(offset - layout.region_start, bytes);
     }
+    disk
+}
+
+fn make_node(number: usize, plan: &Plan, draw: &mut Draw) -> Node {
     Node {
-        name: names[number],
-        disk,
-        incarnation,
+        name: NAMES[number],
+        disk: fresh_disk(number, plan, draw, number == 0),
+        incarnation: first_boot(number),
         process: None,
         lives: 0,
         paused_until: 0,
@@ -820,6 +847,7 @@ fn make_node(number: usize, plan: &Plan, draw: &mut Draw) -> Node {
         hung_until: 0,
         failing: None,
         can_punch: plan.can_punch[number],
+        used_without_us: false,
     }
 }
 

@@ -2,6 +2,9 @@
 //! dirty bit, a hot extent, or a reason for a full resync. Looked up on the disks alone, as if
 //! both machines lost their power now.
 
+use std::ops::Range;
+
+use replicator_core::ByteRange;
 use replicator_core::activity_log::{Replay, replay};
 use replicator_core::bitmap::DirtyBitmap;
 use replicator_core::block::{DIRTY_BLOCK_BYTES, ReplicaId};
@@ -21,14 +24,18 @@ impl World {
             return;
         }
         let supers = [self.superblock(0), self.superblock(1)];
-        if needs_full(&supers[0], &supers[1]) {
+        let used_without_us = (0..2).any(|node| {
+            // R12: the next start finds it out.
+            supers[node].clean && supers[node].fingerprint != self.nodes[node].disk.fingerprint()
+        });
+        if used_without_us || needs_full(&supers[0], &supers[1]) {
             return;
         }
         let mut untracked = blocks;
         for node in 0..2 {
-            let image = self.nodes[node].disk.image();
             let base = base_of(&supers[node], &supers[1 - node]);
-            untracked.retain(|&block| !is_tracked(&image, &supers[node], base, block));
+            let known = Known::new(&self.nodes[node].disk.image(), &supers[node], base);
+            untracked.retain(|&block| !known.contains(block));
         }
         if let Some(block) = untracked.first() {
             let values = [0, 1].map(|node| {
@@ -72,21 +79,30 @@ fn needs_full(one: &Superblock, two: &Superblock) -> bool {
         || base_of(one, two) != base_of(two, one)
 }
 
-fn is_tracked(image: &Image, superblock: &Superblock, base: u64, block: u64) -> bool {
-    let layout = superblock.layout();
-    let part =
-        |range: &std::ops::Range<u64>| &image.region[range.start as usize..range.end as usize];
-    let bits = part(&layout.bitmaps[0]);
-    let bitmap = DirtyBitmap::load(superblock.blocks(), base, superblock.tag(), bits);
-    if bitmap.blocks().contains(block) {
-        return true;
+/// What one disk knows to differ.
+struct Known {
+    bitmap: DirtyBitmap,
+    hot: Vec<ByteRange>,
+}
+
+impl Known {
+    fn new(image: &Image, superblock: &Superblock, base: u64) -> Self {
+        let layout = superblock.layout();
+        let part = |range: &Range<u64>| &image.region[range.start as usize..range.end as usize];
+        let bits = part(&layout.bitmaps[0]);
+        let bitmap = DirtyBitmap::load(superblock.blocks(), base, superblock.tag(), bits);
+        let log = part(&layout.log);
+        let hot = match replay(log, superblock.log_epoch, superblock.log_extents) {
+            _ if superblock.clean => Vec::new(),
+            Replay::Unreadable => vec![ByteRange::new(0, superblock.data_bytes)],
+            Replay::Hot(ranges) => ranges,
+        };
+        Self { bitmap, hot }
     }
-    if superblock.clean {
-        return false;
-    }
-    let at = block * DIRTY_BLOCK_BYTES;
-    match replay(part(&layout.log), superblock.log_epoch, superblock.log_extents) {
-        Replay::Unreadable => true,
-        Replay::Hot(ranges) => ranges.iter().any(|range| range.start <= at && at < range.end()),
+
+    fn contains(&self, block: u64) -> bool {
+        let at = block * DIRTY_BLOCK_BYTES;
+        self.bitmap.blocks().contains(block)
+            || self.hot.iter().any(|range| range.start <= at && at < range.end())
     }
 }

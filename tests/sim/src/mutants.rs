@@ -1,0 +1,125 @@
+//! The proof that the simulator can fail: every deliberate defect of the core must be found. Each
+//! runs in processes of its own, since a defect may make a core panic.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio, exit};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use replicator_core::defect::{DEFECTS, Defect, switch_on};
+
+use crate::world::World;
+
+/// Every defect must be found within so many seeds.
+const SEEDS: u64 = 2000;
+
+/// Breaks a rule in this process.
+pub fn wake(name: &str) {
+    match DEFECTS.iter().find(|defect| format!("{defect:?}") == name) {
+        Some(&defect) => switch_on(defect),
+        None => {
+            eprintln!("no defect has the name {name}; there are {DEFECTS:?}");
+            exit(2);
+        }
+    }
+}
+
+/// Runs seeds one after the other and prints a line for each that fails (in the child process).
+pub fn count(from: u64, to: u64) {
+    for seed in from..to {
+        std::panic::set_hook(Box::new(move |info| {
+            let text = info.to_string().replace('\n', " ");
+            println!("found {seed} Crash: {text}");
+            exit(127);
+        }));
+        if let Some(failure) = World::new(seed, false).run() {
+            println!("found {seed} {failure}");
+        }
+    }
+    println!("all");
+}
+
+struct Found {
+    defect: Defect,
+    seeds: u64,
+    first: Option<(u64, String)>,
+}
+
+/// Looks for every defect, or for one; exits with 1 when one is not found.
+pub fn run(only: Option<&str>) {
+    if let Some(name) = only {
+        assert!(DEFECTS.iter().any(|d| format!("{d:?}") == name), "no defect has the name {name}");
+    }
+    let wanted: Vec<Defect> = DEFECTS
+        .iter()
+        .copied()
+        .filter(|defect| only.is_none_or(|name| format!("{defect:?}") == name))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    let cores = thread::available_parallelism().map_or(1, |n| n.get());
+    thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(&defect) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = look_for(defect);
+                    println!("{}", line(&found));
+                    results.lock().expect("no thread panics").push(found);
+                }
+            });
+        }
+    });
+    let results = results.into_inner().expect("no thread panics");
+    let missed: Vec<Defect> =
+        results.iter().filter(|f| f.seeds == 0).map(|found| found.defect).collect();
+    println!("{} of {} defects found", results.len() - missed.len(), results.len());
+    if !missed.is_empty() {
+        println!("not found within {SEEDS} seeds: {missed:?}");
+        exit(1);
+    }
+}
+
+fn line(found: &Found) -> String {
+    let name = format!("{:?}", found.defect);
+    match &found.first {
+        Some((seed, how)) => {
+            let how: String = how.chars().take(100).collect();
+            format!("{name:24} {:5} of {SEEDS} seeds, first {seed}: {how}", found.seeds)
+        }
+        None => format!("{name:24} NOT FOUND in {SEEDS} seeds"),
+    }
+}
+
+fn look_for(defect: Defect) -> Found {
+    let mut found = Found { defect, seeds: 0, first: None };
+    let mut from = 0;
+    let program = std::env::current_exe().expect("this program has a path");
+    while from < SEEDS {
+        let mut child = Command::new(&program)
+            .args(["--defect", &format!("{defect:?}"), "--count", &format!("{from}..{SEEDS}")])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("this program starts");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut last = None;
+        for text in output.lines().map_while(Result::ok) {
+            if text == "all" {
+                last = Some(SEEDS);
+            } else if let Some((seed, how)) =
+                text.strip_prefix("found ").and_then(|text| text.split_once(' '))
+                && let Ok(seed) = seed.parse()
+            {
+                found.seeds += 1;
+                found.first.get_or_insert((seed, how.to_string()));
+                last = Some(seed);
+            }
+        }
+        child.wait().expect("a child ends");
+        match last {
+            Some(seed) if seed >= from => from = seed + 1,
+            _ => panic!("{defect:?}: a child ended without a word at {from}"),
+        }
+    }
+    found
+}
