@@ -323,6 +323,9 @@ impl Replica {
         if !self.applied.is_empty() && !defect(Defect::NoDrainAtPromotion) {
             return;
         }
+        if let Some(leader) = self.following {
+            self.peers[usize::from(leader.peer.0)].last_heard = self.now;
+        }
         if let Role::Promoting(promotion) = &mut self.role
             && promotion.phase == Phase::Draining
         {

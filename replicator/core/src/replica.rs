@@ -443,11 +443,11 @@ impl Replica {
         let mut next = None;
         let mut at = |time: Time| next = Some(next.map_or(time, |known: Time| known.min(time)));
         let timing = &self.config.timing;
-        for peer in &self.peers {
+        for (index, peer) in self.peers.iter().enumerate() {
             if peer.link == Link::Down {
                 continue;
             }
-            at(peer.last_heard + timing.peer_silence);
+            at(self.last_heard(index) + timing.peer_silence);
             at(peer.last_sent + timing.ping_interval);
             if let Some(sent) = peer.oldest_outstanding() {
                 at(sent + timing.ack_limit);

@@ -17,6 +17,7 @@ use crate::register::RegisterState;
 use crate::replica::{Replica, Role};
 use crate::resync::Resync;
 use crate::secondary::Following;
+use crate::time::Time;
 use crate::wire::{BITMAP_RUNS_MAX, Hello, Message};
 
 impl Replica {
@@ -627,6 +628,13 @@ impl Replica {
         effects.push(Effect::SendPeer { peer, session: to.session, message, data });
     }
 
+    /// When a peer was heard last. While the own disk is behind, the driver may have stopped
+    /// reading the leader's link: that is not the leader's silence.
+    pub(crate) fn last_heard(&self, at: usize) -> Time {
+        let leads = self.following.is_some_and(|leader| usize::from(leader.peer.0) == at);
+        if leads && !self.applied.is_empty() { self.now } else { self.peers[at].last_heard }
+    }
+
     /// Pings silent links and ends dead ones.
     pub(crate) fn watch_links(&mut self, effects: &mut Effects) {
         let timing = self.config.timing;
@@ -639,7 +647,7 @@ impl Replica {
             let hung = peer
                 .oldest_outstanding()
                 .is_some_and(|sent| self.now.since(sent) >= timing.ack_limit);
-            if self.now.since(peer.last_heard) >= timing.peer_silence || hung {
+            if self.now.since(self.last_heard(at)) >= timing.peer_silence || hung {
                 let why = if hung { "it did not acknowledge in time" } else { "it was silent" };
                 self.peers[at].why = why.into();
                 let lost = Note::PeerLost { peer: index, why: LinkLoss::Silent };
