@@ -259,7 +259,6 @@ impl Replica {
         }
         self.superblock.coming = 0;
         self.superblock.syncing = false;
-        self.superblock.invalid = false;
         self.superblock.discard_diverged = false;
     }
 
@@ -322,6 +321,10 @@ impl Replica {
             return self.misbehaved(PeerIndex(at as u8), "a resync without a leader", effects);
         }
         self.superblock.syncing = !defect(Defect::SyncingForgotten);
+        if full {
+            // The leader has recorded that everything differs; a mark made later stays (R12).
+            self.superblock.invalid = false;
+        }
         self.superblock.coming = 0;
         self.remember_replica(at);
         if full && self.superblock.peers[at].base != base {
