@@ -303,7 +303,7 @@ class Node:
         """Everything the daemons of this node have logged."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
-    def log_tail(self, lines=25):
+    def log_tail(self, lines=40):
         """The end of that."""
         known = [line for line in self.log().splitlines() if "INFO NBD client" not in line]
         return "\n".join("    " + line for line in known[-lines:])
@@ -328,6 +328,9 @@ class Cluster:
         self.name = "test"
         self.backing, self.attach, self.tcp = backing, attach, tcp
         self.timing = timing or {}
+        if backing == "volatile":
+            # Its flushes block the loop; a full one of a debug build takes seconds.
+            self.timing = {"peer_silence_ms": 6000, **self.timing}
         self.options = options
         self.assume_equal = assume_equal
         self.resources = {}
