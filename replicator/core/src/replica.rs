@@ -149,6 +149,8 @@ pub struct Replica {
     pub(crate) following: Option<Following>,
     pub(crate) applied: Slab<Applied>,
     pub(crate) applied_order: VecDeque<usize>,
+    /// Those of them that are not on their way to the disk.
+    pub(crate) applied_waiting: usize,
     pub(crate) arrivals: Arrivals,
     // At the start and the end.
     pub(crate) early: Vec<(Ticket, Command)>,
@@ -247,6 +249,7 @@ impl Replica {
             following: None,
             applied: Slab::with_capacity(256),
             applied_order: VecDeque::with_capacity(256),
+            applied_waiting: 0,
             arrivals: Arrivals::default(),
             early: Vec::new(),
             stopping: None,
@@ -613,6 +616,9 @@ impl Replica {
         }
         assert!(self.superblock.tenure >= self.register.tenure, "tenure went back");
         assert!(self.held.len() <= self.requests.len());
+        assert!(self.nobody_waits_for_nothing(), "a write waits for extents that are hot");
+        let waiting = self.applied.iter().filter(|(_, frame)| frame.waits()).count();
+        assert_eq!(self.applied_waiting, waiting, "frames that wait for earlier ones");
         if self.acks_allowed() {
             assert!(self.held.is_empty(), "requests are held for nothing");
         }

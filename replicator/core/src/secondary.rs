@@ -33,6 +33,13 @@ pub(crate) struct Applied {
     submitted: bool,
 }
 
+impl Applied {
+    /// Not on its way to the disk yet.
+    pub(crate) fn waits(&self) -> bool {
+        !self.submitted
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Apply {
     Write { range: ByteRange, buf: BufId, fua: bool },
@@ -122,12 +129,14 @@ impl Replica {
         let arrival = self.arrivals.begin();
         let key = self.applied.insert(Applied { seq, what, session, arrival, submitted: false });
         self.applied_order.push_back(key);
-        self.submit_applied(effects);
+        self.applied_waiting += 1;
+        // It changes nothing for those that wait already.
+        self.submit_applied(self.applied_order.len() - 1, effects);
     }
 
-    /// Submits what overlaps nothing that came before it.
-    fn submit_applied(&mut self, effects: &mut Effects) {
-        for at in 0..self.applied_order.len() {
+    /// Submits what overlaps nothing that came before it, of the frames from this place on.
+    fn submit_applied(&mut self, from: usize, effects: &mut Effects) {
+        for at in from..self.applied_order.len() {
             let key = self.applied_order[at];
             let frame = &self.applied[key];
             if frame.submitted {
@@ -149,6 +158,7 @@ impl Replica {
                 continue;
             }
             self.applied[key].submitted = true;
+            self.applied_waiting -= 1;
             match self.applied[key].what {
                 Apply::Write { range, buf, .. } => {
                     let op = self.ops.begin(Purpose::Applied(key));
@@ -215,12 +225,15 @@ impl Replica {
         if let Some(leader) = self.following.filter(|leader| leader.session == session) {
             self.send(leader.peer, Message::Ack { seq }, None, effects);
         }
-        self.submit_applied(effects);
+        if self.applied_waiting > 0 {
+            self.submit_applied(0, effects);
+        }
         self.applied_drained(effects);
     }
 
     fn forget_applied(&mut self, key: usize) {
         let frame = self.applied.remove(key);
+        self.applied_waiting -= usize::from(!frame.submitted);
         self.arrivals.end(frame.arrival);
         let at = self.applied_order.iter().position(|&other| other == key);
         self.applied_order.remove(at.expect("a frame is in its order"));

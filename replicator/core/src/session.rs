@@ -518,7 +518,7 @@ impl Replica {
         }
         // Room in the window may let a write start.
         if !self.queue.is_empty() {
-            self.start_queued(effects);
+            self.start_released(effects);
         }
     }
 
