@@ -39,11 +39,21 @@ enum State {
     Leftover(Box<Attached>),
 }
 
+/// Why a device was not taken away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DetachError {
+    /// Somebody uses it, in words.
+    InUse(String),
+    /// It does not work any more, for example because somebody removed its loop device.
+    Broken(String),
+}
+
 /// What a device is attached with; known when the replica is up.
 #[derive(Debug, Clone)]
 pub struct Shape {
-    /// Identity over restarts.
-    pub resource_id: u128,
+    /// Identity of the replica over restarts: never the one of another node, which may run on this
+    /// machine too and has a device of its own.
+    pub replica_id: u128,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Logical block size in bytes.
@@ -91,7 +101,7 @@ impl BlockDevice {
     fn request(&self, shape: &Shape) -> Request {
         Request {
             resource: self.resource.clone(),
-            uuid: format!("{:032x}", shape.resource_id),
+            uuid: format!("{:032x}", shape.replica_id),
             size_bytes: shape.size_bytes,
             block_size_bytes: shape.block_bytes,
             features: Features { trim: true, write_zeroes: true, rotational: false },
@@ -152,14 +162,19 @@ impl BlockDevice {
     }
 
     /// Takes the device away if nobody uses it; on an error it is still there and served.
-    pub fn detach(&self) -> Result<(), String> {
+    pub fn detach(&self) -> Result<(), DetachError> {
         let _operation = self.operate();
         // Out of the lock while it blocks, so that status can be asked meanwhile.
         let taken = std::mem::replace(&mut *self.lock(), State::Busy("detaching"));
         let (left, result) = match taken {
             State::Attached(mut attached) => match attached.detach() {
                 Ok(()) | Err(AttachError::Gone { .. }) => (State::Absent, Ok(())),
-                Err(error) => (State::Attached(attached), Err(error.to_string())),
+                Err(AttachError::InUse(users)) => {
+                    (State::Attached(attached), Err(DetachError::InUse(users.to_string())))
+                }
+                Err(error) => {
+                    (State::Attached(attached), Err(DetachError::Broken(error.to_string())))
+                }
             },
             State::Failed(_) => (State::Absent, Ok(())),
             other => (other, Ok(())),

@@ -121,31 +121,8 @@ pub enum CreateError {
         fate: &'static str,
     },
     /// Internal metadata would overwrite the end of what is to be kept.
-    #[error(
-        "{path} holds {}, which uses the disk up to byte {end}; metadata at its end need \
-         everything from byte {room} on. Keep the metadata elsewhere: write metadata.{node} = \
-         \"{external}\" into [resource.{resource}] (a file or partition of {needs} bytes), or \
-         shrink it to {room} bytes first",
-        finding.title
-    )]
-    FillsDisk {
-        /// The disk.
-        path: PathBuf,
-        /// What is there.
-        finding: Finding,
-        /// Where it ends, in words when that is not known.
-        end: String,
-        /// The first byte of the metadata.
-        room: u64,
-        /// Bytes of the metadata.
-        needs: u64,
-        /// The node.
-        node: String,
-        /// The resource.
-        resource: String,
-        /// A good place for the metadata.
-        external: PathBuf,
-    },
+    #[error(transparent)]
+    FillsDisk(Box<FillsDisk>),
     /// `--force` names something that is not there: the operator thinks of another disk.
     #[error(
         "--force {word} was given, but {path} holds {}; is it the right disk?",
@@ -183,6 +160,34 @@ pub enum CreateError {
     /// `init --from` where it makes no sense.
     #[error("{0}")]
     Origin(String),
+}
+
+/// What is to be kept reaches into the place of the metadata.
+#[derive(Debug, Error)]
+#[error(
+    "{path} holds {}, which uses the disk up to byte {end}; metadata at its end need everything \
+     from byte {room} on. Keep the metadata elsewhere: write metadata.{node} = \"{external}\" into \
+     [resource.{resource}] (a file or partition of {needs} bytes), or shrink it to {room} bytes \
+     first",
+    finding.title
+)]
+pub struct FillsDisk {
+    /// The disk.
+    pub path: PathBuf,
+    /// What is there.
+    pub finding: Finding,
+    /// Where it ends in bytes.
+    pub end: u64,
+    /// The first byte of the metadata.
+    pub room: u64,
+    /// Bytes of the metadata.
+    pub needs: u64,
+    /// The node.
+    pub node: String,
+    /// The resource.
+    pub resource: String,
+    /// A good place for the metadata.
+    pub external: PathBuf,
 }
 
 fn titles(findings: &[Finding]) -> String {
@@ -225,8 +230,8 @@ impl Claimed {
             Some(libc::EBUSY) => in_use(),
             _ => io("open", error),
         })?;
-        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, _)| in_use())?;
+        let mut file =
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| in_use())?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(|source| io("measure", source))?;
         let sector_bytes = sector_bytes(&file).map_err(|source| io("measure", source))?;
         Ok(Self { path: path.to_owned(), file, bytes, sector_bytes })
@@ -276,7 +281,11 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, CreateError> {
     let sector = disk.sector_bytes;
     let block_bytes = request.block_bytes.unwrap_or(BLOCK_BYTES_DEFAULT.max(sector));
     if block_bytes < sector {
-        return Err(CreateError::BlockSize { path: copy.disk.clone(), sector, wanted: block_bytes });
+        return Err(CreateError::BlockSize {
+            path: copy.disk.clone(),
+            sector,
+            wanted: block_bytes,
+        });
     }
     let mut format = FormatRequest {
         device_bytes: disk.bytes,
@@ -404,16 +413,16 @@ fn fills_disk(
     layout: &Layout,
 ) -> CreateError {
     let resource = request.resource.name.clone();
-    CreateError::FillsDisk {
+    CreateError::FillsDisk(Box::new(FillsDisk {
         path: disk.path.clone(),
-        end: finding.end.unwrap_or(disk.bytes).to_string(),
+        end: finding.end.unwrap_or(disk.bytes),
         finding,
         room: layout.region_start,
         needs: layout.region_bytes + request.cluster.nodes.len() as u64 * 4096,
         node: request.node.name.clone(),
         external: request.node.state_dir.join(format!("{resource}.meta")),
         resource,
-    }
+    }))
 }
 
 /// The titles of findings that may go because the operator named them, or the refusal.

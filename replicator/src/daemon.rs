@@ -158,8 +158,7 @@ impl Daemon {
     pub fn report(&self, only: Option<&str>) -> StatusReport {
         let wanted = self.resources.iter().filter(|it| only.is_none_or(|name| it.name() == name));
         let resources = thread::scope(|scope| {
-            let asked: Vec<_> =
-                wanted.map(|resource| scope.spawn(|| resource.report())).collect();
+            let asked: Vec<_> = wanted.map(|resource| scope.spawn(|| resource.report())).collect();
             let answered = asked.into_iter().filter_map(|thread| thread.join().ok());
             answered.collect()
         });

@@ -164,7 +164,8 @@ fn describe(
 ) -> Dump {
     let register = &superblock.register;
     let layout = superblock.layout();
-    let hot_extents = match activity_log::replay(log, superblock.log_epoch, superblock.log_extents) {
+    let hot_extents = match activity_log::replay(log, superblock.log_epoch, superblock.log_extents)
+    {
         activity_log::Replay::Hot(ranges) => Some(ranges.len()),
         activity_log::Replay::Unreadable => None,
     };
@@ -176,8 +177,7 @@ fn describe(
         (superblock.assumed_equal, "assumed_equal"),
     ];
     let peers = superblock.peers.iter().zip(bitmaps).map(|(peer, region)| {
-        let bitmap =
-            DirtyBitmap::load(superblock.blocks(), peer.base, superblock.tag(), region);
+        let bitmap = DirtyBitmap::load(superblock.blocks(), peer.base, superblock.tag(), region);
         let dirty_blocks = bitmap.blocks().count();
         PeerDump {
             node: peer.node.clone(),

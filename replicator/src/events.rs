@@ -115,9 +115,8 @@ pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
             (Weight::Error, text)
         }
         Note::HotExtentsMarked { extents } => {
-            let text = format!(
-                "after the crash {extents} extents of the activity log count as different"
-            );
+            let text =
+                format!("after the crash {extents} extents of the activity log count as different");
             (Weight::Info, text)
         }
     }

@@ -341,12 +341,7 @@ impl Greeting {
 
     /// Takes bytes of the other side in pieces of any size. Panics when called again after it
     /// said `Agreed` or `Failed`.
-    pub fn feed(
-        &mut self,
-        input: &[u8],
-        directory: &dyn Directory,
-        out: &mut Vec<u8>,
-    ) -> Progress {
+    pub fn feed(&mut self, input: &[u8], directory: &dyn Directory, out: &mut Vec<u8>) -> Progress {
         assert!(self.stage != Stage::Over, "the greeting is over");
         let mut consumed = 0;
         loop {
@@ -584,7 +579,9 @@ impl Greeting {
             };
             return match RefusalCode::from_byte(code) {
                 Some(RefusalCode::Key) => GreetingError::WrongKeyThere,
-                Some(RefusalCode::Version) => GreetingError::Version(self.theirs[8], self.theirs[9]),
+                Some(RefusalCode::Version) => {
+                    GreetingError::Version(self.theirs[8], self.theirs[9])
+                }
                 Some(RefusalCode::Busy) => GreetingError::RefusedByThem(Refusal {
                     code: RefusalCode::Busy,
                     text: "it greets too many others at once".into(),
@@ -659,9 +656,8 @@ fn decode_identity(mut body: &[u8]) -> Result<Identity, GreetingError> {
         body = rest;
         String::from_utf8(name.to_vec()).ok()
     };
-    let identity = (|| {
-        Some(Identity { cluster: name()?, node: name()?, peer: name()?, resource: name()? })
-    })();
+    let identity =
+        (|| Some(Identity { cluster: name()?, node: name()?, peer: name()?, resource: name()? }))();
     match identity {
         Some(identity) if body.is_empty() => Ok(identity),
         _ => Err(GreetingError::Malformed("an identity does not decode")),

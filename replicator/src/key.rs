@@ -113,7 +113,8 @@ impl ClusterKey {
     /// HMAC-SHA256 over the parts, each preceded by its length, so that no two lists of parts
     /// give the same input.
     pub fn authenticate(&self, parts: &[&[u8]]) -> [u8; 32] {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
         for part in parts {
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part);
@@ -124,7 +125,8 @@ impl ClusterKey {
     /// The id of a resource: the same on every node that has the key, without asking anybody.
     /// `life` tells a resource from an earlier one of the same name; empty for the first.
     pub fn resource_id(&self, cluster: &str, resource: &str, life: &str) -> u128 {
-        let parts = [b"resource id".as_slice(), cluster.as_bytes(), resource.as_bytes(), life.as_bytes()];
+        let parts =
+            [b"resource id".as_slice(), cluster.as_bytes(), resource.as_bytes(), life.as_bytes()];
         let mac = self.authenticate(&parts);
         u128::from_le_bytes(mac[..16].try_into().expect("16 of 32 bytes"))
     }
@@ -142,7 +144,8 @@ mod tests {
     use super::*;
 
     fn fresh_dir(name: &str) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("replicator-key-{}-{name}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("replicator-key-{}-{name}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         dir
     }

@@ -187,7 +187,8 @@ impl Exports for NbdPort {
         };
         let Some(resource) = found else {
             let names: Vec<&str> = self.exported().map(|resource| resource.name()).collect();
-            let text = format!("{} has no export {name:?}; it has: {}", self.node, names.join(", "));
+            let text =
+                format!("{} has no export {name:?}; it has: {}", self.node, names.join(", "));
             return Err(Refusal { kind: RefusalKind::Unknown, text });
         };
         resource.open_export().map_err(|text| Refusal { kind: RefusalKind::Policy, text })
@@ -224,7 +225,9 @@ impl Socket {
         loop {
             let left = Some(time_left(deadline)?);
             let received = match self {
-                Self::Tcp(stream) => stream.set_read_timeout(left).and_then(|()| stream.read(buffer)),
+                Self::Tcp(stream) => {
+                    stream.set_read_timeout(left).and_then(|()| stream.read(buffer))
+                }
                 Self::Unix(stream) => {
                     stream.set_read_timeout(left).and_then(|()| stream.read(buffer))
                 }

@@ -86,10 +86,9 @@ impl ConnectError {
     /// Whether it needs a person, so that frequent attempts help nobody.
     fn needs_a_person(&self) -> bool {
         match self {
-            Self::Greeting(GreetingError::RefusedByThem(refusal)) => !matches!(
-                refusal.code,
-                RefusalCode::ResourceDown | RefusalCode::Busy
-            ),
+            Self::Greeting(GreetingError::RefusedByThem(refusal)) => {
+                !matches!(refusal.code, RefusalCode::ResourceDown | RefusalCode::Busy)
+            }
             Self::Greeting(_) => true,
             _ => false,
         }
@@ -425,7 +424,9 @@ fn send_all(stream: &TcpStream, mut bytes: &[u8], deadline: Instant) -> Result<(
         match (&mut { stream }).write(bytes) {
             Ok(sent) => bytes = &bytes[sent..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ConnectError::TooSlow),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(ConnectError::TooSlow);
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -443,7 +444,9 @@ fn receive(
             Ok(0) => return Err(ConnectError::Closed),
             Ok(received) => return Ok(received),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ConnectError::TooSlow),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(ConnectError::TooSlow);
+            }
             Err(error) => return Err(error.into()),
         }
     }

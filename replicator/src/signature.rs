@@ -29,6 +29,9 @@ impl Finding {
     }
 }
 
+/// Looks for one kind of content.
+type Recogniser = fn(&Look<'_>) -> io::Result<Option<Finding>>;
+
 /// Magic bytes at a fixed place that tell all that is to be known.
 struct Mark {
     at: u64,
@@ -74,9 +77,8 @@ const MARKS_AT_END: &[Mark] = &[
 pub fn find(disk: &File, disk_bytes: u64) -> io::Result<Vec<Finding>> {
     let look = Look { disk, disk_bytes };
     let mut found = Vec::new();
-    let recognisers: [fn(&Look<'_>) -> io::Result<Option<Finding>>; 11] = [
-        our_own, ext, xfs, btrfs, swap, ntfs_or_exfat, fat, md_at_end, drbd, zfs, mbr,
-    ];
+    let recognisers: [Recogniser; 11] =
+        [our_own, ext, xfs, btrfs, swap, ntfs_or_exfat, fat, md_at_end, drbd, zfs, mbr];
     for recognise in recognisers {
         found.extend(recognise(&look)?);
     }

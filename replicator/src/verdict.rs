@@ -246,7 +246,10 @@ mod tests {
         let verdict = of(&resource("primary", peer), "alpha");
         assert_eq!(verdict.level, Level::Degraded);
         let text = verdict.text;
-        assert!(text.contains("beta is disconnected (connection refused) and lacks 3.0 MiB"), "{text}");
+        assert!(
+            text.contains("beta is disconnected (connection refused) and lacks 3.0 MiB"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -205,7 +205,8 @@ fn check_addresses(nodes: &[NodeConfig], warnings: &mut Vec<String>) {
     for (index, node) in nodes.iter().enumerate() {
         for other in &nodes[index + 1..] {
             if let Some(shared) = node.addresses.iter().find(|it| other.addresses.contains(it)) {
-                warnings.push(format!("{} and {} have one address: {shared}", node.name, other.name));
+                warnings
+                    .push(format!("{} and {} have one address: {shared}", node.name, other.name));
             }
         }
     }
@@ -296,7 +297,11 @@ fn per_node(
             }
         } else {
             let what = format!("`{key}` must be a string, or a string for each node");
-            problems.add(value.span(), what, format!("write {key} = \"...\" or {key}.NODE = \"...\""));
+            problems.add(
+                value.span(),
+                what,
+                format!("write {key} = \"...\" or {key}.NODE = \"...\""),
+            );
         }
         return found;
     };
@@ -341,9 +346,8 @@ fn check_disks(
 }
 
 fn timing(mut section: Section<'_>, from: Timing) -> Timing {
-    let mut take = |key, range, default: Span| {
-        section.number(key, range).map_or(default, Span::from_ms)
-    };
+    let mut take =
+        |key, range, default: Span| section.number(key, range).map_or(default, Span::from_ms);
     let mut timing = Timing {
         peer_silence: take("peer_silence_ms", 100..=60_000, from.peer_silence),
         ping_interval: take("ping_interval_ms", 10..=30_000, from.ping_interval),

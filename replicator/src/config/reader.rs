@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 
-use toml::de::{DeTable, DeValue};
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use super::problem::{Problem, suggestion};
 
@@ -86,9 +86,10 @@ impl<'a> Section<'a> {
     /// A number in a range.
     pub fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
         let value = self.raw(key)?;
-        let number = value.get_ref().as_integer().and_then(|digits| {
-            i64::from_str_radix(digits.as_str(), digits.radix()).ok()
-        });
+        let number = value
+            .get_ref()
+            .as_integer()
+            .and_then(|digits| i64::from_str_radix(digits.as_str(), digits.radix()).ok());
         match number.and_then(|number| u64::try_from(number).ok()) {
             Some(number) if range.contains(&number) => Some(number),
             _ => {

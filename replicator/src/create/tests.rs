@@ -35,10 +35,7 @@ impl Site {
         self.dir.join("disk")
     }
 
-    fn create(
-        &self,
-        change: impl FnOnce(&mut CreateRequest<'_>),
-    ) -> Result<Created, CreateError> {
+    fn create(&self, change: impl FnOnce(&mut CreateRequest<'_>)) -> Result<Created, CreateError> {
         let key = ClusterKey::from_bytes(&[1; 32]);
         let mut request = CreateRequest {
             cluster: &self.config,
@@ -130,7 +127,10 @@ fn our_own_older_metadata_are_not_replaced_by_a_slip() {
     let site = Site::new("again", 64, false);
     site.create(|_| {}).unwrap();
     let error = site.create(|_| {}).unwrap_err().to_string();
-    assert!(error.contains("holds a replica of resource \"shop\", made on node \"alpha\""), "{error}");
+    assert!(
+        error.contains("holds a replica of resource \"shop\", made on node \"alpha\""),
+        "{error}"
+    );
     assert!(error.ends_with("--force replicator"), "{error}");
     site.create(|request| request.destroy = vec!["replicator".into()]).unwrap();
 }
@@ -157,7 +157,10 @@ fn a_file_system_that_fills_the_disk_is_kept_with_external_metadata() {
         return;
     }
     let error = inside.create(|request| request.origin = true).unwrap_err().to_string();
-    assert!(error.contains("write metadata.alpha = \"/s/shop.meta\" into [resource.shop]"), "{error}");
+    assert!(
+        error.contains("write metadata.alpha = \"/s/shop.meta\" into [resource.shop]"),
+        "{error}"
+    );
 
     let outside = Site::new("kept", 64, true);
     assert!(outside.make_ext4());

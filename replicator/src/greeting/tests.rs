@@ -55,7 +55,11 @@ impl Talk {
     }
 
     /// Lets them talk in pieces of so many bytes until nothing moves; what each ended with.
-    fn run(mut self, piece: usize, directory: &dyn Directory) -> (Option<Outcome>, Option<Outcome>) {
+    fn run(
+        mut self,
+        piece: usize,
+        directory: &dyn Directory,
+    ) -> (Option<Outcome>, Option<Outcome>) {
         let (mut dialer_end, mut listener_end) = (None, None);
         loop {
             let mut moved = false;
@@ -212,8 +216,7 @@ fn a_busy_listener_is_understood() {
 #[test]
 fn a_stranger_learns_nothing_before_its_proof() {
     let mut out = Vec::new();
-    let mut listener =
-        Greeting::listen(key(7), "cluster".into(), "beta".into(), [2; 32], &mut out);
+    let mut listener = Greeting::listen(key(7), "cluster".into(), "beta".into(), [2; 32], &mut out);
     let opening_bytes = out.len();
     assert_eq!(opening_bytes, OPENING_BYTES);
     let mut hello = Vec::new();

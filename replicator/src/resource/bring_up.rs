@@ -131,7 +131,7 @@ impl Resource {
         events: mpsc::Sender<FromLoop>,
     ) -> Result<(), String> {
         let shape = Shape {
-            resource_id: superblock.resource_id,
+            replica_id: superblock.replica.0,
             size_bytes: superblock.data_bytes,
             block_bytes: superblock.block_bytes,
         };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use replicator_core::{Answer, Command, PeerIndex, Refusal, Ticket};
 
 use super::{DEVICE_ORIGIN, Phase, Resource};
+use crate::block_device::DetachError;
 use crate::control::{RefusalReport, Reply};
 use crate::data_loop::{LoopStatus, ToLoop};
 use crate::events::Weight;
@@ -48,7 +49,12 @@ impl Resource {
             self.wait_for_sessions();
         }
         let command = Command::Promote { old_primary_is_off, allow_data_loss, alone };
-        let reply = self.order(command, ROLE_PATIENCE);
+        let mut reply = self.order(command, ROLE_PATIENCE);
+        let is_led = |reply: &Reply| matches!(reply, Reply::Refused(refusal) if refusal.code == "peer_is_primary");
+        if is_led(&reply) && self.leader_is_gone_soon() {
+            self.wait_for_sessions();
+            reply = self.order(command, ROLE_PATIENCE);
+        }
         if !matches!(reply, Reply::Done(_)) {
             return reply;
         }
@@ -88,6 +94,24 @@ impl Resource {
         }
     }
 
+    /// A primary that was demoted or killed a moment ago still looks alive here. Waits until it
+    /// does not, or has been heard from for longer than a dead one could be.
+    fn leader_is_gone_soon(&self) -> bool {
+        let patience =
+            Duration::from_millis(self.config.timing.peer_silence.as_ms()) + SESSION_POLL;
+        let deadline = Instant::now() + patience;
+        let leads =
+            |status: LoopStatus| status.core.peers.iter().any(|peer| peer.role == "primary");
+        while Instant::now() < deadline {
+            if !self.loop_status().is_some_and(leads) {
+                return true;
+            }
+            let state = self.lock();
+            drop(self.changed.wait_timeout(state, SESSION_POLL));
+        }
+        false
+    }
+
     fn wait_for_device(&self) {
         let state = self.lock();
         let pending = |_: &mut super::State| !self.device.is_settled();
@@ -123,10 +147,26 @@ impl Resource {
                 "disconnect them, or say --drop-clients to close their connections",
             ));
         }
-        self.device.detach().map_err(|why| {
-            self.set_retiring(false);
-            RefusalReport::new("device_in_use", why, "unmount it or end these users, then try again")
-        })
+        let refusal = match self.device.detach() {
+            Ok(()) => return Ok(()),
+            Err(DetachError::Broken(why)) if drop_clients => {
+                self.emit(Weight::Warning, format!("giving the block device up: {why}"));
+                self.device.fail(&mut |text| self.emit(Weight::Warning, text));
+                return Ok(());
+            }
+            Err(DetachError::Broken(why)) => RefusalReport::new(
+                "device_broken",
+                format!("the block device cannot be taken away: {why}"),
+                "say --drop-clients to give it up as it is",
+            ),
+            Err(DetachError::InUse(why)) => RefusalReport::new(
+                "device_in_use",
+                why,
+                "unmount it or end these users, then try again",
+            ),
+        };
+        self.set_retiring(false);
+        Err(refusal)
     }
 
     fn foreign_clients(&self) -> Vec<String> {
@@ -158,7 +198,9 @@ impl Resource {
             return Vec::new();
         }
         let mut users = self.device.users();
-        users.extend(self.foreign_clients().into_iter().map(|client| format!("NBD client {client}")));
+        users.extend(
+            self.foreign_clients().into_iter().map(|client| format!("NBD client {client}")),
+        );
         users
     }
 
@@ -324,7 +366,8 @@ impl Resource {
                 };
                 return refused("not_up", why, format!("replctl up {name}"));
             };
-            if let Err(error) = run.handle.send(ToLoop::Command { ticket: Ticket(ticket), command }) {
+            if let Err(error) = run.handle.send(ToLoop::Command { ticket: Ticket(ticket), command })
+            {
                 return refused("loop_stuck", error.to_string(), "look at the log and the disk");
             }
             state.waiting.insert(ticket, sender);

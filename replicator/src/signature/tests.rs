@@ -92,7 +92,8 @@ fn an_ext4_smaller_than_its_disk_says_where_it_ends() {
 #[test]
 fn volume_managers_and_tables_are_found_by_their_bytes() {
     let entry: [u8; 16] = [0x80, 0, 2, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0];
-    let cases: [(&str, &[(u64, &[u8])]); 9] = [
+    type Piece<'a> = (u64, &'a [u8]);
+    let cases: [(&str, &[Piece<'_>]); 9] = [
         ("lvm", &[(512, b"LABELONE"), (536, b"LVM2 001")]),
         ("luks", &[(0, b"LUKS\xba\xbe\0\x02")]),
         ("md", &[(4096, &[0xfc, 0x4e, 0x2b, 0xa9])]),

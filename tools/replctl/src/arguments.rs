@@ -103,7 +103,8 @@ and the other node agrees. The flags are your word for what no node can know:
     Demote {
         /// Which.
         resource: String,
-        /// Close the connections of NBD clients instead of refusing because of them.
+        /// Close the connections of NBD clients, and give up a block device that is broken, instead
+        /// of refusing because of them. A mounted device is never taken away.
         #[arg(long)]
         drop_clients: bool,
     },

@@ -19,14 +19,18 @@ fn refused(error: impl std::fmt::Display) -> Failure {
 fn find<'a>(config: &'a ClusterConfig, name: &str) -> Result<&'a ResourceConfig, Failure> {
     config.resource(name).ok_or_else(|| {
         let names: Vec<&str> = config.resources.iter().map(|it| it.name.as_str()).collect();
-        let text = format!("there is no resource {name}; the configuration has: {}", names.join(", "));
+        let text =
+            format!("there is no resource {name}; the configuration has: {}", names.join(", "));
         Failure::new(EXIT_USAGE, text)
     })
 }
 
 fn refuse_witness(node: &NodeConfig) -> Result<(), Failure> {
     if node.witness {
-        return Err(Failure::new(EXIT_USAGE, format!("{} is a witness: it has no disks", node.name)));
+        return Err(Failure::new(
+            EXIT_USAGE,
+            format!("{} is a witness: it has no disks", node.name),
+        ));
     }
     Ok(())
 }
@@ -65,7 +69,8 @@ pub fn init(
 }
 
 fn key_made(config: &ClusterConfig, path: &Path, arguments: &Arguments) -> u8 {
-    let mut text = format!("made the key of cluster {}: {}\nnext:\n", config.cluster, path.display());
+    let mut text =
+        format!("made the key of cluster {}: {}\nnext:\n", config.cluster, path.display());
     for node in config.data_nodes() {
         if node.key == path {
             continue;

@@ -49,6 +49,7 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    end_quietly_on_closed_pipe();
     let arguments = Arguments::parse();
     let wants_json = arguments.json;
     match run(&arguments) {
@@ -64,9 +65,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// `replctl status | head` ends like any other command.
+fn end_quietly_on_closed_pipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action runs no code of ours.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}
+
 fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let config = ClusterConfig::load(&arguments.config)
-        .map_err(|error| Failure::new(EXIT_USAGE, error))?;
+    let config =
+        ClusterConfig::load(&arguments.config).map_err(|error| Failure::new(EXIT_USAGE, error))?;
     if let Command::Check = arguments.command {
         return local::check(&config, arguments);
     }
@@ -79,9 +87,7 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
             local::init(&config, node, resource.as_deref(), from.as_deref(), arguments)
         }
         Command::Create(create) => local::create(&config, node, create, arguments),
-        Command::Dump { resource, live: false } => {
-            local::dump(&config, node, resource, arguments)
-        }
+        Command::Dump { resource, live: false } => local::dump(&config, node, resource, arguments),
         _ => remote::run(node, arguments),
     }
 }

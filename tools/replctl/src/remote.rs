@@ -42,8 +42,10 @@ pub fn run(node: &NodeConfig, arguments: &Arguments) -> Result<u8, Failure> {
             };
             if !wait {
                 if !full && !discard {
-                    eprintln!("replctl: a resync runs by itself; --wait waits for it, --full \
-                               copies everything, --discard gives up what diverged here");
+                    eprintln!(
+                        "replctl: a resync runs by itself; --wait waits for it, --full \
+                               copies everything, --discard gives up what diverged here"
+                    );
                 }
                 return Ok(code);
             }

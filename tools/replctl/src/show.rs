@@ -223,12 +223,8 @@ pub fn config(config: &ClusterConfig, here: Option<&NodeConfig>, problems: &[Str
                 None => "internal".to_owned(),
                 Some(path) => path.display().to_string(),
             };
-            let _ = writeln!(
-                out,
-                "    on {}: {}, metadata {place}",
-                copy.node,
-                copy.disk.display()
-            );
+            let _ =
+                writeln!(out, "    on {}: {}, metadata {place}", copy.node, copy.disk.display());
         }
     }
     for problem in problems {
