@@ -31,6 +31,8 @@ const PAGE_SECTORS: u64 = (PAGE_BYTES / SECTOR_BYTES) as u64;
 /// Blocks one page stands for: 120 MiB of the volume.
 pub const PAGE_BLOCKS: u64 = SECTOR_BLOCKS * PAGE_SECTORS;
 const MAGIC: u32 = u32::from_le_bytes(*b"DRTY");
+/// Runs that a bitmap is told to a peer in, at most.
+const MERGED_RUNS_MAX: usize = 64 << 10;
 
 /// A set of blocks, with its count.
 #[derive(Clone, Debug)]
@@ -104,6 +106,32 @@ impl Blocks {
         let start = self.find(from, true)?;
         let end = self.find(start, false).unwrap_or(self.blocks);
         Some(start..end.min(start + length_max))
+    }
+
+    /// The runs of the set, as start and length; so few that a frame sequence of bounded length
+    /// tells them. Where they are too many, neighbours are merged: more than the set, never less.
+    pub fn merged_runs(&self) -> Vec<(u64, u64)> {
+        let mut gap = 0;
+        loop {
+            let mut runs: Vec<(u64, u64)> = Vec::new();
+            let mut from = 0;
+            while let Some(run) = self.next_run(from, self.blocks) {
+                from = run.end;
+                match runs.last_mut() {
+                    Some((start, length)) if run.start - (*start + *length) <= gap => {
+                        *length = run.end - *start;
+                    }
+                    _ => runs.push((run.start, run.end - run.start)),
+                }
+                if runs.len() > MERGED_RUNS_MAX {
+                    break;
+                }
+            }
+            if runs.len() <= MERGED_RUNS_MAX {
+                return runs;
+            }
+            gap = gap * 4 + 1;
+        }
     }
 
     /// The first block at or after `from` that is (not) in the set.

@@ -99,7 +99,7 @@ impl Replica {
             FlushWaiter::Barrier(number) => self.barrier_local(number, result, effects),
             FlushWaiter::Request(request) => self.request_flushed(request, result, effects),
             FlushWaiter::Applied(applied) => self.applied_flushed(applied, result, effects),
-            FlushWaiter::Shrink => self.shrink_flushed(effects),
+            FlushWaiter::Shrink => self.shrink_flushed(result, effects),
             FlushWaiter::Promotion => self.promotion_flushed(result, effects),
             FlushWaiter::Deposed => self.deposed_flushed(effects),
             FlushWaiter::Stop => self.stop_flushed(result, effects),
@@ -176,7 +176,7 @@ impl Replica {
                 self.fail_request(request, why, effects);
             }
             if core::mem::take(&mut self.barriers[at].evicts) {
-                self.eviction_failed();
+                self.eviction_failed(effects);
             }
         }
         self.check_barrier(at, effects);

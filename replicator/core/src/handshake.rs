@@ -12,7 +12,6 @@ use alloc::format;
 
 use crate::block::ReplicaId;
 use crate::defect::{Defect, defect};
-use crate::register::RegisterState;
 use crate::wire::Hello;
 
 /// What a peer is to this replica.
@@ -64,11 +63,24 @@ pub fn relation(mine: &Hello, theirs: &Hello) -> Relation {
         );
         return Relation::Refuse { reason: reason.into(), diverged: None };
     }
-    if me < they && has_diverged(mine, &theirs.register) {
+    if me < they && has_diverged(mine, theirs) {
         return diverged(mine.is_primary, Diverged::Mine);
     }
-    if they < me && has_diverged(theirs, &mine.register) {
+    if they < me && has_diverged(theirs, mine) {
         return diverged(false, Diverged::Theirs);
+    }
+    if !mine.has_disk || !theirs.has_disk {
+        // Without a disk there is no copy, but the register may have to be handed over (R16).
+        if !mine.is_primary && !theirs.is_primary {
+            return Relation::Idle { adopt: me < they };
+        }
+        let reason = if mine.has_disk { "its disk failed" } else { "this replica's disk failed" };
+        return Relation::Refuse { reason: reason.into(), diverged: None };
+    }
+    // R2a: only whom the register names may lead.
+    if theirs.is_primary && theirs.register.primary != Some(theirs.replica) {
+        let reason = "it claims an office that its own register does not give it";
+        return Relation::Refuse { reason: reason.into(), diverged: None };
     }
     match (mine.is_primary, theirs.is_primary, me < they) {
         (true, _, true) => Relation::Deposed,
@@ -92,19 +104,23 @@ fn diverged(still_primary: bool, whose: Diverged) -> Relation {
     Relation::Refuse { reason: reason.into(), diverged: Some(whose) }
 }
 
-/// R11d: a member that its own register calls a member may hold acknowledged writes that the
-/// newer lineage does not have, unless the taker was a member too and nothing was committed after
-/// what the taker knew.
-fn has_diverged(older: &Hello, newer: &RegisterState) -> bool {
+/// R11d: whether the replica with the older register may hold acknowledged writes that the newer
+/// lineage does not have. It cannot, when the taker was a member and the older register still says
+/// so: then nothing was ever acknowledged without the taker.
+fn has_diverged(older: &Hello, newer: &Hello) -> bool {
     if defect(Defect::DivergedAccepted) {
         return false;
     }
-    let lineages = newer.basis.lineage - older.register.basis.lineage;
-    let continued = lineages == 1
-        && newer.basis.taker_was_member
-        && older.register.generation >= newer.basis.expected_in
-        && older.register.generation <= newer.basis.generation;
+    let basis = newer.register.basis;
+    let lineages = basis.lineage - older.register.basis.lineage;
+    let continued =
+        lineages == 1 && basis.taker_was_member && older.register.contains(newer.replica);
     lineages > 0 && !continued && !older.discard_diverged && older.register.contains(older.replica)
+}
+
+/// Whether this replica's data are not those of the peer's newer lineage.
+pub fn diverged_from(mine: &Hello, theirs: &Hello) -> bool {
+    mine.register.order() < theirs.register.order() && has_diverged(mine, theirs)
 }
 
 fn mismatch(mine: &Hello, theirs: &Hello) -> Option<Box<str>> {
@@ -131,10 +147,11 @@ fn mismatch(mine: &Hello, theirs: &Hello) -> Option<Box<str>> {
             mine.block_bytes,
             mine.block_bytes.max(theirs.block_bytes)
         )
-    } else if !mine.has_disk {
-        "the disk of this replica failed".into()
-    } else if !theirs.has_disk {
-        "its disk failed".into()
+    } else if theirs.replica == ReplicaId::NONE
+        || theirs.register.set.len() > crate::limits::PEERS_MAX
+            && !theirs.register.contains(mine.replica)
+    {
+        "it sent impossible values".into()
     } else {
         return None;
     };

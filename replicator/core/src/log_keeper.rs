@@ -10,7 +10,7 @@ use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::flush::BarrierPurpose;
 use crate::persist::After;
-use crate::replica::{Purpose, Replica, Role};
+use crate::replica::{Purpose, Replica};
 
 /// What is going on with the log.
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ impl Replica {
         }
         let (_, slots) = self.log.fill_level();
         let scarce = self.log_keeper.starved || self.log.free_slots() < slots / 8;
-        if scarce && !self.log_keeper.evicting && matches!(self.role, Role::Primary) {
+        if scarce && !self.log_keeper.evicting && !self.releasing {
             // A quarter at a time: one flush serves many activations.
             let leaving = self.log.pick_unused(slots as usize / 4);
             if !leaving.is_empty() {
@@ -85,10 +85,12 @@ impl Replica {
     }
 
     /// The own disk could not flush: nothing leaves.
-    pub(crate) fn eviction_failed(&mut self) {
+    pub(crate) fn eviction_failed(&mut self, effects: &mut Effects) {
         self.log.keep_picked();
         self.log_keeper.leaving.clear();
         self.log_keeper.evicting = false;
+        // No room will come of it for those who wait for some.
+        self.fail_blocked(effects);
     }
 
     /// Turns everything that may be hot into dirty bits for every peer, in memory (R9); returns

@@ -8,9 +8,11 @@ use crate::defect::{Defect, defect};
 use crate::effect::Effect;
 use crate::effect::{Effects, Retry};
 use crate::flush::FlushWaiter;
+use crate::input::DiskFailure;
 use crate::note::Note;
 use crate::peer::{FlushPurpose, Join, Lead, Link};
 use crate::persist::After;
+use crate::register::RegisterState;
 use crate::replica::{Replica, Role};
 use crate::wire::Message;
 
@@ -64,13 +66,13 @@ impl Replica {
     }
 
     /// The peer that this replica was last, connected or not.
-    fn peer_known_as(&self, replica: ReplicaId) -> Option<usize> {
+    pub(crate) fn peer_known_as(&self, replica: ReplicaId) -> Option<usize> {
         self.superblock.peers.iter().position(|record| record.replica == replica)
     }
 
     /// Starts to remove a member that is lost, if there is one and nothing else is changing.
     pub(crate) fn check_members(&mut self, effects: &mut Effects) {
-        if !self.role.serves() || self.change.is_some() {
+        if !self.role.serves() || self.change.is_some() || self.metadata_failed {
             return;
         }
         let in_grace = self.now.since(self.office_since) < self.config.timing.join_grace;
@@ -78,7 +80,9 @@ impl Replica {
             replica != self.superblock.replica
                 && match self.peer_of(replica) {
                     Some(at) => match self.peers[at].link {
-                        Link::Leading(Lead::AwaitFollow) => !in_grace,
+                        Link::Waiting | Link::Greeting(_) | Link::Leading(Lead::AwaitFollow) => {
+                            !in_grace
+                        }
                         _ => !self.peers[at].is_required(),
                     },
                     // After a hand-over the others may take a moment to come.
@@ -88,25 +92,40 @@ impl Replica {
         if let Some(replica) = lost {
             self.change = Some(Change::Shrink { replica, proposed: false });
             if defect(Defect::NoFlushAtShrink) {
-                return self.shrink_flushed(effects);
+                return self.shrink_flushed(Ok(()), effects);
             }
             self.flush_disk(FlushWaiter::Shrink, effects);
         }
     }
 
-    /// R3: the own disk is flushed; propose. A flush that failed changes nothing: the set must
-    /// shrink all the same, and this replica is the one that holds everything.
-    pub(crate) fn shrink_flushed(&mut self, effects: &mut Effects) {
-        let Some(Change::Shrink { replica, proposed }) = &mut self.change else { return };
-        *proposed = true;
-        let replica = *replica;
-        self.superblock.register = self.register.without(replica);
-        self.persist(After::Committed, effects);
+    /// R3: the own disk is flushed; propose. When it cannot be flushed, the copy of the lost member
+    /// may be the better one: it stays a member, and this replica stops (R16).
+    pub(crate) fn shrink_flushed(
+        &mut self,
+        result: Result<(), DiskFailure>,
+        effects: &mut Effects,
+    ) {
+        let Some(Change::Shrink { replica, proposed: false }) = self.change else { return };
+        if result.is_err() {
+            self.disk_failed = true;
+            return self.step_down(None, effects);
+        }
+        let next = self.register.without(replica);
+        self.propose(Change::Shrink { replica, proposed: true }, next, effects);
+    }
+
+    /// Proposes a change: it is committed when it is durable at the authority, which is this node.
+    pub(crate) fn propose(&mut self, change: Change, next: RegisterState, effects: &mut Effects) {
+        self.change = Some(change);
+        self.change_number += 1;
+        self.superblock.register = next;
+        self.persist(After::Committed(self.change_number), effects);
     }
 
     /// The change is durable at the authority, which is this node: committed.
-    pub(crate) fn change_committed(&mut self, effects: &mut Effects) {
-        let Some(change) = self.change.take() else { return };
+    pub(crate) fn change_committed(&mut self, number: u64, effects: &mut Effects) {
+        // A change that was given up meanwhile has no say in the next one.
+        let Some(change) = self.change.take_if(|_| number == self.change_number) else { return };
         self.register = self.superblock.register.clone();
         let what = match change {
             Change::Shrink { .. } => "a member left the in-sync set",
@@ -218,14 +237,12 @@ impl Replica {
         let session = peer.session;
         let hello = peer.hello.as_ref().expect("a follower has greeted");
         let next = self.register.with(hello.replica, hello.incarnation);
-        self.change = Some(Change::Grow { peer: index, session });
         // The commit empties the bitmaps between the two members in the same superblock (R13).
         let record = &mut self.superblock.peers[at];
         record.base = next.generation;
         record.all_dirty = false;
         peer.bitmap.restart(next.generation);
-        self.superblock.register = next;
-        self.persist(After::Committed, effects);
+        self.propose(Change::Grow { peer: index, session }, next, effects);
     }
 
     fn grow_committed(&mut self, peer: PeerIndex, session: SessionId, effects: &mut Effects) {

@@ -89,6 +89,8 @@ pub struct Superblock {
     pub invalid: bool,
     /// A resync of this replica is not finished: its blocks are of different times.
     pub syncing: bool,
+    /// A peer's newer lineage does not have writes that this replica has (R11d).
+    pub diverged: bool,
     /// The operator gave up what diverged here (R11d).
     pub discard_diverged: bool,
     /// The operator said at creation that the replicas are equal (R10).
@@ -295,7 +297,7 @@ impl Superblock {
         out.into_boxed_slice()
     }
 
-    fn flags(&self) -> [bool; 6] {
+    fn flags(&self) -> [bool; 7] {
         [
             self.internal,
             self.clean,
@@ -303,6 +305,7 @@ impl Superblock {
             self.syncing,
             self.discard_diverged,
             self.assumed_equal,
+            self.diverged,
         ]
     }
 
@@ -347,6 +350,7 @@ impl Superblock {
         superblock.syncing = flags & 8 != 0;
         superblock.discard_diverged = flags & 16 != 0;
         superblock.assumed_equal = flags & 32 != 0;
+        superblock.diverged = flags & 64 != 0;
         superblock.fingerprint.copy_from_slice(input.slice(32)?);
         superblock.resource = take_name(input)?;
         superblock.node = take_name(input)?;

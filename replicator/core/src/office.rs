@@ -15,6 +15,7 @@ use crate::command::{Answer, Command, Refusal};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::flush::{BarrierPurpose, FlushWaiter};
+use crate::handshake;
 use crate::input::{DiskFailure, DiskOutcome};
 use crate::membership::Change;
 use crate::note::Note;
@@ -49,6 +50,13 @@ pub(crate) enum Phase {
     Flushing,
     /// The new state becomes durable.
     Committing,
+}
+
+impl Promotion {
+    /// Whether it may still be given up: nothing is proposed yet.
+    pub(crate) fn may_time_out(&self) -> bool {
+        self.phase != Phase::Committing
+    }
 }
 
 /// How a stop is going.
@@ -163,7 +171,8 @@ impl Replica {
         let joins = self.superblock.coming == self.register.generation + 1;
         (self.register.contains(mine) || joins)
             && !self.superblock.invalid
-            && !self.is_diverged
+            && !self.superblock.diverged
+            && !self.superblock.discard_diverged
             && !self.superblock.syncing_unless(joins)
             && !self.disk_failed
     }
@@ -188,7 +197,7 @@ impl Replica {
             String::from(
                 "a resync of this replica was not finished: its blocks are of different times",
             )
-        } else if self.is_diverged {
+        } else if self.superblock.diverged {
             String::from("this replica has writes that the present lineage does not have")
         } else {
             format!(
@@ -291,6 +300,18 @@ impl Replica {
                 next: format!("promote {}", self.node_of(other.replica)),
             });
         }
+        let known = self.peer_known_as(other.replica).map(|at| &self.peers[at]);
+        if known.is_some_and(|peer| peer.kept_caches) {
+            return Err(Refusal {
+                code: "power_was_lost",
+                rule: "R11a",
+                why: why + " did not: it was here since",
+                next: format!(
+                    "reconnect and promote {}; or --allow-data-loss",
+                    self.node_of(other.replica)
+                ),
+            });
+        }
         let silent = self.now.since(self.started_at);
         let wait = self.config.timing.power_loss_wait;
         if silent >= wait {
@@ -346,7 +367,10 @@ impl Replica {
         effects: &mut Effects,
     ) {
         let Role::Promoting(mut promotion) = self.role else { return };
-        if result.is_err() {
+        if promotion.phase != Phase::Flushing && !defect(Defect::NoFlushAtPromotion) {
+            return;
+        }
+        if result.is_err() || self.disk_failed {
             self.disk_failed = true;
             return self.promotion_refused(
                 Refusal {
@@ -362,7 +386,6 @@ impl Replica {
         self.role = Role::Promoting(promotion);
         let next = self.state_after_take_over(promotion);
         self.superblock.tenure = next.tenure;
-        self.superblock.register = next;
         self.superblock.coming = 0;
         self.superblock.clean = false;
         if promotion.forced {
@@ -372,10 +395,11 @@ impl Replica {
             }
             self.superblock.invalid = false;
             self.superblock.syncing = false;
-            self.superblock.discard_diverged = false;
+            self.superblock.diverged = false;
         }
-        self.change = Some(Change::TakeOver);
-        self.persist(After::Committed, effects);
+        // Whoever takes the office keeps what it has.
+        self.superblock.discard_diverged = false;
+        self.propose(Change::TakeOver, next, effects);
     }
 
     /// Nobody knows where this replica differs from the others: they are resynced in full.
@@ -411,12 +435,7 @@ impl Replica {
         next.authority = Some(mine);
         next.released_clean = false;
         if promotion.forced {
-            next.basis = Basis {
-                lineage: old.basis.lineage + 1,
-                generation: known,
-                taker_was_member: was_member,
-                expected_in: if old.contains(mine) { 0 } else { self.superblock.coming },
-            };
+            next.basis = Basis { lineage: old.basis.lineage + 1, taker_was_member: was_member };
         }
         next
     }
@@ -426,7 +445,6 @@ impl Replica {
         let Role::Promoting(promotion) = self.role else {
             unreachable!("an office was taken by nobody")
         };
-        self.is_diverged = false;
         self.office_since = self.now;
         self.lost_in_office = false;
         self.set_role(Role::Primary, effects);
@@ -444,6 +462,29 @@ impl Replica {
             effects.push(Effect::AnswerOperator { ticket, result });
         }
         self.greet_waiting(effects);
+    }
+
+    /// R2c: a disk that does not end what it was given, or a peer that does not answer, ends the
+    /// promotion; another replica may try.
+    pub(crate) fn watch_promotion(&mut self, effects: &mut Effects) {
+        let Role::Promoting(promotion) = self.role else { return };
+        let limit = self.config.timing.drain_limit;
+        if !promotion.may_time_out() || self.now.since(promotion.since) < limit {
+            return;
+        }
+        let refusal = match promotion.phase {
+            Phase::Asking(..) => self.authority_unreachable(),
+            _ => Refusal {
+                code: "disk_hangs",
+                rule: "R2c",
+                why: format!(
+                    "the disk of this replica did not end earlier writes within {} s",
+                    limit.as_ms() / 1000
+                ),
+                next: "look after the disk, or promote the other node".into(),
+            },
+        };
+        self.promotion_refused(refusal, effects);
     }
 
     /// The metadata cannot be written: no office for this replica.
@@ -499,12 +540,17 @@ impl Replica {
             return self.send(peer, message, None, effects);
         }
         let session = self.peers[at].session;
-        self.change = Some(Change::GiveAuthority { peer, session });
         let mut next = self.register.clone();
         next.generation += 1;
         next.authority = Some(self.peers[at].replica());
-        self.superblock.register = next;
-        self.persist(After::Committed, effects);
+        self.propose(Change::GiveAuthority { peer, session }, next, effects);
+    }
+
+    /// Whether a promotion waits for this peer's word.
+    fn asks(&self, at: usize) -> bool {
+        let session = self.peers[at].session;
+        matches!(self.role, Role::Promoting(promotion)
+            if promotion.phase == Phase::Asking(PeerIndex(at as u8), session))
     }
 
     pub(crate) fn authority_given(
@@ -514,28 +560,28 @@ impl Replica {
         effects: &mut Effects,
     ) {
         let mine = self.superblock.replica;
-        if state.order() <= self.register.order() || state.authority != Some(mine) {
+        let newer = state.order() > self.register.order() && state.authority == Some(mine);
+        let (true, true, Role::Promoting(promotion)) = (newer, self.asks(at), &mut self.role)
+        else {
             return self.misbehaved(PeerIndex(at as u8), "an authority out of order", effects);
-        }
+        };
+        promotion.phase = Phase::Draining;
+        let forced = promotion.forced;
         self.register = state;
         self.superblock.register = self.register.clone();
-        let up_to_date = self.is_up_to_date();
-        match &mut self.role {
-            Role::Promoting(promotion) if matches!(promotion.phase, Phase::Asking(..)) => {
-                if !up_to_date && !promotion.forced {
-                    let refusal = self.check_own_data(false).expect_err("not up to date");
-                    self.persist(After::Nothing, effects);
-                    return self.promotion_refused(refusal, effects);
-                }
-                promotion.phase = Phase::Draining;
-                self.drain_for_promotion(effects);
-            }
-            // A primary whose disk fails hands over what it cannot keep (R16).
-            _ => self.persist(After::Nothing, effects),
+        if self.is_up_to_date() || forced {
+            self.drain_for_promotion(effects);
+        } else {
+            let refusal = self.check_own_data(false).expect_err("not up to date");
+            self.persist(After::Nothing, effects);
+            self.promotion_refused(refusal, effects);
         }
     }
 
     pub(crate) fn authority_refused(&mut self, at: usize, reason: &str, effects: &mut Effects) {
+        if !self.asks(at) {
+            return self.misbehaved(PeerIndex(at as u8), "an answer to no question", effects);
+        }
         let node = &self.peers[at].node;
         let refusal = Refusal {
             code: "authority_refused",
@@ -609,14 +655,12 @@ impl Replica {
             self.releasing = false;
             return;
         }
-        self.change = Some(Change::Release);
         let mut next = self.register.clone();
         next.generation += 1;
         next.primary = None;
         next.released_clean = true;
         self.restart_log();
-        self.superblock.register = next;
-        self.persist(After::Committed, effects);
+        self.propose(Change::Release, next, effects);
     }
 
     pub(crate) fn office_released(&mut self, effects: &mut Effects) {
@@ -638,12 +682,29 @@ impl Replica {
 
     // ------------------------------------------------------------------ losing the office
 
-    /// A peer knows a newer state: this office is over (R2). Nothing is served any more, what may
-    /// differ becomes durable dirty bits (R9), then the peers are met again.
-    pub(crate) fn deposed(&mut self, at: usize, effects: &mut Effects) {
+    /// A peer knows a newer state: this office is over (R2). What it knows is kept, so that no later
+    /// promotion here forgets it.
+    pub(crate) fn deposed(&mut self, at: usize, theirs: &Hello, effects: &mut Effects) {
+        let next = if handshake::diverged_from(&self.hello(at), theirs) {
+            self.superblock.diverged = true;
+            None
+        } else {
+            Some(theirs.register.clone())
+        };
+        self.step_down(next, effects);
         self.peers[at].why = "it knows of a newer primary".into();
-        // A change that was being made is void: nothing was acknowledged under it.
+    }
+
+    /// Ends the office without a release: nothing is served any more, what may differ becomes
+    /// durable dirty bits (R9), then the peers are met again. A change that was being made is void:
+    /// nothing was acknowledged under it.
+    pub(crate) fn step_down(&mut self, next: Option<RegisterState>, effects: &mut Effects) {
         self.change = None;
+        self.releasing = false;
+        if let Some(next) = next {
+            self.superblock.tenure = self.superblock.tenure.max(next.tenure);
+            self.register = next;
+        }
         self.superblock.register = self.register.clone();
         self.set_role(Role::Deposed, effects);
         effects.push(Effect::CloseDevice { forced: true });
@@ -669,12 +730,16 @@ impl Replica {
         self.save_pages(alloc::vec![all], After::Deposed, effects);
     }
 
-    /// The bits are durable: a plain secondary from now on.
+    /// The bits are durable: the log begins anew, durably with what is known of the register.
     pub(crate) fn deposed_saved(&mut self, effects: &mut Effects) {
-        self.deposing = false;
         self.restart_log();
+        self.persist(After::SteppedDown, effects);
+    }
+
+    /// A plain secondary from now on.
+    pub(crate) fn stepped_down(&mut self, effects: &mut Effects) {
+        self.deposing = false;
         self.set_role(Role::Secondary, effects);
-        self.persist(After::Nothing, effects);
         self.greet_waiting(effects);
         if let Some(ticket) = self.demotion_ticket.take() {
             effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
@@ -739,7 +804,7 @@ impl Replica {
         ticket: Ticket,
         effects: &mut Effects,
     ) -> Result<Option<Answer>, Refusal> {
-        if !matches!(self.role, Role::Secondary) || !self.is_diverged {
+        if !matches!(self.role, Role::Secondary) || !self.superblock.diverged {
             return Err(Refusal {
                 code: "not_diverged",
                 rule: "R11d",
@@ -747,9 +812,22 @@ impl Replica {
                 next: "connect the nodes and look at replctl status".into(),
             });
         }
-        self.superblock.discard_diverged = true;
+        if core::mem::replace(&mut self.superblock.discard_diverged, true) {
+            return Ok(Some(Answer::Already));
+        }
         self.persist(After::AnswerAndReconnect(ticket), effects);
         Ok(None)
+    }
+
+    /// A command cannot become durable.
+    pub(crate) fn answer_no_disk(&mut self, ticket: Ticket, effects: &mut Effects) {
+        let refusal = Refusal {
+            code: "no_disk",
+            rule: "R16",
+            why: "the metadata of this replica cannot be written".into(),
+            next: "replace this disk".into(),
+        };
+        effects.push(Effect::AnswerOperator { ticket, result: Err(Box::new(refusal)) });
     }
 
     /// A command that had to become durable is; the peers are met anew.
@@ -872,32 +950,29 @@ impl Replica {
 
     // ------------------------------------------------------------------ a primary's own disk
 
-    /// R16: the primary's disk failed. When another member holds everything, this replica leaves
-    /// and the other one is handed the authority; else it goes on and every failure is told.
-    pub(crate) fn primary_disk_failed(&mut self, effects: &mut Effects) {
-        let Some(heir) = self.peers.iter().position(|peer| {
+    /// Whether no other replica holds everything.
+    pub(crate) fn is_last_member(&self) -> bool {
+        self.heir().is_none()
+    }
+
+    fn heir(&self) -> Option<usize> {
+        self.peers.iter().position(|peer| {
             peer.link == Link::Leading(Lead::Current)
                 || defect(Defect::LastMemberDetaches) && peer.gets_writes()
-        }) else {
-            return;
-        };
+        })
+    }
+
+    /// R16: the primary's disk failed. When another member holds everything, this replica leaves
+    /// the set and the other one gets the authority: it learns of it when they meet again, after
+    /// it is durable here. The last member goes on, and every failure is told.
+    pub(crate) fn primary_disk_failed(&mut self, effects: &mut Effects) {
+        let Some(heir) = self.heir() else { return };
         self.disk_failed = true;
         let mut next = self.register.without(self.superblock.replica);
         next.primary = None;
         next.authority = Some(self.peers[heir].replica());
         next.released_clean = false;
-        let peer = PeerIndex(heir as u8);
-        self.send(peer, Message::AuthorityGiven(Box::new(next.clone())), None, effects);
-        self.superblock.register = next;
-        self.persist(After::Nothing, effects);
-        self.set_role(Role::Deposed, effects);
-        effects.push(Effect::CloseDevice { forced: true });
-        for at in 0..self.peers.len() {
-            self.peers[at].why = "the disk of this replica failed".into();
-            self.close(at, Retry::Rarely, effects);
-        }
-        self.fail_requests(effects);
-        self.requests_drained(effects);
+        self.step_down(Some(next), effects);
     }
 
     /// Sets the role and tells about it.

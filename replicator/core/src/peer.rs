@@ -115,6 +115,8 @@ pub(crate) struct Peer {
     pub(crate) disconnected: bool,
     /// Greetings agreed at least once since the start ("No witness").
     pub(crate) spoken: bool,
+    /// It was here since our start, with good data, in the incarnation in which it is a member.
+    pub(crate) kept_caches: bool,
     /// Its greeting of the present session.
     pub(crate) hello: Option<Box<Hello>>,
     /// Why it was lost or refused last.
@@ -149,6 +151,7 @@ impl Peer {
             session: SessionId(0),
             disconnected: false,
             spoken: false,
+            kept_caches: false,
             hello: None,
             why: String::new(),
             refused: false,

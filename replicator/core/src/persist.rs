@@ -19,10 +19,12 @@ pub(crate) enum After {
     BitsRecovered,
     /// The recovery of the start is complete.
     Recovered,
-    /// The replica is a plain secondary again after it was deposed.
+    /// The bits of a replica that lost its office.
     Deposed,
-    /// A change of the register is committed (the authority is this node).
-    Committed,
+    /// It is a plain secondary again.
+    SteppedDown,
+    /// The change of the register with this number is committed (the authority is this node).
+    Committed(u64),
     /// Ready to follow the leader of this session.
     FollowReady(crate::SessionId),
     /// Ready to be resynced by the leader of this session.
@@ -44,6 +46,9 @@ pub(crate) enum After {
     /// Bits of all hot extents, before the log is emptied at a release.
     Release,
 }
+
+/// Updates that may wait for the one being written.
+const QUEUED_MAX: usize = 64;
 
 /// The superblock on its way to the disk.
 #[derive(Debug)]
@@ -91,9 +96,43 @@ impl Replica {
     /// Orders that the superblock as it is now becomes durable, and what follows then. Changes
     /// made until the write starts are in it too.
     pub(crate) fn persist(&mut self, after: After, effects: &mut Effects) {
+        if self.metadata_failed {
+            return self.cannot_persist(after, effects);
+        }
         self.superblock_writer.queued.push(after);
         if !self.superblock_writer.is_busy() {
             self.start_superblock(effects);
+        }
+    }
+
+    /// Whether a peer has made this replica write more than the disk keeps up with.
+    pub(crate) fn is_persisting_too_much(&self) -> bool {
+        self.superblock_writer.queued.len() >= QUEUED_MAX
+    }
+
+    /// The metadata cannot be written any more: what waited for them never comes, except for the
+    /// ends that need no disk.
+    pub(crate) fn abandon_writes(&mut self, effects: &mut Effects) {
+        self.metadata_failed = true;
+        let writer = &mut self.superblock_writer;
+        writer.writing = None;
+        let mut waiting = core::mem::take(&mut writer.waiting);
+        waiting.append(&mut writer.queued);
+        waiting.extend(self.pages.present.take());
+        waiting.extend(core::mem::take(&mut self.pages.queued).into_iter().map(|(_, after)| after));
+        self.pages.pending = 0;
+        for after in waiting {
+            self.cannot_persist(after, effects);
+        }
+    }
+
+    fn cannot_persist(&mut self, after: After, effects: &mut Effects) {
+        match after {
+            After::Deposed | After::SteppedDown => self.stepped_down(effects),
+            After::StopClean | After::Stopped => self.stopped(effects),
+            After::BitsRecovered | After::Recovered => self.recovered(effects),
+            After::AnswerAndReconnect(ticket) => self.answer_no_disk(ticket, effects),
+            _ => {}
         }
     }
 
@@ -116,7 +155,8 @@ impl Replica {
     /// A superblock copy is durable: the other one follows, then those who waited.
     pub(crate) fn superblock_written(&mut self, effects: &mut Effects) {
         let writer = &mut self.superblock_writer;
-        let (copy, bytes) = writer.writing.take().expect("a superblock write was ordered");
+        // Nothing waits for it when the metadata were given up meanwhile.
+        let Some((copy, bytes)) = writer.writing.take() else { return };
         if copy == 0 && !defect(Defect::OneCopyWritten) {
             effects.push(Effect::WriteMeta {
                 op: self.ops.begin(Purpose::Superblock),
@@ -142,6 +182,9 @@ impl Replica {
         after: After,
         effects: &mut Effects,
     ) {
+        if self.metadata_failed {
+            return self.cannot_persist(after, effects);
+        }
         self.pages.queued.push_back((blocks, after));
         if self.pages.present.is_none() {
             self.start_pages(effects);
@@ -171,6 +214,9 @@ impl Replica {
 
     /// One bitmap page is durable.
     pub(crate) fn page_written(&mut self, effects: &mut Effects) {
+        if self.metadata_failed {
+            return;
+        }
         self.pages.pending -= 1;
         if self.pages.pending == 0 {
             self.pages_saved(effects);

@@ -20,19 +20,14 @@ pub struct Member {
 }
 
 /// How the present lineage began. Every take-over without the old authority's consent starts a
-/// new one; the basis tells a returning old primary whether it wrote something that the new
-/// lineage does not have (R11d).
+/// new one (R11d).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Basis {
     /// How many take-overs by force there were; compared before the generation.
     pub lineage: u64,
-    /// The newest generation the taker knew of.
-    pub generation: u64,
-    /// Whether the taker was a member then: one that was not lacks acknowledged writes.
+    /// Whether the taker was, or was about to become, a member then. Whether it really was one
+    /// only the old primary's own register can tell.
     pub taker_was_member: bool,
-    /// When the taker had only been told to expect its membership: in this generation. Unless the
-    /// old primary really committed it, the taker was no member after all. Else 0.
-    pub expected_in: u64,
 }
 
 /// The state of one resource in the register.

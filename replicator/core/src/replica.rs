@@ -116,6 +116,8 @@ pub struct Replica {
     pub(crate) register: RegisterState,
     /// A change that is being made.
     pub(crate) change: Option<Change>,
+    /// Tells changes apart: each proposal has the next number.
+    pub(crate) change_number: u64,
     /// The superblock as it is or is about to be on disk.
     pub(crate) superblock: Superblock,
     pub(crate) superblock_writer: SuperblockWriter,
@@ -125,8 +127,6 @@ pub struct Replica {
     pub(crate) ops: Ops,
     pub(crate) disk_failed: bool,
     pub(crate) metadata_failed: bool,
-    /// A peer reported that this replica's data diverged (R11d).
-    pub(crate) is_diverged: bool,
     // On the primary.
     pub(crate) requests: Slab<Request>,
     pub(crate) queue: VecDeque<usize>,
@@ -222,13 +222,13 @@ impl Replica {
             role: Role::Starting,
             register: superblock.register.clone(),
             change: None,
+            change_number: 0,
             superblock_writer: SuperblockWriter::new(&layout, superblock.sequence, newest),
             pages: PageWriter::default(),
             peers,
             ops: Ops::default(),
             disk_failed: false,
             metadata_failed: false,
-            is_diverged: false,
             requests: Slab::with_capacity(256),
             queue: VecDeque::with_capacity(256),
             held: Vec::with_capacity(256),
@@ -327,7 +327,8 @@ impl Replica {
             After::BitsRecovered => self.bits_recovered(effects),
             After::Recovered => self.recovered(effects),
             After::Deposed => self.deposed_saved(effects),
-            After::Committed => self.change_committed(effects),
+            After::Committed(number) => self.change_committed(number, effects),
+            After::SteppedDown => self.stepped_down(effects),
             After::FollowReady(session) => self.follow_ready(session, effects),
             After::SyncReady(session) => {
                 self.say_to_leader(session, crate::wire::Message::SyncReady, effects);
@@ -378,7 +379,7 @@ impl Replica {
         self.persist(After::Recovered, effects);
     }
 
-    fn recovered(&mut self, effects: &mut Effects) {
+    pub(crate) fn recovered(&mut self, effects: &mut Effects) {
         self.set_role(Role::Secondary, effects);
         for (ticket, command) in core::mem::take(&mut self.early) {
             self.ordered(ticket, command, effects);
@@ -386,14 +387,23 @@ impl Replica {
         self.greet_waiting(effects);
     }
 
+    /// R16: the last member goes on with what needs no metadata, and tells what fails; any other
+    /// replica stops.
     fn metadata_write_failed(&mut self, why: DiskFailure, effects: &mut Effects) {
         let range = ByteRange::default();
         effects.push(Effect::Note(Note::DiskFailed { during: "metadata write", range, why }));
-        self.metadata_failed = true;
-        if self.role.serves() {
-            self.primary_disk_failed(effects);
+        if self.metadata_failed {
+            return;
+        }
+        let goes_on = self.role == Role::Primary && self.is_last_member();
+        self.disk_failed |= !goes_on;
+        self.change = None;
+        self.abandon_writes(effects);
+        if goes_on {
+            self.fail_blocked(effects);
+        } else if self.role.serves() {
+            self.step_down(None, effects);
         } else {
-            self.disk_failed = true;
             for at in 0..self.peers.len() {
                 if self.peers[at].link != Link::Down {
                     let peer = PeerIndex(at as u8);
@@ -403,9 +413,6 @@ impl Replica {
                 }
             }
             self.give_up_promotion(effects);
-            if self.role == Role::Stopping {
-                self.stopped(effects);
-            }
         }
     }
 
@@ -418,6 +425,7 @@ impl Replica {
         self.watch_links(effects);
         self.check_members(effects);
         self.bound_volatile(effects);
+        self.watch_promotion(effects);
         if self.stopping.and_then(|stopping| stopping.leaving_until).is_some_and(|t| t <= self.now)
         {
             self.stop_sessions(effects);
@@ -468,6 +476,11 @@ impl Replica {
                 at(grace);
             }
         }
+        if let Role::Promoting(promotion) = self.role
+            && promotion.may_time_out()
+        {
+            at(promotion.since + timing.drain_limit);
+        }
         if let Some(until) = self.stopping.and_then(|stopping| stopping.leaving_until) {
             at(until);
         }
@@ -507,7 +520,7 @@ impl Replica {
     fn data_state(&self) -> &'static str {
         if self.disk_failed || self.metadata_failed {
             "failed"
-        } else if self.is_diverged {
+        } else if self.superblock.diverged && !self.superblock.discard_diverged {
             "diverged"
         } else if self.superblock.invalid {
             "invalid"

@@ -204,6 +204,9 @@ impl Replica {
 
     /// Starts what can start, in order of arrival: nothing overtakes what it overlaps.
     pub(crate) fn start_queued(&mut self, effects: &mut Effects) {
+        if !self.role.serves() {
+            return;
+        }
         let mut at = 0;
         while at < self.queue.len() {
             if !self.try_start(at, effects) {
@@ -217,6 +220,13 @@ impl Replica {
     /// does: a durable log block or an eviction starts everything that can. With many cold writes
     /// waiting, looking at all of them for each that ends was a fifth of the daemon's time.
     pub(crate) fn start_released(&mut self, effects: &mut Effects) {
+        if !self.role.serves() {
+            return;
+        }
+        if self.resync_may_go_on {
+            // A resync step that waits for this range comes before the next client's write.
+            self.go_on_with_resync(effects);
+        }
         let mut at = 0;
         while at < self.queue.len() {
             let waits_for_log = self.requests[self.queue[at]].blocked == Blocked::Log;
@@ -239,6 +249,13 @@ impl Replica {
     fn try_start(&mut self, at: usize, effects: &mut Effects) -> bool {
         let key = self.queue[at];
         match self.why_blocked(key, at) {
+            Some(Blocked::Log) if self.metadata_failed => {
+                self.queue.remove(at);
+                let request = self.requests.remove(key);
+                let result = Err(ClientError::Io);
+                effects.push(Effect::ReplyClient { request: request.id, result });
+                true
+            }
             Some(blocked) => {
                 self.requests[key].blocked = blocked;
                 false
@@ -467,7 +484,12 @@ impl Replica {
 
     /// A request, or a part of it, is done on every replica that counts.
     fn complete_part(&mut self, key: usize, effects: &mut Effects) {
+        let stuck = self.metadata_failed && self.role.serves() && !self.acks_allowed();
         let request = &mut self.requests[key];
+        if stuck && request.changes_data_or_flushes() {
+            // The member that is missing can never leave the set.
+            request.failed.get_or_insert(ClientError::Io);
+        }
         if request.failed.is_none() && !request.changes_data_or_flushes() {
             // A read: no acknowledgement of others is needed, only the lease (R5a).
         } else if request.failed.is_none() && !self.acks_allowed() {
@@ -541,9 +563,28 @@ impl Replica {
         for key in all {
             self.requests[key].failed = Some(ClientError::Shutdown);
             self.requests[key].awaits = 0;
-            if self.requests[key].stage == Stage::Held {
+            let request = &self.requests[key];
+            let waits_for_peers = request.stage == Stage::Running && !request.local;
+            if request.stage == Stage::Held || waits_for_peers {
                 self.check_request(key, effects);
             }
+        }
+    }
+
+    /// The metadata cannot be written and there is no other copy (R16): what would need them fails,
+    /// reads and writes to hot extents go on.
+    pub(crate) fn fail_blocked(&mut self, effects: &mut Effects) {
+        let requests = &self.requests;
+        let is_cold = |key: &usize| requests[*key].blocked == Blocked::Log;
+        let cold: Vec<usize> = self.queue.iter().copied().filter(is_cold).collect();
+        self.queue.retain(|key| !cold.contains(key));
+        for key in cold {
+            let request = self.requests.remove(key);
+            let result = Err(ClientError::Io);
+            effects.push(Effect::ReplyClient { request: request.id, result });
+        }
+        for key in core::mem::take(&mut self.held) {
+            self.complete_part(key, effects);
         }
     }
 

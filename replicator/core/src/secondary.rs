@@ -119,7 +119,8 @@ impl Replica {
         });
         let range = what.range();
         let fits = range.end() <= self.data_bytes() && range.is_aligned(self.block_bytes());
-        if !follows || !fits {
+        let floods = self.applied.len() >= crate::limits::PEER_WINDOW_FRAMES;
+        if !follows || !fits || floods {
             if let Some(buf) = data {
                 effects.push(Effect::ReleaseBuf { buf });
             }

@@ -10,6 +10,7 @@ use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::handshake::{self, Diverged, Plan, Relation};
 use crate::input::LinkLoss;
+use crate::membership::Change;
 use crate::note::{Note, dirty_bytes};
 use crate::peer::{FlushPurpose, Join, Lead, Link, Sent};
 use crate::persist::After;
@@ -37,7 +38,7 @@ impl Replica {
         peer.session = session;
         peer.last_heard = self.now;
         peer.last_sent = self.now;
-        if peer.disconnected || self.disk_failed {
+        if peer.disconnected || self.metadata_failed {
             self.close(at, Retry::Rarely, effects);
             return;
         }
@@ -69,7 +70,7 @@ impl Replica {
         }
     }
 
-    fn hello(&self, at: usize) -> Hello {
+    pub(crate) fn hello(&self, at: usize) -> Hello {
         let record = &self.superblock.peers[at];
         Hello {
             resource_id: self.superblock.resource_id,
@@ -172,13 +173,16 @@ impl Replica {
                 let text = reason.clone();
                 let message = Message::Refused { reason: text, diverged_blocks: blocks };
                 self.send(to, message, None, effects);
-                self.is_diverged = diverged == Some(Diverged::Mine);
+                if diverged == Some(Diverged::Mine) && !self.superblock.diverged {
+                    self.superblock.diverged = true;
+                    self.persist(After::Nothing, effects);
+                }
                 self.refused(at, &reason, blocks, effects);
             }
             Relation::Lead => self.begin_leading(at, effects),
             Relation::Follow => self.begin_following(at, *theirs, effects),
             Relation::Idle { adopt } => self.begin_idle(at, adopt, *theirs, effects),
-            Relation::Deposed => self.deposed(at, effects),
+            Relation::Deposed => self.deposed(at, &theirs, effects),
             Relation::Wait => self.close(at, Retry::Later, effects),
         }
     }
@@ -210,7 +214,13 @@ impl Replica {
         peer.refused = false;
         peer.diverged_blocks = 0;
         peer.why.clear();
-        self.is_diverged = false;
+        let recorded = peer.hello.as_ref().is_some_and(|hello| {
+            let member = self.register.member(hello.replica);
+            hello.has_disk
+                && !hello.invalid
+                && member.is_some_and(|member| member.incarnation == hello.incarnation)
+        });
+        peer.kept_caches = recorded;
         effects.push(Effect::Note(Note::PeerJoined { peer: PeerIndex(at as u8), relation }));
     }
 
@@ -259,6 +269,7 @@ impl Replica {
         }
         self.superblock.coming = 0;
         self.superblock.syncing = false;
+        self.superblock.diverged = false;
         self.superblock.discard_diverged = false;
     }
 
@@ -291,18 +302,8 @@ impl Replica {
         following.ready = true;
         let leader = following.peer;
         let at = usize::from(leader.0);
-        let mut from = 0;
-        let mut runs = Vec::new();
-        while let Some(run) = self.peers[at].bitmap.blocks().next_run(from, u64::MAX / 2) {
-            from = run.end;
-            runs.push((run.start, run.end - run.start));
-            if runs.len() == BITMAP_RUNS_MAX {
-                let message = Message::Bitmap(core::mem::take(&mut runs));
-                self.send(leader, message, None, effects);
-            }
-        }
-        if !runs.is_empty() {
-            self.send(leader, Message::Bitmap(runs), None, effects);
+        for runs in self.peers[at].bitmap.blocks().merged_runs().chunks(BITMAP_RUNS_MAX) {
+            self.send(leader, Message::Bitmap(runs.to_vec()), None, effects);
         }
         // From now on this is the replica we know there.
         self.send(leader, Message::Follow, None, effects);
@@ -317,7 +318,7 @@ impl Replica {
     }
 
     fn sync_start(&mut self, at: usize, full: bool, base: u64, effects: &mut Effects) {
-        if !self.leads_us(at) {
+        if !self.leads_us(at) || self.is_persisting_too_much() {
             return self.misbehaved(PeerIndex(at as u8), "a resync without a leader", effects);
         }
         self.superblock.syncing = !defect(Defect::SyncingForgotten);
@@ -338,7 +339,8 @@ impl Replica {
     /// R4d: the generation that will make this replica a member becomes durable before the leader
     /// proposes it.
     fn grow_announced(&mut self, at: usize, state: RegisterState, effects: &mut Effects) {
-        if !self.leads_us(at) || state.order() <= self.register.order() {
+        let in_order = state.order() > self.register.order() && self.continues(&state);
+        if !self.leads_us(at) || !in_order || self.is_persisting_too_much() {
             return self.misbehaved(PeerIndex(at as u8), "an announcement out of order", effects);
         }
         self.superblock.coming = state.generation;
@@ -351,7 +353,8 @@ impl Replica {
     }
 
     fn committed_came(&mut self, at: usize, state: RegisterState, effects: &mut Effects) {
-        if !self.leads_us(at) || state.order() < self.register.order() {
+        let in_order = state.order() >= self.register.order() && self.continues(&state);
+        if !self.leads_us(at) || !in_order || self.is_persisting_too_much() {
             return self.misbehaved(PeerIndex(at as u8), "a commit out of order", effects);
         }
         let mine = self.superblock.replica;
@@ -362,6 +365,11 @@ impl Replica {
             self.joined(at, self.register.generation);
         }
         self.persist(After::Nothing, effects);
+    }
+
+    /// Whether a state belongs to the tenure that is followed, or ends it (R2a).
+    fn continues(&self, state: &RegisterState) -> bool {
+        state.basis == self.register.basis && state.tenure == self.register.tenure
     }
 
     fn remember_replica(&mut self, at: usize) {
@@ -403,6 +411,12 @@ impl Replica {
 
     /// Decides how the follower is brought up to date. Called again after it had to leave the set.
     pub(crate) fn plan_follower(&mut self, at: usize, effects: &mut Effects) {
+        let replica = self.peers[at].replica();
+        if matches!(self.change, Some(Change::Shrink { replica: gone, .. }) if gone == replica) {
+            // It is being taken out of the set: look again when that is committed.
+            self.peers[at].link = Link::Leading(Lead::AwaitShrink);
+            return;
+        }
         let mine = self.hello(at);
         let theirs = self.peers[at].hello.clone().expect("a follower has greeted");
         let met = self.superblock.peers[at].replica;

@@ -248,6 +248,8 @@ mod kind {
     pub const PING: u8 = 22;
 }
 
+/// Largest generation, tenure or lineage a state may name.
+const NUMBER_MAX: u64 = 1 << 62;
 const FLAG_FUA: u16 = 1;
 const FLAG_PUNCH: u16 = 2;
 const FLAG_FULL: u16 = 4;
@@ -537,9 +539,7 @@ pub(crate) fn put_register(state: &RegisterState, out: &mut Vec<u8>) {
     out.extend_from_slice(&state.tenure.to_le_bytes());
     out.extend_from_slice(&state.primary.unwrap_or_default().0.to_le_bytes());
     out.extend_from_slice(&state.authority.unwrap_or_default().0.to_le_bytes());
-    out.extend_from_slice(&state.basis.generation.to_le_bytes());
     out.extend_from_slice(&state.basis.lineage.to_le_bytes());
-    out.extend_from_slice(&state.basis.expected_in.to_le_bytes());
     let flags = u8::from(state.released_clean) | u8::from(state.basis.taker_was_member) << 1;
     out.extend_from_slice(&[flags, state.set.len() as u8]);
     for member in &state.set {
@@ -556,17 +556,16 @@ pub(crate) fn take_register(input: &mut Reader<'_>) -> Result<RegisterState, Fra
         tenure: input.u64()?,
         primary: some(input.u128()?),
         authority: some(input.u128()?),
-        basis: Basis {
-            generation: input.u64()?,
-            lineage: input.u64()?,
-            expected_in: input.u64()?,
-            taker_was_member: false,
-        },
+        basis: Basis { lineage: input.u64()?, taker_was_member: false },
         ..RegisterState::default()
     };
     let flags = input.u8()?;
     state.released_clean = flags & 1 != 0;
     state.basis.taker_was_member = flags & 2 != 0;
+    // No cluster lives that long; a larger number would overflow where one is added to it.
+    if state.generation.max(state.tenure).max(state.basis.lineage) > NUMBER_MAX {
+        return Err(FrameError::Bounds);
+    }
     let members = input.u8()?;
     if usize::from(members) > crate::limits::PEERS_MAX + 1 {
         return Err(FrameError::Payload);
@@ -576,6 +575,10 @@ pub(crate) fn take_register(input: &mut Reader<'_>) -> Result<RegisterState, Fra
             replica: ReplicaId(input.u128()?),
             incarnation: Incarnation(input.u128()?),
         });
+    }
+    let ordered = state.set.is_sorted_by(|one, other| one.replica < other.replica);
+    if !ordered || state.contains(ReplicaId::NONE) {
+        return Err(FrameError::Payload);
     }
     Ok(state)
 }
