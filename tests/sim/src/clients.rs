@@ -7,6 +7,7 @@ use std::rc::Rc;
 use history::{Checker, PowerLoss, Seen, Violation, Write};
 use replicator_core::{BufId, ByteRange, ClientError, ClientRequest, Input, RequestId};
 
+use crate::ambush::Moment;
 use crate::failure::Kind;
 use crate::plan::Plan;
 use crate::sectors::SECTOR_BYTES;
@@ -37,6 +38,7 @@ pub struct Clients {
     /// Requests whose answer is missing.
     pub open: BTreeMap<u64, Open>,
     next: u64,
+    last_spot: u64,
     block_bytes: u64,
 }
 
@@ -54,6 +56,7 @@ impl Clients {
             left: plan.requests,
             open: BTreeMap::new(),
             next: 1,
+            last_spot: plan.spots[0],
             block_bytes: u64::from(plan.block_bytes),
         }
     }
@@ -66,6 +69,15 @@ impl Clients {
         self.history.write_started(id, Write::data(sector..sector + 1, id));
         self.history.write_unknown(id);
         id
+    }
+
+    /// All that is acknowledged is durable on every member from now on.
+    pub fn covered_by_a_flush(&mut self) {
+        let id = self.next;
+        self.next += 1;
+        self.history.flush_started(id);
+        let stale = self.history.flush_acked(id);
+        debug_assert!(stale.is_none(), "the newest office is never stale");
     }
 
     /// When the oldest open request was made.
@@ -89,6 +101,7 @@ impl World {
             return self.after(delay, Event::Client { worker });
         };
         self.clients.left -= 1;
+        self.spring(Moment::Requested);
         let what = self.draw_request();
         self.request(Some(worker), node, tenure, what);
     }
@@ -104,7 +117,12 @@ impl World {
     fn draw_request(&mut self) -> Ask {
         let plan = &self.plan;
         let draw = &mut self.draw;
-        let spot = plan.spots[draw.below(plan.spots.len() as u64) as usize];
+        let spot = if draw.chance(30) {
+            self.clients.last_spot
+        } else {
+            plan.spots[draw.below(plan.spots.len() as u64) as usize]
+        };
+        self.clients.last_spot = spot;
         let block = u64::from(plan.block_bytes);
         let most = [8, 8, 16, 100][draw.below(4) as usize];
         let sectors = 1 + draw.below(most);
@@ -231,6 +249,7 @@ impl World {
             }
         }
         tell!(self, "client gets {result:?} for {id}");
+        self.spring(Moment::Acknowledged);
         self.judge(violations);
         if let Some(worker) = open.worker {
             let think = if self.draw.chance(40) { 0 } else { self.plan.think_ms };

@@ -2,6 +2,7 @@
 
 use replicator_core::{Command, LinkLoss};
 
+use crate::ambush::Ambush;
 use crate::host::Failing;
 use crate::plan::Fault;
 use crate::tell;
@@ -60,6 +61,7 @@ impl World {
             Fault::DiskFull => self.nodes[node].failing = Some(Failing::Space),
             Fault::Switchover | Fault::Restart | Fault::Disconnect => self.routine(fault, node),
             Fault::Invalidate | Fault::ResyncFull => self.routine(fault, node),
+            Fault::Ambush => self.ambush = Some(Ambush::draw(&mut self.draw)),
             Fault::NewDisk => self.replace_disk(some_time),
             Fault::ForeignUse => {
                 if let Some((primary, _)) = self.device()
@@ -89,7 +91,8 @@ impl World {
         }
     }
 
-    fn fall(&mut self, node: usize, back_after: u64, power: bool) {
+    /// A process or its machine falls, and comes back after a while.
+    pub fn fall(&mut self, node: usize, back_after: u64, power: bool) {
         if power {
             self.cut_power(node);
         } else {
@@ -141,6 +144,7 @@ impl World {
         tell!(self, "the troubles are over");
         self.checkers.calm_since = Some(self.now);
         self.blocked_until = [0; 2];
+        self.ambush = None;
         for node in 0..2 {
             let there = &mut self.nodes[node];
             there.slow_until = 0;

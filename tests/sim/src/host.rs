@@ -40,6 +40,8 @@ pub struct Node {
     pub failing: Option<Failing>,
     /// Whether it can punch holes.
     pub can_punch: bool,
+    /// A flush of this process failed: what it covered may not be durable.
+    pub flush_failed: bool,
     /// Somebody will write to its disk when the daemon is stopped.
     pub used_without_us: bool,
 }

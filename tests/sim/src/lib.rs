@@ -1,6 +1,7 @@
 //! The deterministic simulator: the shipping replication cores in a world of virtual time, with a
 //! network, disks and machines that fail, all from one seed.
 
+pub mod ambush;
 pub mod checkers;
 pub mod clients;
 pub mod disk;

@@ -7,6 +7,7 @@ use replicator_core::metadata::Superblock;
 use replicator_core::register::Member;
 use replicator_core::{Answer, Command, Input, Refusal, Ticket};
 
+use crate::disk::{Job, Working};
 use crate::failure::Kind;
 use crate::tell;
 use crate::world::{Event, MS, PEER, World};
@@ -156,6 +157,14 @@ impl World {
     /// Promotes a node with the other one off, whatever is lost.
     pub fn order_forced(&mut self, node: usize, lossy: bool) {
         if self.nodes[node].process.is_none() || self.operator.pending.is_some() {
+            return;
+        }
+        // The other one may be about to take the office: two promotions by force are one too many.
+        let local = self.local(1 - node);
+        let other = &self.nodes[1 - node];
+        let role = other.process.as_ref().map(|process| process.replica.status(local).role);
+        let is_landing = |working: &Working| matches!(working.job, Job::Meta { .. });
+        if role == Some("promoting") || other.disk.working.values().any(is_landing) {
             return;
         }
         if self.nodes[1 - node].process.is_some() {

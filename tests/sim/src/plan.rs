@@ -47,10 +47,12 @@ pub enum Fault {
     NewDisk,
     /// A secondary's disk was used without us while its daemon was stopped (D20).
     ForeignUse,
+    /// Trouble that waits for a certain moment: a commit, a resync, an acknowledgement (D9, P8).
+    Ambush,
 }
 
 /// All kinds, for drawing and counting.
-pub const FAULTS: [Fault; 20] = [
+pub const FAULTS: [Fault; 21] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::BothPowerCut,
@@ -71,6 +73,7 @@ pub const FAULTS: [Fault; 20] = [
     Fault::ForcedPromotion,
     Fault::NewDisk,
     Fault::ForeignUse,
+    Fault::Ambush,
 ];
 
 /// Everything a seed decides before it runs.
@@ -157,7 +160,7 @@ impl Plan {
             gap_ms: [100, 700, 2500][draw.below(3) as usize],
             delay_us: [200, 200, 5_000, 60_000][draw.below(4) as usize],
             disk_us: [200, 200, 2_000, 20_000][draw.below(4) as usize],
-            flush_us: [1_000, 10_000, 40_000][draw.below(3) as usize],
+            flush_us: [1_000, 10_000, 40_000, 200_000][draw.below(4) as usize],
             encodes: draw.chance(20),
             clock_rates: [1000 - draw.below(100), 1000 + draw.below(100)],
             timing: Timing {
@@ -176,6 +179,7 @@ fn weight(fault: Fault, draw: &mut Draw) -> u64 {
     match fault {
         Fault::ForcedPromotion | Fault::Invalidate | Fault::ResyncFull | Fault::NewDisk => 1,
         Fault::DiskError | Fault::DiskFull | Fault::HungDisk => 1 + draw.below(3),
+        Fault::Ambush => 2 + draw.below(20),
         _ => 1 + draw.below(8),
     }
 }

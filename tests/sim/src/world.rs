@@ -14,6 +14,7 @@ use replicator_core::{
     PeerConfig, PeerIndex, Replica, Retry, SessionId, Time,
 };
 
+use crate::ambush::{Ambush, Strike};
 use crate::checkers::Checkers;
 use crate::clients::Clients;
 use crate::disk::{Disk, Job, Working, span};
@@ -28,6 +29,8 @@ use crate::sectors::{Payload, SECTOR_BYTES};
 pub const MS: u64 = 1_000_000;
 /// The peer of a node, as its core knows it: each has one.
 pub const PEER: PeerIndex = PeerIndex(0);
+/// The slowest disk operation, unless the disk hangs.
+const SLOWEST: u64 = 4_000 * MS;
 /// More events than any honest seed has.
 const EVENTS_MAX: u64 = 3_000_000;
 /// Extents of the activity log: the smallest, so that extents must leave.
@@ -56,6 +59,8 @@ pub enum Event {
     Dial,
     /// The checkers look.
     Look,
+    /// An ambush strikes.
+    Strike { strike: Strike },
 }
 
 struct Entry {
@@ -122,6 +127,8 @@ pub struct World {
     pub operator: Operator,
     /// The checkers.
     pub checkers: Checkers,
+    /// Trouble that waits for its moment.
+    pub ambush: Option<Ambush>,
     /// Troubles still to come.
     pub troubles_left: u64,
     /// The first failure.
@@ -163,6 +170,7 @@ impl World {
             clients,
             operator: Operator::default(),
             checkers: Checkers::default(),
+            ambush: None,
             troubles_left: plan.troubles,
             failure: None,
             done: false,
@@ -222,6 +230,7 @@ impl World {
             Event::Start { node } => self.start_process(node),
             Event::Dial => self.dial(),
             Event::Look => self.look(),
+            Event::Strike { strike } => self.strike(strike),
         }
     }
 
@@ -335,7 +344,7 @@ impl World {
                 Effect::CloseDevice { .. } => {
                     self.nodes[node].process.as_mut().expect("a process").device = None;
                 }
-                Effect::Note(note) => self.noted(&note),
+                Effect::Note(note) => self.noted(node, &note),
                 Effect::Stopped => stopped = true,
                 other => disk.push(other),
             }
@@ -353,9 +362,26 @@ impl World {
         }
     }
 
-    fn noted(&mut self, note: &Note) {
-        if matches!(note, Note::ResyncFinished { .. }) {
-            self.tally.resyncs += 1;
+    fn noted(&mut self, node: usize, note: &Note) {
+        match note {
+            Note::ResyncFinished { .. } => self.tally.resyncs += 1,
+            Note::Committed { what, .. } => self.committed(node, what),
+            _ => {}
+        }
+        self.spring_at_note(note);
+    }
+
+    /// R2c, R3, R6c: before these commits the own disk (at a release, every member's) is flushed,
+    /// and nothing is acknowledged between that flush and the commit. So all that is acknowledged
+    /// is durable now, as after a client's flush.
+    fn committed(&mut self, node: usize, what: &str) {
+        if what == "the office was taken" {
+            self.tell_history_of_a_wait(node);
+        }
+        let flushed = ["the office was taken", "a member left the in-sync set"].contains(&what)
+            || what == "the office was released";
+        if flushed && !self.nodes[node].flush_failed {
+            self.clients.covered_by_a_flush();
         }
     }
 
@@ -374,7 +400,6 @@ impl World {
         }
         if (lineage, tenure) > newest {
             self.checkers.newest_office = (lineage, tenure);
-            self.tell_history_of_a_wait(node);
             self.checkers.offices += 1;
         }
         let office = self.checkers.offices;
@@ -459,6 +484,7 @@ impl World {
             return Ok(());
         }
         self.nodes[node].failing = None;
+        self.nodes[node].flush_failed |= failing == Failing::Flush;
         tell!(self, "{}: {failing:?} fails", self.nodes[node].name);
         Err(if failing == Failing::Space { DiskFailure::NoSpace } else { DiskFailure::Io(5) })
     }
@@ -471,7 +497,7 @@ impl World {
         let mut delay = (20 + self.draw.below(most)) * 1000;
         let disk = &self.nodes[node];
         if disk.slow_until > self.now {
-            delay *= disk.slowness;
+            delay = (delay * disk.slowness).min(SLOWEST);
         }
         delay.max(disk.hung_until.saturating_sub(self.now))
     }
@@ -729,6 +755,7 @@ impl World {
         let there = &mut self.nodes[node];
         there.start_at = None;
         there.lives += 1;
+        there.flush_failed = false;
         there.retry_at = self.now;
         there.process = Some(Process {
             life: there.lives,
@@ -848,6 +875,7 @@ fn make_node(number: usize, plan: &Plan, draw: &mut Draw) -> Node {
         failing: None,
         can_punch: plan.can_punch[number],
         used_without_us: false,
+        flush_failed: false,
     }
 }
 

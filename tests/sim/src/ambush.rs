@@ -1,0 +1,137 @@
+//! Trouble that waits for the moment at which it hurts most: between a proposal and its commit,
+//! behind an acknowledgement, in the middle of a resync (D9, D10, P8).
+
+use history::draw::Draw;
+use replicator_core::{LinkLoss, Note};
+
+use crate::tell;
+use crate::world::{Event, MS, World};
+
+/// What an ambush waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moment {
+    /// A change of the register is committed.
+    Commit,
+    /// A resync begins.
+    ResyncStart,
+    /// A session is agreed on.
+    Joined,
+    /// A session is lost.
+    Lost,
+    /// A role changes.
+    Role,
+    /// A client's write or flush is acknowledged.
+    Acknowledged,
+    /// A client makes a request.
+    Requested,
+}
+
+/// What happens then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Strike {
+    /// The node that serves falls.
+    Primary { power: bool },
+    /// The other one falls.
+    Secondary { power: bool },
+    /// Both lose their power.
+    Both,
+    /// The connection is reset.
+    Reset,
+    /// Nothing passes for a while.
+    Cut,
+}
+
+/// An ambush that is laid.
+#[derive(Clone, Debug)]
+pub struct Ambush {
+    waits_for: Moment,
+    /// Strikes with the longest delay of each, in microseconds.
+    strikes: Vec<(Strike, u64)>,
+}
+
+impl Ambush {
+    /// Lays one.
+    pub fn draw(draw: &mut Draw) -> Self {
+        let moments = [
+            Moment::Commit,
+            Moment::Commit,
+            Moment::ResyncStart,
+            Moment::Joined,
+            Moment::Lost,
+            Moment::Role,
+            Moment::Acknowledged,
+            Moment::Requested,
+        ];
+        let waits_for = moments[draw.below(8) as usize];
+        let window = [1_000, 10_000, 60_000, 500_000][draw.below(4) as usize];
+        let power = draw.chance(50);
+        let strikes = match draw.below(8) {
+            0 | 1 => vec![(Strike::Primary { power }, window)],
+            2 => vec![(Strike::Secondary { power }, window)],
+            3 => vec![(Strike::Both, window)],
+            4 => vec![(Strike::Reset, window), (Strike::Primary { power }, 2 * window)],
+            5 => vec![(Strike::Cut, window), (Strike::Primary { power }, 2 * window)],
+            6 => vec![(Strike::Secondary { power }, window), (Strike::Primary { power }, window)],
+            _ => vec![(Strike::Reset, window)],
+        };
+        Self { waits_for, strikes }
+    }
+}
+
+impl World {
+    /// A core noted something: an ambush may be waiting for it.
+    pub fn spring_at_note(&mut self, note: &Note) {
+        let moment = match note {
+            Note::Committed { .. } => Moment::Commit,
+            Note::ResyncStarted { .. } => Moment::ResyncStart,
+            Note::PeerJoined { .. } => Moment::Joined,
+            Note::PeerLost { .. } => Moment::Lost,
+            Note::RoleChanged { .. } => Moment::Role,
+            _ => return,
+        };
+        self.spring(moment);
+    }
+
+    /// A moment has come.
+    pub fn spring(&mut self, moment: Moment) {
+        if self.ambush.as_ref().is_none_or(|ambush| ambush.waits_for != moment) {
+            return;
+        }
+        if self.draw.chance(50) {
+            return;
+        }
+        let ambush = self.ambush.take().expect("just seen");
+        tell!(self, "an ambush springs at {moment:?}: {:?}", ambush.strikes);
+        for (strike, within_us) in ambush.strikes {
+            let delay = self.draw.below(within_us) * 1000 + 1;
+            self.after(delay, Event::Strike { strike });
+        }
+    }
+
+    /// An ambush strikes.
+    pub fn strike(&mut self, strike: Strike) {
+        if self.is_calm() {
+            return;
+        }
+        let primary = self.device().map_or_else(|| self.draw.below(2) as usize, |(node, _)| node);
+        let back_after = [300, 2_000, 9_000][self.draw.below(3) as usize];
+        let back_after = (1 + self.draw.below(back_after)) * MS;
+        tell!(self, "strike: {strike:?}");
+        match strike {
+            Strike::Primary { power } => self.fall(primary, back_after, power),
+            Strike::Secondary { power } => self.fall(1 - primary, back_after, power),
+            Strike::Both => {
+                self.fall(primary, back_after, true);
+                let other = self.draw.below(4_000) * MS;
+                self.fall(1 - primary, other, true);
+            }
+            Strike::Reset => {
+                let session = self.nodes[primary].process.as_ref().and_then(|p| p.session);
+                if let Some(number) = session {
+                    self.end_connection(number as usize, primary, LinkLoss::Io(104));
+                }
+            }
+            Strike::Cut => self.blocked_until = [self.now + back_after; 2],
+        }
+    }
+}
