@@ -19,8 +19,6 @@ use crate::link::Link;
 const ROLE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a promotion waits for a session that may be on its way.
 const SESSION_PATIENCE: Duration = Duration::from_secs(3);
-/// How long a promotion waits for a primary whose demotion this node has not heard of yet.
-const LEAVE_PATIENCE: Duration = Duration::from_millis(500);
 const SESSION_POLL: Duration = Duration::from_millis(20);
 /// The same for what only changes book-keeping.
 const SHORT_PATIENCE: Duration = Duration::from_secs(15);
@@ -71,20 +69,6 @@ impl Resource {
             }
             None => format!("{node} is primary"),
         })
-    }
-
-    /// A primary that was demoted a moment ago ends its session; whether that comes soon.
-    fn primary_leaves_soon(&self) -> bool {
-        let deadline = Instant::now() + LEAVE_PATIENCE;
-        let leads = |status: &LoopStatus| status.core.peers.iter().any(|it| it.state == "leads");
-        while Instant::now() < deadline {
-            if self.loop_status().is_some_and(|status| !leads(&status)) {
-                return true;
-            }
-            let state = self.lock();
-            drop(self.changed.wait_timeout(state, SESSION_POLL));
-        }
-        false
     }
 
     /// Sessions begin anew when a role changes or a node starts. A promotion right behind that
@@ -431,10 +415,6 @@ impl Resource {
             },
         }
     }
-}
-
-fn is_refused_as(reply: &Reply, code: &str) -> bool {
-    matches!(reply, Reply::Refused(refusal) if refusal.code == code)
 }
 
 fn why(text: &str) -> String {
