@@ -162,6 +162,7 @@ class Node:
         self.port = 7788 if cluster.namespaces else free_port()
         self.nbd_port = free_port()
         self.log_path = self.dir / "log"
+        self.device_dir = pathlib.Path(cluster.device_root) / name / "dev"
         self.process = None
         self.environment = {}
 
@@ -230,6 +231,19 @@ class Node:
             self.process.kill()
         if self.process is not None:
             self.process.wait()
+
+    def end_holders(self):
+        """Kills what keeps descriptors of devices for the next daemon of this node: as if the
+        whole machine were gone. It names our directory in its command."""
+        for entry in pathlib.Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"holder" in words and bytes(self.dir) in words:
+                os.kill(int(entry.name), signal.SIGKILL)
 
     def stop(self, timeout_s=30):
         """Orderly: SIGTERM, and waits; the exit code must be 0."""
@@ -320,12 +334,14 @@ class Cluster:
     `disks` maps (resource, node) to something else."""
 
     def __init__(self, resources=("demo",), size_mib=64, backing="normal", attach="none", tcp=False,
-                 namespaces=False, disks=None, timing=None, options="", assume_equal=True):
+                 namespaces=False, disks=None, timing=None, options="", assume_equal=True,
+                 name="test", device_root=None):
         self.bin = binaries()
         parent = os.environ.get("REPLICATOR_TEST_DIR", "/var/tmp")
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="repl-", dir=parent))
         self.namespaces = namespaces
-        self.name = "test"
+        self.name = name
+        self.device_root = device_root or self.dir
         self.backing, self.attach, self.tcp = backing, attach, tcp
         self.timing = timing or {}
         if backing == "volatile":
@@ -389,7 +405,8 @@ class Cluster:
             if node.is_running:
                 node.process.send_signal(signal.SIGCONT)
             node.kill()
-        self._end_holders()
+        for node in self.nodes.values():
+            node.end_holders()
         if self.namespaces:
             for node in self.nodes.values():
                 run("ip", "netns", "del", node.namespace, check=False)
@@ -397,20 +414,6 @@ class Cluster:
             print(f"kept: {self.dir}", file=sys.stderr)
         else:
             shutil.rmtree(self.dir, ignore_errors=True)
-
-    def _end_holders(self):
-        """The processes that keep descriptors of devices belong to no group of ours; they name
-        our directory in their command."""
-        for entry in pathlib.Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            inside = any(word.startswith(bytes(self.dir) + b"/") for word in words)
-            if inside and b"holder" in words:
-                os.kill(int(entry.name), signal.SIGKILL)
 
     def _make_namespaces(self):
         """alpha and beta each in a network namespace, joined by a pair of virtual cards."""
@@ -448,7 +451,7 @@ class Cluster:
             host = f"10.99.0.{number}" if self.namespaces else "127.0.0.1"
             lines += [f"[node.{name}]", f'address = "{host}:{node.port}"', f'key = "{node.key}"']
             lines += [f'{key} = "{node.dir}"' for key in ("state_dir", "run_dir")]
-            lines.append(f'device_dir = "{node.dir}/dev"')
+            lines.append(f'device_dir = "{node.device_dir}"')
             if self.tcp:
                 lines.append(f'nbd_address = "127.0.0.1:{node.nbd_port}"')
             lines.append("")
