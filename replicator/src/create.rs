@@ -108,9 +108,8 @@ pub enum CreateError {
     },
     /// It holds something, and nobody said that it may go.
     #[error(
-        "{path} holds {}; {fate}. If that is what you want, say so: --force {}",
-        titles(findings),
-        words(findings)
+        "{path} holds {}; {fate}. If that is what you want, say so: --force {say}",
+        titles(findings)
     )]
     Occupied {
         /// What.
@@ -119,6 +118,8 @@ pub enum CreateError {
         findings: Vec<Finding>,
         /// What would happen to it.
         fate: &'static str,
+        /// All words that have to be given, those included that were.
+        say: String,
     },
     /// Internal metadata would overwrite the end of what is to be kept.
     #[error(transparent)]
@@ -193,11 +194,6 @@ pub struct FillsDisk {
 fn titles(findings: &[Finding]) -> String {
     let titles: Vec<&str> = findings.iter().map(|finding| finding.title.as_str()).collect();
     titles.join(" and ")
-}
-
-fn words(findings: &[Finding]) -> String {
-    let words: Vec<&str> = findings.iter().map(|finding| finding.word).collect();
-    words.join(",")
 }
 
 /// A disk or metadata device that nobody else uses, until it is dropped.
@@ -436,8 +432,11 @@ fn must_be_named(
     if findings.iter().all(named) {
         return Ok(findings.iter().map(|finding| finding.title.clone()).collect());
     }
+    let unnamed = findings.iter().filter(|finding| !named(finding)).map(|finding| finding.word);
+    let given = request.destroy.iter().map(String::as_str);
+    let say = given.chain(unnamed).collect::<Vec<_>>().join(",");
     let path = device.path.clone();
-    Err(CreateError::Occupied { path, findings: findings.to_vec(), fate })
+    Err(CreateError::Occupied { path, findings: findings.to_vec(), fate, say })
 }
 
 /// Names this node's replica as the origin of the data of a resource that never had one (R11b):
