@@ -185,7 +185,9 @@ pub fn plan(leader: &Hello, follower: &Hello, met: ReplicaId, dirty_blocks: u64)
         && !defect(Defect::IdentityNotCompared)
     {
         Plan::Full("it does not know this replica")
-    } else if (base == 0 || base != leader.base) && !defect(Defect::StaleBase) {
+    } else if (base == 0 || base != leader.base)
+        && !(defect(Defect::StaleBase) || defect(Defect::IdentityNotCompared))
+    {
         Plan::Full("its bitmap does not continue this one's")
     } else if (dirty_blocks == 0 || defect(Defect::CurrentWithBits))
         && !follower.syncing

@@ -387,7 +387,7 @@ impl Replica {
         let next = self.state_after_take_over(promotion);
         self.superblock.tenure = next.tenure;
         self.superblock.coming = 0;
-        self.superblock.clean = false;
+        self.superblock.clean &= defect(Defect::CleanMarkStays);
         if promotion.forced {
             // The operator chose these data: from now on they are what the resource is.
             if self.superblock.invalid {

@@ -248,7 +248,7 @@ impl Replica {
         self.register = theirs.register.clone();
         self.superblock.register = self.register.clone();
         self.superblock.tenure = self.superblock.tenure.max(theirs.register.tenure);
-        self.superblock.clean = false;
+        self.superblock.clean &= defect(Defect::CleanMarkStays);
         let met = self.superblock.peers[at].replica == theirs.replica;
         if met && handshake::joined_unknowingly(theirs, &mine) {
             self.joined(at, theirs.base);
