@@ -109,6 +109,7 @@ impl World {
             return;
         }
         self.cut_power(node);
+        self.checkers.diverged[node] = false;
         self.nodes[node].disk = fresh_disk(node, &self.plan, &mut self.draw, false);
         self.start_in(node, back_after);
     }

@@ -23,6 +23,8 @@ struct Pending {
     holds: bool,
     /// A promotion that may use R11a's wait.
     waited: bool,
+    /// A promotion that gives up writes of the other node.
+    diverges: bool,
 }
 
 /// The operator.
@@ -183,7 +185,12 @@ impl World {
         }
         let command =
             Command::Promote { old_primary_is_off: true, allow_data_loss: lossy, alone: false };
+        let other = self.superblock(1 - node);
+        let diverges = !self.holds_everything(node) && other.register.contains(other.replica);
         self.order(node, command, true);
+        if let Some(pending) = &mut self.operator.pending {
+            pending.diverges = diverges;
+        }
     }
 
     /// R11a: a member that lost its power is promoted although another, silent one may hold what
@@ -206,6 +213,11 @@ impl World {
             tell!(self, "for the history: R11a's wait was used");
             self.clients.history.power_lost(PowerLoss::AllMembers);
         }
+        let pending = self.operator.pending.as_ref();
+        if pending.is_some_and(|pending| pending.node == node && pending.holds) {
+            self.checkers.diverged[node] = false;
+            self.checkers.diverged[1 - node] |= pending.is_some_and(|pending| pending.diverges);
+        }
     }
 
     /// Gives a command.
@@ -219,7 +231,8 @@ impl World {
             let since = self.now;
             let waited =
                 matches!(command, Command::Promote { .. }) && self.lost_power_and_is_alone(node);
-            self.operator.pending = Some(Pending { ticket, node, command, since, holds, waited });
+            self.operator.pending =
+                Some(Pending { ticket, node, command, since, holds, waited, diverges: false });
         }
         let input = Input::Ordered { ticket: Ticket(ticket), command };
         self.fact(node, life, Box::new(input));
@@ -242,6 +255,7 @@ impl World {
             self.operator.refusals += 1;
         }
         match pending.command {
+            Command::DiscardDiverged if result.is_ok() => self.checkers.diverged[node] = false,
             Command::Disconnect(_) => {
                 let at = self.now + self.draw.below(2500) * MS;
                 self.operator.reconnect.push((node, at));

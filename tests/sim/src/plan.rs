@@ -126,8 +126,10 @@ impl Plan {
     pub fn draw(draw: &mut Draw) -> Self {
         let mib = [16, 16, 16, 64, 288][draw.below(5) as usize];
         let data_bytes = mib << 20;
-        let spread = draw.chance(40);
-        let spots = 3 + draw.below(if mib > 100 { 90 } else { 12 });
+        // A wide seed touches more extents than the log has, so that some must leave it.
+        let wide = mib > 100;
+        let spread = wide || draw.chance(40);
+        let spots = if wide { 75 + draw.below(20) } else { 3 + draw.below(12) };
         let spots = (0..spots)
             .map(|_| {
                 let most = if spread { data_bytes } else { data_bytes.min(8 << 20) };
@@ -147,9 +149,9 @@ impl Plan {
             data_bytes,
             block_bytes: [512, 4096, 4096, 4096][draw.below(4) as usize],
             spots,
-            requests: 100 + draw.below(200),
-            workers: 1 + draw.below(8) as usize,
-            think_ms: [20, 300, 1500][draw.below(3) as usize],
+            requests: 100 + draw.below(200) + if wide { 200 } else { 0 },
+            workers: if wide { 8 } else { 1 + draw.below(8) as usize },
+            think_ms: [20, 300, if wide { 100 } else { 1500 }][draw.below(3) as usize],
             percent_read: 10 + draw.below(40),
             percent_flush: draw.below(20),
             percent_zero: draw.below(15),
@@ -157,7 +159,7 @@ impl Plan {
             can_punch: [draw.chance(85), draw.chance(85)],
             faults,
             troubles: 20 + draw.below(25),
-            gap_ms: [100, 700, 2500][draw.below(3) as usize],
+            gap_ms: [if wide { 4000 } else { 100 }, 700, 2500][draw.below(3) as usize],
             delay_us: [200, 200, 5_000, 60_000][draw.below(4) as usize],
             disk_us: [200, 200, 2_000, 20_000][draw.below(4) as usize],
             flush_us: [1_000, 10_000, 40_000, 200_000][draw.below(4) as usize],

@@ -365,7 +365,11 @@ impl World {
     fn noted(&mut self, node: usize, note: &Note) {
         match note {
             Note::ResyncFinished { .. } => self.tally.resyncs += 1,
-            Note::Committed { what, .. } => self.committed(node, what),
+            Note::Committed { what, generation } => {
+                self.check_copies(node, what, *generation);
+                self.committed(node, what);
+            }
+            Note::PeerJoined { .. } => self.check_diverged(node),
             _ => {}
         }
         self.spring_at_note(note);
@@ -509,6 +513,10 @@ impl World {
         }
         let working = self.nodes[node].disk.finish(&mut self.draw, key);
         let life = working.life;
+        if matches!(working.job, Job::Flush { .. }) && working.fate.is_err() {
+            // R8: what a failed flush covered counts as lost, as with the power.
+            self.tell_history_of_power_loss(node);
+        }
         if !self.runs(node, life) {
             return;
         }
@@ -752,6 +760,7 @@ impl World {
                 return self.fail(Kind::Safety, "R12", text);
             }
         };
+        self.check_newest_copy(node, replica.superblock().sequence);
         let there = &mut self.nodes[node];
         there.start_at = None;
         there.lives += 1;

@@ -2,6 +2,7 @@
 //! (The answers to clients are judged in `clients.rs`, by the history checker.)
 
 mod convergence;
+mod metadata;
 mod tracking;
 
 /// What the checkers remember.
@@ -9,6 +10,9 @@ mod tracking;
 pub struct Checkers {
     /// When the troubles ended.
     pub calm_since: Option<u64>,
+    /// The node has writes that an operator gave up by promoting the other one: it may take part
+    /// only when the operator says so (R11d).
+    pub diverged: [bool; 2],
     /// Lineage and tenure of the newest office.
     pub newest_office: (u64, u64),
     /// Offices so far: the tenures that the history is told.

@@ -1,0 +1,37 @@
+//! R12: an update of the superblock is durable in both copies before anything relies on it, and the
+//! newer copy counts after a crash. R11d: who diverged takes part only when an operator said so.
+
+use crate::failure::Kind;
+use crate::world::World;
+
+impl World {
+    /// A change is committed: both copies must have it.
+    pub fn check_copies(&mut self, node: usize, what: &str, generation: u64) {
+        if what == "learned from the peer" {
+            return;
+        }
+        let copies = self.nodes[node].disk.copies();
+        if !copies.iter().all(|copy| copy.is_some_and(|(_, on_disk)| on_disk >= generation)) {
+            let text = format!("generation {generation} ({what}) counts, copies have {copies:?}");
+            self.fail(Kind::Safety, "R12", text);
+        }
+    }
+
+    /// A process starts: it must have taken the newer copy.
+    pub fn check_newest_copy(&mut self, node: usize, sequence: u64) {
+        let newest = self.nodes[node].disk.copies().into_iter().flatten().map(|copy| copy.0).max();
+        if newest != Some(sequence) {
+            let text = format!("sequence {sequence} was trusted, a copy has {newest:?}");
+            self.fail(Kind::Safety, "R12", text);
+        }
+    }
+
+    /// A session is agreed on.
+    pub fn check_diverged(&mut self, node: usize) {
+        if self.checkers.diverged[node] {
+            let name = self.nodes[node].name;
+            let text = format!("{name} diverged, and takes part though nobody discarded its data");
+            self.fail(Kind::Safety, "R11d", text);
+        }
+    }
+}
