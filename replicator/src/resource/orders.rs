@@ -19,6 +19,8 @@ use crate::link::Link;
 const ROLE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a promotion waits for a session that may be on its way.
 const SESSION_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the end of a session takes at most from the loop to here.
+const SESSION_NEWS_PATIENCE: Duration = Duration::from_millis(200);
 const SESSION_POLL: Duration = Duration::from_millis(20);
 /// The same for what only changes book-keeping.
 const SHORT_PATIENCE: Duration = Duration::from_secs(15);
@@ -50,8 +52,16 @@ impl Resource {
         }
         let command = Command::Promote { old_primary_is_off, allow_data_loss, alone };
         let mut reply = self.order(command, ROLE_PATIENCE);
-        let is_led = |reply: &Reply| matches!(reply, Reply::Refused(refusal) if refusal.code == "peer_is_primary");
-        if is_led(&reply) && self.leader_is_gone_soon() {
+        let may_change = match &reply {
+            Reply::Refused(refusal) if refusal.code == "peer_is_primary" => {
+                self.leader_is_gone_soon()
+            }
+            Reply::Refused(refusal) if refusal.code == "peer_unreachable" => {
+                self.session_ended_just_now()
+            }
+            _ => false,
+        };
+        if may_change {
             self.wait_for_sessions();
             reply = self.order(command, ROLE_PATIENCE);
         }
@@ -77,14 +87,18 @@ impl Resource {
     fn wait_for_sessions(&self) {
         let deadline = Instant::now() + SESSION_PATIENCE;
         while Instant::now() < deadline {
-            let pending = {
+            let (pending, believed_up) = {
                 let state = self.lock();
                 let now = Instant::now();
                 let briefly = |link: &Link| link.is_briefly_down(SESSION_PATIENCE, now);
-                state.run.is_some() && state.links.iter().any(briefly)
+                let pending = state.run.is_some() && state.links.iter().any(briefly);
+                (pending, state.links.iter().any(Link::is_up))
             };
+            // The core learns of an end a moment before the links here do.
             let greets = |status: LoopStatus| {
-                status.core.peers.iter().any(|peer| peer.state == "connecting")
+                status.core.peers.iter().any(|peer| {
+                    peer.state == "connecting" || believed_up && peer.state == "disconnected"
+                })
             };
             if !pending && !self.loop_status().is_some_and(greets) {
                 return;
@@ -110,6 +124,17 @@ impl Resource {
             drop(self.changed.wait_timeout(state, SESSION_POLL));
         }
         false
+    }
+
+    /// Whether a session that the core has lost is only ending here: the loop's word about it
+    /// may still be on its way.
+    fn session_ended_just_now(&self) -> bool {
+        let state = self.lock();
+        let is_up = |state: &mut super::State| state.links.iter().any(Link::is_up);
+        let waited = self.changed.wait_timeout_while(state, SESSION_NEWS_PATIENCE, is_up);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        state.links.iter().any(|link| link.is_briefly_down(SESSION_PATIENCE, now))
     }
 
     fn wait_for_device(&self) {
