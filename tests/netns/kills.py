@@ -63,7 +63,7 @@ def wait_for_writes(node, count, deadline_s=20):
 def a_killed_secondary_returns_under_load_and_no_client_sees_it():
     with Cluster(size_mib=96) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        load = start_fio(cluster, 9)
+        load = start_fio(cluster, 7)
         wait_for_writes(alpha, 1000)
         for _ in range(2):
             beta.kill()
@@ -107,7 +107,7 @@ def fail_over_under_load(backing):
     with Cluster(size_mib=64, backing=backing) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         blkload = Blkload(cluster, alpha, beta)
-        load = blkload.start(10)
+        load = blkload.start(6)
         wait_for_writes(alpha, 1500)
         alpha.kill()
         killed = time.monotonic()
@@ -157,7 +157,7 @@ def four_fail_overs_in_a_row_with_outages_in_between():
     with Cluster(size_mib=64) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         blkload = Blkload(cluster, alpha, beta)
-        load = blkload.start(14)
+        load = blkload.start(9)
         primary, secondary = alpha, beta
         for _ in range(4):
             wait_for_writes(primary, 400)
@@ -177,7 +177,7 @@ def a_killed_primary_that_is_restarted_at_once_resumes_its_office():
         alpha, beta = cluster.start().alpha, cluster.beta
         tenure = alpha.replica()["tenure"]
         blkload = Blkload(cluster, alpha)
-        load = blkload.start(8)
+        load = blkload.start(5)
         wait_for_writes(alpha, 1500)
         alpha.kill()
         alpha.start()
@@ -229,7 +229,7 @@ def a_stopped_process_of_the_secondary_is_left_out_and_comes_back():
     """H2: SIGSTOP; nothing closes the connection, only silence tells."""
     with Cluster(size_mib=64) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        load = start_fio(cluster, 8)
+        load = start_fio(cluster, 5)
         wait_for_writes(alpha, 500)
         beta.signal(signal.SIGSTOP)
         began = time.monotonic()

@@ -18,7 +18,7 @@ def survive_a_cut(direction):
     """P3: nothing of `direction` arrives; the connection itself looks alive."""
     with namespaces_or_skip() as cluster:
         alpha = cluster.start().alpha
-        load = start_fio(cluster, 9)
+        load = start_fio(cluster, 5)
         wait_for_writes(alpha, 500)
         for node in direction:
             cluster.cut_from(node)
@@ -49,7 +49,7 @@ def a_link_that_flaps_never_leaves_the_replicas_different():
     """P6: cut and healed again and again under load."""
     with namespaces_or_skip() as cluster:
         alpha = cluster.start().alpha
-        load = start_fio(cluster, 12)
+        load = start_fio(cluster, 9)
         for number in range(4):
             wait_for_writes(alpha, 300)
             cluster.cut_from(("alpha", "beta")[number % 2])

@@ -103,6 +103,7 @@ class FileSystem:
     """As root: ext4 on the block device of whoever is primary."""
 
     what = "ext4 on the replicated block device"
+    safe = "fsynced"
 
     def __init__(self, cluster, told):
         self.cluster, self.told = cluster, told
@@ -175,6 +176,8 @@ class FileSystem:
             backing = pathlib.Path("/sys/block", device.name, "loop/backing_file")
             if backing.exists() and backing.read_text().startswith("/replicator:"):
                 run("losetup", "--detach", device, check=False)
+        for node in self.cluster.nodes.values():
+            (node.device_dir / "demo").unlink(missing_ok=True)
         for folder, _, _ in os.walk("/dev/replicator", topdown=False):
             try:
                 os.rmdir(folder)
@@ -186,6 +189,7 @@ class Archive:
     """As any other user: files one behind the other on the device, through NBD."""
 
     what = "an archive of files on the replicated device, through NBD"
+    safe = "written and flushed"
     ROUNDS = {"first": 0, "second": 512 * MIB}
 
     def __init__(self, cluster, told):
@@ -287,9 +291,9 @@ def write_under_it(told, storage, alpha):
         told.progress(f"copying: {len(writer.safe)} files, {size(writer.bytes)}")
     copied, took = len(writer.safe), time.monotonic() - began
     expect(copied >= 1000, f"only {copied} files were found to copy")
-    told.progress_ends(f"copied a tree of {copied} files, {size(writer.bytes)}, each one fsynced, "
-                       f"in {took:.1f} s")
-    told.line("the writer goes on with new files, 8 at a time, each one fsynced")
+    told.progress_ends(f"copied a tree of {copied} files, {size(writer.bytes)}, each one "
+                       f"{storage.safe}, in {took:.1f} s")
+    told.line(f"the writer goes on with new files, 8 at a time, each one {storage.safe}")
     wait_until("the writer has gone on for a while",
                lambda: len(writer.safe) > copied + 50
                and time.monotonic() - began > took + WRITE_ON_S, 60)
@@ -308,8 +312,8 @@ def die_and_take_over(told, storage, writer, alpha, beta):
     served = time.monotonic() - killed
     told.line(f"replctl promote demo --old-primary-is-off: {answer.get('done', answer)}")
     why = writer.end()
-    told.line(f"the writer on alpha had {len(writer.safe)} files fsynced, {size(writer.bytes)}, "
-              "when its disk went away")
+    told.line(f"the writer on alpha had {len(writer.safe)} files {storage.safe}, "
+              f"{size(writer.bytes)}, when its disk went away")
     expect("gone" in why, f"the writer did not notice: {why}")
     told.line(f"promoted after {promoted:.2f} s; "
               + bold(f"first acknowledged write {served:.2f} s after the SIGKILL"))
