@@ -51,17 +51,9 @@ impl Resource {
             self.wait_for_sessions();
         }
         let command = Command::Promote { old_primary_is_off, allow_data_loss, alone };
+        let deadline = Instant::now() + SESSION_PATIENCE;
         let mut reply = self.order(command, ROLE_PATIENCE);
-        let may_change = match &reply {
-            Reply::Refused(refusal) if refusal.code == "peer_is_primary" => {
-                self.leader_is_gone_soon()
-            }
-            Reply::Refused(refusal) if refusal.code == "peer_unreachable" => {
-                self.session_ended_just_now()
-            }
-            _ => false,
-        };
-        if may_change {
+        while Instant::now() < deadline && self.is_refused_for_a_moment(&reply) {
             self.wait_for_sessions();
             reply = self.order(command, ROLE_PATIENCE);
         }
@@ -126,6 +118,19 @@ impl Resource {
         false
     }
 
+    /// Whether a refusal was due to sessions that are just ending or beginning.
+    fn is_refused_for_a_moment(&self, reply: &Reply) -> bool {
+        match reply {
+            Reply::Refused(refusal) if refusal.code == "peer_is_primary" => {
+                self.leader_is_gone_soon()
+            }
+            Reply::Refused(refusal) if refusal.code == "peer_unreachable" => {
+                self.session_ended_just_now()
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a session that the core has lost is only ending here: the loop's word about it
     /// may still be on its way.
     fn session_ended_just_now(&self) -> bool {
@@ -134,7 +139,8 @@ impl Resource {
         let waited = self.changed.wait_timeout_while(state, SESSION_NEWS_PATIENCE, is_up);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        state.links.iter().any(|link| link.is_briefly_down(SESSION_PATIENCE, now))
+        let is_news = |link: &Link| link.is_up() || link.is_briefly_down(SESSION_PATIENCE, now);
+        state.links.iter().any(is_news)
     }
 
     fn wait_for_device(&self) {
