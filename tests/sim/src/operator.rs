@@ -224,6 +224,9 @@ impl World {
     pub fn order(&mut self, node: usize, command: Command, holds: bool) {
         let Some(process) = &self.nodes[node].process else { return };
         let life = process.life;
+        if command == Command::DiscardDiverged {
+            self.checkers.diverged[node] = false;
+        }
         self.operator.tickets += 1;
         let ticket = self.operator.tickets;
         tell!(self, "operator to {}: {command:?} ({ticket})", self.nodes[node].name);
@@ -255,7 +258,6 @@ impl World {
             self.operator.refusals += 1;
         }
         match pending.command {
-            Command::DiscardDiverged if result.is_ok() => self.checkers.diverged[node] = false,
             Command::Disconnect(_) => {
                 let at = self.now + self.draw.below(2500) * MS;
                 self.operator.reconnect.push((node, at));
@@ -303,6 +305,8 @@ impl World {
         let (mine, other) = (self.superblock(node), self.superblock(1 - node));
         let mine_is_newest = mine.register.order() >= other.register.order();
         let newest = if mine_is_newest { &mine } else { &other };
-        newest.register.contains(mine.replica) && !mine.invalid && !mine.syncing
+        // A join that it was told of and that was made is the end of its resync (R4d).
+        let joined = mine.coming != 0 && mine.coming <= newest.register.generation;
+        newest.register.contains(mine.replica) && !mine.invalid && (!mine.syncing || joined)
     }
 }
