@@ -12,6 +12,7 @@ use alloc::format;
 
 use crate::block::ReplicaId;
 use crate::defect::{Defect, defect};
+use crate::metadata::PeerRecord;
 use crate::wire::Hello;
 
 /// What a peer is to this replica.
@@ -170,9 +171,9 @@ pub enum Plan {
 }
 
 /// R13: a partial resync only if both bitmaps name the same generation at which they were last
-/// empty and both know each other's replica. `met` is the replica the leader remembers there;
-/// `all_dirty` its mark that a full resync was begun and the bitmap says nothing after a restart.
-pub fn plan(leader: &Hello, follower: &Hello, met: ReplicaId, dirty_blocks: u64) -> Plan {
+/// empty and both know each other's replica. `known` is what the leader remembers of it.
+pub fn plan(leader: &Hello, follower: &Hello, known: &PeerRecord, dirty_blocks: u64) -> Plan {
+    let met = known.replica;
     let base = follower_base(leader, follower);
     let both_new = met == ReplicaId::NONE && follower.knows_you_as == ReplicaId::NONE;
     let assumed = both_new && leader.assumed_equal && follower.assumed_equal && base == 1;
@@ -180,6 +181,8 @@ pub fn plan(leader: &Hello, follower: &Hello, met: ReplicaId, dirty_blocks: u64)
         Plan::Full("its data were declared bad, or were changed without us")
     } else if met != follower.replica && !assumed && !defect(Defect::IdentityNotCompared) {
         Plan::Full("it is a new replica")
+    } else if met == follower.replica && follower.started_from < known.floor {
+        Plan::Full("its disk was restored from an older copy")
     } else if follower.knows_you_as != leader.replica
         && !assumed
         && !defect(Defect::IdentityNotCompared)
@@ -213,4 +216,104 @@ pub fn joined_unknowingly(leader: &Hello, follower: &Hello) -> bool {
     follower.coming != 0
         && follower.coming == leader.base
         && follower.knows_you_as == leader.replica
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::Incarnation;
+    use crate::register::{Basis, RegisterState};
+
+    const ALPHA: ReplicaId = ReplicaId(1);
+    const BETA: ReplicaId = ReplicaId(2);
+    const BOOT: Incarnation = Incarnation(7);
+
+    fn register(generation: u64, members: &[ReplicaId]) -> RegisterState {
+        let mut state = RegisterState::default();
+        for &member in members {
+            state = state.with(member, BOOT);
+        }
+        state.generation = generation;
+        state
+    }
+
+    fn hello(replica: ReplicaId, register: RegisterState) -> Hello {
+        Hello { replica, incarnation: BOOT, has_disk: true, register, base: 5, ..Hello::default() }
+    }
+
+    fn forced(mut register: RegisterState, taker_was_member: bool) -> RegisterState {
+        register.basis = Basis { lineage: 1, taker_was_member };
+        register.primary = Some(BETA);
+        register
+    }
+
+    fn meet(old: RegisterState, new: RegisterState) -> Relation {
+        let mine = hello(ALPHA, old);
+        let theirs = Hello { is_primary: true, ..hello(BETA, new) };
+        relation(&mine, &theirs)
+    }
+
+    #[test]
+    fn an_old_primary_whose_taker_was_a_member_follows() {
+        let new = forced(register(9, &[BETA]), true);
+        assert_eq!(meet(register(8, &[ALPHA, BETA]), new), Relation::Follow);
+    }
+
+    #[test]
+    fn an_old_primary_that_went_on_alone_is_refused_whatever_its_generation() {
+        for generation in [8, 9, 10, 11] {
+            let new = forced(register(10, &[BETA]), true);
+            let relation = meet(register(generation, &[ALPHA]), new);
+            let diverged = Some(Diverged::Mine);
+            assert!(
+                matches!(&relation, Relation::Refuse { diverged: d, .. } if *d == diverged),
+                "generation {generation}: {relation:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_taker_that_was_no_member_makes_every_old_member_diverged() {
+        let new = forced(register(9, &[BETA]), false);
+        let relation = meet(register(8, &[ALPHA, BETA]), new);
+        assert!(matches!(relation, Relation::Refuse { diverged: Some(Diverged::Mine), .. }));
+    }
+
+    #[test]
+    fn what_an_operator_gave_up_is_no_longer_in_the_way() {
+        let mine = Hello { discard_diverged: true, ..hello(ALPHA, register(11, &[ALPHA])) };
+        let new = forced(register(10, &[BETA]), true);
+        let theirs = Hello { is_primary: true, ..hello(BETA, new) };
+        assert_eq!(relation(&mine, &theirs), Relation::Follow);
+    }
+
+    #[test]
+    fn a_failed_disk_hands_the_register_over_but_neither_leads_nor_follows() {
+        let mine = Hello { has_disk: false, ..hello(ALPHA, register(9, &[BETA])) };
+        let theirs = hello(BETA, register(8, &[ALPHA, BETA]));
+        assert_eq!(relation(&theirs, &mine), Relation::Idle { adopt: true });
+        let theirs = Hello { is_primary: true, ..theirs };
+        assert!(matches!(relation(&mine, &theirs), Relation::Refuse { diverged: None, .. }));
+    }
+
+    #[test]
+    fn a_resync_is_partial_only_when_nothing_speaks_against_it() {
+        let leader = Hello { is_primary: true, ..hello(ALPHA, register(8, &[ALPHA])) };
+        let follower = Hello {
+            knows_you_as: ALPHA,
+            started_from: 40,
+            ..hello(BETA, RegisterState::default())
+        };
+        let known = PeerRecord { replica: BETA, base: 5, floor: 40, ..PeerRecord::default() };
+        assert_eq!(plan(&leader, &follower, &known, 3), Plan::Partial);
+        let full = |follower: Hello, known: &PeerRecord| {
+            matches!(plan(&leader, &follower, known, 0), Plan::Full(_))
+        };
+        assert!(full(Hello { base: 4, ..follower.clone() }, &known), "another base");
+        assert!(full(Hello { invalid: true, ..follower.clone() }, &known), "bad data");
+        assert!(full(Hello { replica: ReplicaId(3), ..follower.clone() }, &known), "new disk");
+        assert!(full(Hello { knows_you_as: BETA, ..follower.clone() }, &known), "new leader");
+        let left = PeerRecord { floor: 41, ..known };
+        assert!(full(follower, &left), "restored from a copy made before it left");
+    }
 }

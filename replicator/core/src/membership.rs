@@ -262,7 +262,10 @@ impl Replica {
 
     /// A follower wants to leave: it gets nothing new, everything sent becomes durable there,
     /// then it is taken out of the set; so nothing will be missing but what is written meanwhile.
-    pub(crate) fn leave_asked(&mut self, at: usize, effects: &mut Effects) {
+    pub(crate) fn leave_asked(&mut self, at: usize, sequence: u64, effects: &mut Effects) {
+        // It marks its disk clean after this: one that comes back without the mark is older (R12).
+        let floor = &mut self.superblock.peers[at].floor;
+        *floor = (*floor).max(sequence.saturating_add(1));
         match self.peers[at].link {
             Link::Leading(Lead::Current | Lead::Joining(_) | Lead::Syncing) => {
                 self.peers[at].link = Link::Leading(Lead::Leaving);

@@ -46,6 +46,9 @@ pub struct PeerRecord {
     /// The generation at which the bitmap for it was last empty while both were members, or the
     /// one in which a full resync of it was begun; 0: never.
     pub base: u64,
+    /// Its superblock has reached at least this sequence: one that starts from an older is a disk
+    /// restored from a copy (R12).
+    pub floor: u64,
     /// Every block counts as dirty, whatever the bitmap says: a full resync is due or under way.
     pub all_dirty: bool,
 }
@@ -288,6 +291,7 @@ impl Superblock {
             put_name(&peer.node, &mut out);
             out.extend_from_slice(&peer.replica.0.to_le_bytes());
             out.extend_from_slice(&peer.base.to_le_bytes());
+            out.extend_from_slice(&peer.floor.to_le_bytes());
             out.push(u8::from(peer.all_dirty));
         }
         assert!(out.len() <= SUPERBLOCK_BYTES - 4, "superblock of {} bytes", out.len());
@@ -364,6 +368,7 @@ impl Superblock {
                 node: take_name(input)?,
                 replica: ReplicaId(input.u128()?),
                 base: input.u64()?,
+                floor: input.u64()?,
                 all_dirty: input.u8()? != 0,
             });
         }

@@ -864,7 +864,8 @@ impl Replica {
         let Some(stopping) = &mut self.stopping else { return };
         if let Some(leader) = self.following.filter(|leader| leader.ready) {
             stopping.leaving_until = Some(deadline);
-            self.send(leader.peer, Message::Leave, None, effects);
+            let sequence = self.superblock.sequence;
+            self.send(leader.peer, Message::Leave { sequence }, None, effects);
         } else {
             self.stop_sessions(effects);
         }

@@ -111,6 +111,8 @@ pub struct Replica {
     pub(crate) config: Config,
     pub(crate) now: Time,
     pub(crate) started_at: Time,
+    /// The superblock's sequence at the start (R12).
+    pub(crate) started_from: u64,
     pub(crate) role: Role,
     /// The newest committed state this replica knows of.
     pub(crate) register: RegisterState,
@@ -219,6 +221,7 @@ impl Replica {
         Ok(Self {
             now,
             started_at: now,
+            started_from: superblock.sequence,
             role: Role::Starting,
             register: superblock.register.clone(),
             change: None,

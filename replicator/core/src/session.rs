@@ -85,6 +85,7 @@ impl Replica {
             syncing: self.superblock.syncing,
             discard_diverged: self.superblock.discard_diverged,
             assumed_equal: self.superblock.assumed_equal,
+            started_from: self.started_from,
             tenure: self.superblock.tenure,
             register: self.register.clone(),
             coming: self.superblock.coming,
@@ -132,7 +133,7 @@ impl Replica {
             Message::Grow(state) => self.grow_announced(at, *state, effects),
             Message::GrowReady { generation } => self.grow_ready(at, generation, effects),
             Message::Committed(state) => self.committed_came(at, *state, effects),
-            Message::Leave => self.leave_asked(at, effects),
+            Message::Leave { sequence } => self.leave_asked(at, sequence, effects),
             Message::LeaveDone => self.leave_done(at, effects),
             Message::DiskFailed => {
                 self.peers[at].why = "its disk failed".into();
@@ -364,6 +365,8 @@ impl Replica {
         if joins {
             self.joined(at, self.register.generation);
         }
+        let generation = self.register.generation;
+        effects.push(Effect::Note(Note::Committed { generation, what: "told by the primary" }));
         self.persist(After::Nothing, effects);
     }
 
@@ -419,9 +422,8 @@ impl Replica {
         }
         let mine = self.hello(at);
         let theirs = self.peers[at].hello.clone().expect("a follower has greeted");
-        let met = self.superblock.peers[at].replica;
         let dirty = self.peers[at].bitmap.blocks().count();
-        let plan = handshake::plan(&mine, &theirs, met, dirty);
+        let plan = handshake::plan(&mine, &theirs, &self.superblock.peers[at], dirty);
         if plan == Plan::Current {
             self.peers[at].link = Link::Leading(Lead::Current);
             self.peers[at].volatile_since = self.now;
@@ -434,6 +436,11 @@ impl Replica {
             self.check_members(effects);
             return;
         }
+        let floor = &mut self.superblock.peers[at].floor;
+        *floor = match plan {
+            Plan::Full(_) => theirs.started_from,
+            _ => theirs.started_from.max(*floor),
+        };
         match plan {
             Plan::Full(_) => {
                 let generation = self.register.generation;

@@ -111,7 +111,10 @@ pub enum Message {
     /// The authority committed this.
     Committed(Box<RegisterState>),
     /// The sender wants to leave orderly.
-    Leave,
+    Leave {
+        /// The sequence of its superblock; it will only come back with a higher one (R12).
+        sequence: u64,
+    },
     /// It is out of the set, or nobody minds.
     LeaveDone,
     /// The sender's disk failed; it holds nothing any more.
@@ -156,6 +159,8 @@ pub struct Hello {
     pub discard_diverged: bool,
     /// An operator said at its creation that all replicas are equal (R10).
     pub assumed_equal: bool,
+    /// The sequence of its superblock when its process started (R12).
+    pub started_from: u64,
     /// The newest tenure it has accepted.
     pub tenure: u64,
     /// Its copy of the register.
@@ -421,7 +426,7 @@ impl Header {
                 (self.kind, self.seq) = (kind::GROW_READY, *generation);
             }
             Message::Committed(state) => self.register(kind::COMMITTED, state, out),
-            Message::Leave => self.kind = kind::LEAVE,
+            Message::Leave { sequence } => (self.kind, self.seq) = (kind::LEAVE, *sequence),
             Message::LeaveDone => self.kind = kind::LEAVE_DONE,
             Message::DiskFailed => self.kind = kind::DISK_FAILED,
             Message::AuthorityWanted => self.kind = kind::AUTHORITY_WANTED,
@@ -467,7 +472,7 @@ impl Header {
             kind::GROW => Message::Grow(Box::new(take_register(input)?)),
             kind::GROW_READY => Message::GrowReady { generation: seq },
             kind::COMMITTED => Message::Committed(Box::new(take_register(input)?)),
-            kind::LEAVE => Message::Leave,
+            kind::LEAVE => Message::Leave { sequence: seq },
             kind::LEAVE_DONE => Message::LeaveDone,
             kind::DISK_FAILED => Message::DiskFailed,
             kind::AUTHORITY_WANTED => Message::AuthorityWanted,
@@ -485,7 +490,14 @@ impl Hello {
         out.extend_from_slice(&self.replica.0.to_le_bytes());
         out.extend_from_slice(&self.incarnation.0.to_le_bytes());
         out.extend_from_slice(&self.knows_you_as.0.to_le_bytes());
-        for number in [self.size_bytes, self.tenure, self.coming, self.base, self.dirty_blocks] {
+        for number in [
+            self.size_bytes,
+            self.started_from,
+            self.tenure,
+            self.coming,
+            self.base,
+            self.dirty_blocks,
+        ] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         out.extend_from_slice(&self.block_bytes.to_le_bytes());
@@ -513,6 +525,7 @@ impl Hello {
             incarnation: Incarnation(input.u128()?),
             knows_you_as: ReplicaId(input.u128()?),
             size_bytes: input.u64()?,
+            started_from: input.u64()?,
             tenure: input.u64()?,
             coming: input.u64()?,
             base: input.u64()?,
