@@ -30,15 +30,23 @@ pub enum Moment {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Strike {
     /// The node that serves falls.
-    Primary { power: bool },
+    Primary {
+        /// Whether its machine loses its power; else its process is killed.
+        power: bool,
+    },
     /// The other one falls.
-    Secondary { power: bool },
+    Secondary {
+        /// As for the primary.
+        power: bool,
+    },
     /// Both lose their power.
     Both,
     /// The connection is reset.
     Reset,
     /// Nothing passes for a while.
     Cut,
+    /// The disk of the node that does not serve hangs.
+    Hang,
 }
 
 /// An ambush that is laid.
@@ -65,13 +73,14 @@ impl Ambush {
         let waits_for = moments[draw.below(8) as usize];
         let window = [1_000, 10_000, 60_000, 500_000][draw.below(4) as usize];
         let power = draw.chance(50);
-        let strikes = match draw.below(8) {
+        let strikes = match draw.below(10) {
             0 | 1 => vec![(Strike::Primary { power }, window)],
             2 => vec![(Strike::Secondary { power }, window)],
             3 => vec![(Strike::Both, window)],
             4 => vec![(Strike::Reset, window), (Strike::Primary { power }, 2 * window)],
             5 => vec![(Strike::Cut, window), (Strike::Primary { power }, 2 * window)],
             6 => vec![(Strike::Secondary { power }, window), (Strike::Primary { power }, window)],
+            7 | 8 => vec![(Strike::Hang, 1_000), (Strike::Primary { power }, 4 * window)],
             _ => vec![(Strike::Reset, window)],
         };
         Self { waits_for, strikes }
@@ -130,6 +139,9 @@ impl World {
                 if let Some(number) = session {
                     self.end_connection(number as usize, primary, LinkLoss::Io(104));
                 }
+            }
+            Strike::Hang => {
+                self.nodes[1 - primary].hung_until = self.now + back_after.min(3_000 * MS);
             }
             Strike::Cut => self.blocked_until = [self.now + back_after; 2],
         }

@@ -34,7 +34,8 @@ pub struct Working {
     pub fate: Result<(), DiskFailure>,
 }
 
-/// What an operation does.
+/// What an operation does, with the fields of the core's order.
+#[expect(missing_docs, reason = "the fields are those of the core's effects")]
 #[derive(Debug)]
 pub enum Job {
     /// Write or zero a range.

@@ -14,3 +14,10 @@ pub mod operator;
 pub mod plan;
 pub mod sectors;
 pub mod world;
+
+/// The seeds of a list of regressions: the first word of each line that is no comment.
+pub fn regressions(list: &str) -> impl Iterator<Item = u64> {
+    list.lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter_map(|word| word.parse().ok())
+}

@@ -22,7 +22,7 @@ fn main() {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--trace" => trace = true,
-            "mutants" => return mutants::run(args.next().map(String::as_str)),
+            "mutants" => return look_for_defects(args.next().map(String::as_str)),
             "--defect" => {
                 if let Some(name) = args.next() {
                     mutants::wake(name);
@@ -45,6 +45,14 @@ fn main() {
             );
             exit(2);
         }
+    }
+}
+
+/// `mutants` counts in all seeds, `mutants --first` ends each search at the first seed.
+fn look_for_defects(argument: Option<&str>) {
+    match argument {
+        Some("--first") => mutants::run(None, true),
+        only => mutants::run(only, false),
     }
 }
 
@@ -86,6 +94,12 @@ struct Report {
 }
 
 fn campaign(from: u64, to: u64) {
+    for seed in sim::regressions(include_str!("../regressions.txt")) {
+        if let Some(failure) = World::new(seed, false).run() {
+            println!("regression {seed}: {failure}");
+            exit(failure.kind.exit_code());
+        }
+    }
     let started = Instant::now();
     let next = Arc::new(AtomicU64::new(from));
     let report = Arc::new(Mutex::new(Report::default()));

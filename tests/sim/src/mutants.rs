@@ -14,6 +14,17 @@ use crate::world::World;
 /// Every defect must be found within so many seeds.
 const SEEDS: u64 = 2000;
 
+/// Defects that change nothing anybody can see in a pair without a witness, and why. They are run
+/// and shown, and need not be found here.
+const MASKED: &[(Defect, &str)] = &[
+    (Defect::TenureNotDurable, "only a third replica could hear an older primary"),
+    (Defect::SessionOverOldWrites, "old and new frames are applied in their order of overlap"),
+    (Defect::JoinWithFramesOut, "the flush before a join goes behind all frames"),
+    (Defect::FlushOvertakesWrites, "what a flush covers was acknowledged before it was sent"),
+    (Defect::MemberKeptAfterRestart, "what it lost is dirty since the end of its session"),
+    (Defect::HotForgottenWhenDeposed, "a living primary is deposed only with a witness"),
+];
+
 /// Breaks a rule in this process.
 pub fn wake(name: &str) {
     match DEFECTS.iter().find(|defect| format!("{defect:?}") == name) {
@@ -46,8 +57,9 @@ struct Found {
     first: Option<(u64, String)>,
 }
 
-/// Looks for every defect, or for one; exits with 1 when one is not found.
-pub fn run(only: Option<&str>) {
+/// Looks for every defect, or for one, in all seeds or until it is found; exits with 1 when one is
+/// not found.
+pub fn run(only: Option<&str>, until_found: bool) {
     if let Some(name) = only {
         assert!(DEFECTS.iter().any(|d| format!("{d:?}") == name), "no defect has the name {name}");
     }
@@ -63,7 +75,7 @@ pub fn run(only: Option<&str>) {
         for _ in 0..cores {
             scope.spawn(|| {
                 while let Some(&defect) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let found = look_for(defect);
+                    let found = look_for(defect, until_found);
                     println!("{}", line(&found));
                     results.lock().expect("no thread panics").push(found);
                 }
@@ -71,9 +83,14 @@ pub fn run(only: Option<&str>) {
         }
     });
     let results = results.into_inner().expect("no thread panics");
-    let missed: Vec<Defect> =
-        results.iter().filter(|f| f.seeds == 0).map(|found| found.defect).collect();
-    println!("{} of {} defects found", results.len() - missed.len(), results.len());
+    let is_masked = |defect: Defect| MASKED.iter().any(|masked| masked.0 == defect);
+    let missed: Vec<Defect> = results
+        .iter()
+        .filter(|found| found.seeds == 0 && !is_masked(found.defect))
+        .map(|found| found.defect)
+        .collect();
+    let found = results.iter().filter(|found| found.seeds > 0).count();
+    println!("{found} of {} defects found", results.len());
     if !missed.is_empty() {
         println!("not found within {SEEDS} seeds: {missed:?}");
         exit(1);
@@ -87,11 +104,15 @@ fn line(found: &Found) -> String {
             let how: String = how.chars().take(100).collect();
             format!("{name:24} {:5} of {SEEDS} seeds, first {seed}: {how}", found.seeds)
         }
-        None => format!("{name:24} NOT FOUND in {SEEDS} seeds"),
+        None => {
+            let why = MASKED.iter().find(|masked| masked.0 == found.defect).map(|masked| masked.1);
+            let why = why.map_or("NOT FOUND".into(), |why| format!("masked: {why}"));
+            format!("{name:24} {why}")
+        }
     }
 }
 
-fn look_for(defect: Defect) -> Found {
+fn look_for(defect: Defect, until_found: bool) -> Found {
     let mut found = Found { defect, seeds: 0, first: None };
     let mut from = 0;
     let program = std::env::current_exe().expect("this program has a path");
@@ -113,10 +134,15 @@ fn look_for(defect: Defect) -> Found {
                 found.seeds += 1;
                 found.first.get_or_insert((seed, how.to_string()));
                 last = Some(seed);
+                if until_found {
+                    // It may have ended by itself already.
+                    let _ = child.kill();
+                }
             }
         }
         child.wait().expect("a child ends");
         match last {
+            _ if until_found && found.seeds > 0 => return found,
             Some(seed) if seed >= from => from = seed + 1,
             _ => panic!("{defect:?}: a child ended without a word at {from}"),
         }

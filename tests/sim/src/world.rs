@@ -37,6 +37,7 @@ const EVENTS_MAX: u64 = 3_000_000;
 const LOG_EXTENTS: u16 = 64;
 
 /// Something that will happen.
+#[expect(missing_docs, reason = "node, life and connection say what they are")]
 #[derive(Debug)]
 pub enum Event {
     /// A disk operation ends.
