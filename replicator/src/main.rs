@@ -72,6 +72,12 @@ fn main() -> ExitCode {
         };
     }
     start_logging();
+    if replicator_core::HAS_DEFECTS {
+        tracing::warn!(
+            "built together with the simulator, with its switches for broken rules; for use build \
+             with: cargo build --release"
+        );
+    }
     let config = match ClusterConfig::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return complain(EXIT_USAGE, &error),

@@ -33,6 +33,9 @@ pub mod status;
 pub mod time;
 pub mod wire;
 
+/// Whether this build can break rules on purpose: only the simulator's should.
+pub const HAS_DEFECTS: bool = cfg!(feature = "defects");
+
 pub use block::{BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Ticket};
 pub use command::{Answer, Command, Refusal};
 pub use config::{Config, PeerConfig, Timing};
