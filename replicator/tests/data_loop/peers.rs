@@ -48,7 +48,7 @@ impl Core for Secondary {
                     let range = ByteRange::new(0, 64 << 10);
                     effects.push(Effect::ReadForResync { op: OpId(self.next_op), range });
                 }
-                Message::Leave => {
+                Message::Leave { .. } => {
                     (0..12).for_each(|_| send(session, Message::Ping, None));
                     effects.push(Effect::ClosePeer { peer: PEER, session, retry: Retry::Rarely });
                 }
@@ -207,7 +207,7 @@ fn a_session_that_the_core_closes_sends_what_was_ordered_before() {
     let backing = Backing::new(SIZE);
     let (running, losses) = start(&backing);
     let mut stream = connect(&running, 1, Vec::new());
-    stream.write_all(&frame(&Message::Leave, &[])).expect("a frame sent");
+    stream.write_all(&frame(&Message::Leave { sequence: 1 }, &[])).expect("a frame sent");
     for _ in 0..12 {
         assert!(matches!(receive(&mut stream), Some((Message::Ping, _))));
     }
@@ -234,7 +234,7 @@ fn a_closing_session_whose_peer_does_not_read_is_cut_off_in_time() {
     // More than the socket holds (2 MiB), so something waits in front of it.
     running.until_status("80 frames", |status| status.counters.frames_sent >= 80);
     let began = Instant::now();
-    stream.write_all(&frame(&Message::Leave, &[])).expect("a frame sent");
+    stream.write_all(&frame(&Message::Leave { sequence: 1 }, &[])).expect("a frame sent");
     let why = running.until(|event| match event {
         FromLoop::SessionEnded { why, .. } => Some(why.clone()),
         _ => None,
