@@ -12,6 +12,8 @@ use crate::world::{Event, MS, World};
 pub enum Moment {
     /// A change of the register is committed.
     Commit,
+    /// A peer is ready to join: its membership is about to be proposed (R4e).
+    Growth,
     /// A resync begins.
     ResyncStart,
     /// A session is agreed on.
@@ -41,6 +43,11 @@ pub enum Strike {
     },
     /// Both lose their power.
     Both,
+    /// The other one loses its power and is back at once; the node that serves falls for long. So
+    /// the only copy of what is not flushed is gone, and flushed data must be enough (R11a).
+    Doom,
+    /// The process of the node that serves is killed and started again at once.
+    Blink,
     /// The connection is reset.
     Reset,
     /// Nothing passes for a while.
@@ -64,16 +71,19 @@ impl Ambush {
             Moment::Commit,
             Moment::Commit,
             Moment::ResyncStart,
+            Moment::ResyncStart,
+            Moment::Growth,
+            Moment::Growth,
             Moment::Joined,
             Moment::Lost,
             Moment::Role,
             Moment::Acknowledged,
             Moment::Requested,
         ];
-        let waits_for = moments[draw.below(8) as usize];
+        let waits_for = moments[draw.below(moments.len() as u64) as usize];
         let window = [1_000, 10_000, 60_000, 500_000][draw.below(4) as usize];
         let power = draw.chance(50);
-        let strikes = match draw.below(10) {
+        let strikes = match draw.below(15) {
             0 | 1 => vec![(Strike::Primary { power }, window)],
             2 => vec![(Strike::Secondary { power }, window)],
             3 => vec![(Strike::Both, window)],
@@ -81,6 +91,12 @@ impl Ambush {
             5 => vec![(Strike::Cut, window), (Strike::Primary { power }, 2 * window)],
             6 => vec![(Strike::Secondary { power }, window), (Strike::Primary { power }, window)],
             7 | 8 => vec![(Strike::Hang, 1_000), (Strike::Primary { power }, 4 * window)],
+            9..=11 => vec![(Strike::Doom, window)],
+            12 | 13 => vec![
+                (Strike::Reset, window),
+                (Strike::Blink, 2 * window),
+                (Strike::Primary { power }, 2 * window + 400_000),
+            ],
             _ => vec![(Strike::Reset, window)],
         };
         Self { waits_for, strikes }
@@ -139,6 +155,12 @@ impl World {
                 if let Some(number) = session {
                     self.end_connection(number as usize, primary, LinkLoss::Io(104));
                 }
+            }
+            Strike::Blink => self.fall(primary, MS, false),
+            Strike::Doom => {
+                self.fall(1 - primary, 50 * MS, true);
+                let power = self.draw.chance(50);
+                self.fall(primary, 9_000 * MS + back_after, power);
             }
             Strike::Hang => {
                 self.nodes[1 - primary].hung_until = self.now + back_after.min(3_000 * MS);

@@ -117,7 +117,7 @@ impl World {
     fn draw_request(&mut self) -> Ask {
         let plan = &self.plan;
         let draw = &mut self.draw;
-        let spot = if draw.chance(30) {
+        let spot = if draw.chance(plan.percent_again) {
             self.clients.last_spot
         } else {
             plan.spots[draw.below(plan.spots.len() as u64) as usize]

@@ -97,6 +97,8 @@ pub struct Plan {
     pub percent_flush: u64,
     /// See `percent_read`.
     pub percent_zero: u64,
+    /// Percent of requests at the place of the one before.
+    pub percent_again: u64,
     /// Percent of writes with FUA.
     pub percent_fua: u64,
     /// Whether each backing can punch holes.
@@ -155,6 +157,7 @@ impl Plan {
             percent_read: 10 + draw.below(40),
             percent_flush: draw.below(20),
             percent_zero: draw.below(15),
+            percent_again: if wide { 5 } else { [10, 40, 80][draw.below(3) as usize] },
             percent_fua: draw.below(25),
             can_punch: [draw.chance(85), draw.chance(85)],
             faults,
@@ -171,7 +174,7 @@ impl Plan {
                 ack_limit: Span::from_ms(1_000 + draw.below(3_000)),
                 drain_limit: Span::from_ms(10_000),
                 join_grace: Span::from_ms(200 + draw.below(800)),
-                power_loss_wait: Span::from_ms(2_000 + draw.below(4_000)),
+                power_loss_wait: Span::from_ms(500 + draw.below(4_000)),
             },
         }
     }

@@ -14,7 +14,7 @@ use replicator_core::{
     PeerConfig, PeerIndex, Replica, Retry, SessionId, Time,
 };
 
-use crate::ambush::{Ambush, Strike};
+use crate::ambush::{Ambush, Moment, Strike};
 use crate::checkers::Checkers;
 use crate::clients::Clients;
 use crate::disk::{Disk, Job, Working, span};
@@ -639,7 +639,11 @@ impl World {
                 let data = carries.then(|| {
                     process.buffers.take(payload.unwrap_or_else(|| vec![0; count].into()))
                 });
+                let grows = matches!(message, Message::GrowReady { .. });
                 self.step(node, Input::PeerSaid { peer: PEER, session, message, data });
+                if grows {
+                    self.spring(Moment::Growth);
+                }
             }
             Parcel::Closed => {
                 if alive && self.connections[number].open[node] {

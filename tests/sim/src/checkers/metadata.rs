@@ -7,7 +7,7 @@ use crate::world::World;
 impl World {
     /// A change is committed: both copies must have it.
     pub fn check_copies(&mut self, node: usize, what: &str, generation: u64) {
-        if what == "learned from the peer" {
+        if ["learned from the peer", "told by the primary"].contains(&what) {
             return;
         }
         let copies = self.nodes[node].disk.copies();
