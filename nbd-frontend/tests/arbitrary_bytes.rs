@@ -90,7 +90,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn noise_is_survived(input in proptest::collection::vec(any::<u8>(), 0..3000), piece in 1..97usize) {
+    fn noise_is_survived(
+        input in proptest::collection::vec(any::<u8>(), 0..3000),
+        piece in 1..97usize,
+    ) {
         feed_all(&input, piece);
         requests(&Session::new(&Export::new("x", 1 << 20), false, None), &input);
         let _ = parse_reply(&input);

@@ -327,9 +327,7 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, CreateError> {
     }
 
     let target = external.as_ref().unwrap_or(&disk);
-    for range in &formatted.zero {
-        target.zero(range.clone())?;
-    }
+    target.zero(formatted.zero.clone())?;
     for (at, bytes) in &formatted.writes {
         target.write(*at, bytes)?;
     }

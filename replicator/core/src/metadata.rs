@@ -493,8 +493,8 @@ pub struct Formatted {
     pub layout: Layout,
     /// Bytes of the data area.
     pub data_bytes: u64,
-    /// Absolute ranges of the metadata device to be zeroed first.
-    pub zero: Vec<Range<u64>>,
+    /// The absolute range of the metadata device to be zeroed first.
+    pub zero: Range<u64>,
     /// Then these, absolute; each durable before the next.
     pub writes: Vec<(u64, Box<[u8]>)>,
 }
@@ -521,7 +521,7 @@ pub fn format(request: &FormatRequest) -> Result<Formatted, FormatError> {
     let [first, second] = layout.superblocks.map(|at| layout.region_start + at);
     let start = layout.region_start;
     Ok(Formatted {
-        zero: vec![start..start + layout.region_bytes],
+        zero: start..start + layout.region_bytes,
         writes: vec![(first, superblock.clone()), (second, superblock)],
         layout,
         data_bytes,

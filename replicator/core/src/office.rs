@@ -286,9 +286,9 @@ impl Replica {
             "this machine lost its caches while it was a member, and {}, a member too,",
             self.node_of(other.replica)
         );
-        let hello = connected.and_then(|at| self.peers[at].hello.as_ref());
+        let hello = connected.and_then(|at| self.peers[at].hello.as_deref());
         // One whose data are bad holds nothing that could be waited for.
-        let holds_more = |hello: &&Box<Hello>| hello.replica == other.replica && !hello.invalid;
+        let holds_more = |hello: &&Hello| hello.replica == other.replica && !hello.invalid;
         if let Some(hello) = hello.filter(holds_more) {
             if hello.incarnation != other.incarnation {
                 return Ok(());
@@ -682,8 +682,8 @@ impl Replica {
 
     // ------------------------------------------------------------------ losing the office
 
-    /// A peer knows a newer state: this office is over (R2). What it knows is kept, so that no later
-    /// promotion here forgets it.
+    /// A peer knows a newer state: this office is over (R2). What it knows is kept, so that no
+    /// later promotion here forgets it.
     pub(crate) fn deposed(&mut self, at: usize, theirs: &Hello, effects: &mut Effects) {
         let next = if handshake::diverged_from(&self.hello(at), theirs) {
             self.superblock.diverged = true;

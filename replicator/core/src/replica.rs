@@ -217,6 +217,11 @@ impl Replica {
         let slots = superblock.log_extents;
         superblock.clean &= defect(Defect::CleanMarkStays);
         superblock.log_epoch += 1;
+        if superblock.incarnation != config.incarnation {
+            // It was told of a membership and lost its caches since: as a member with another
+            // incarnation it must not be promoted on that alone (R11a).
+            superblock.coming = 0;
+        }
         superblock.incarnation = config.incarnation;
         Ok(Self {
             now,
@@ -398,7 +403,10 @@ impl Replica {
         if self.metadata_failed {
             return;
         }
-        let goes_on = self.role == Role::Primary && self.is_last_member();
+        // A member that is missing could never leave the set: nothing would be acknowledged any
+        // more, and what clients were refused would be read all the same (R5b).
+        let is_alone = self.register.set.len() == 1 && self.is_last_member();
+        let goes_on = self.role == Role::Primary && is_alone;
         self.disk_failed |= !goes_on;
         self.change = None;
         self.abandon_writes(effects);

@@ -408,7 +408,7 @@ impl Header {
                 self.ranged(kind::WRITE, *tenure, *seq, *range, u16::from(*fua) * FLAG_FUA);
             }
             Message::Zero { tenure, seq, range, may_punch, fua } => {
-                let flags = u16::from(*fua) * FLAG_FUA | u16::from(*may_punch) * FLAG_PUNCH;
+                let flags = (u16::from(*fua) * FLAG_FUA) | (u16::from(*may_punch) * FLAG_PUNCH);
                 self.ranged(kind::ZERO, *tenure, *seq, *range, flags);
             }
             Message::Flush { tenure, seq } => {

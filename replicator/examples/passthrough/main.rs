@@ -78,11 +78,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// A session, and what the client sent behind its negotiation.
+type Negotiated = (Session, Vec<u8>);
+
 /// Negotiates; none when the client only wanted to look.
-fn negotiate(
-    stream: &mut UnixStream,
-    exports: &One,
-) -> Result<Option<(Session, Vec<u8>)>, Box<dyn Error>> {
+fn negotiate(stream: &mut UnixStream, exports: &One) -> Result<Option<Negotiated>, Box<dyn Error>> {
     stream.write_all(&greeting())?;
     let mut negotiation = Negotiation::new();
     let mut buffer = [0; 4096];

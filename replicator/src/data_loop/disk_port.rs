@@ -341,10 +341,10 @@ impl DiskPort {
     pub fn completed(&mut self, io: &mut Io, slot: u32, result: Result<u32, i32>) {
         let block_bytes = u64::from(self.block_bytes());
         let operation = self.operations[slot as usize].as_mut().expect("an open operation");
+        let zeroes_itself = matches!(operation.kind, Kind::Zero { by } if by != ZeroBy::Writing);
         match result {
             Err(libc::EINTR | libc::EAGAIN) => return self.submit(io, slot),
-            Err(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS) if matches!(operation.kind, Kind::Zero { by } if by != ZeroBy::Writing) =>
-            {
+            Err(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS) if zeroes_itself => {
                 if let Kind::Zero { by } = &mut operation.kind {
                     *by = match by {
                         ZeroBy::Punching => ZeroBy::Zeroing,
@@ -356,7 +356,7 @@ impl DiskPort {
             }
             Err(error) => return self.failed(io, slot, error),
             Ok(_) if matches!(operation.kind, Kind::Flush) => {}
-            Ok(_) if matches!(operation.kind, Kind::Zero { by } if by != ZeroBy::Writing) => {}
+            Ok(_) if zeroes_itself => {}
             Ok(moved) => {
                 operation.moved += u64::from(moved);
                 if operation.moved < operation.range.length {
