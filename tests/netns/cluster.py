@@ -7,6 +7,7 @@ KEEP=1 keeps the directory. Only Python's own library is needed.
 """
 
 import ctypes
+import functools
 import json
 import mmap
 import os
@@ -73,6 +74,7 @@ def wait_until(what, condition, deadline_s=20.0):
         time.sleep(POLL_S)
 
 
+@functools.cache
 def binaries():
     """The directory of replicatord, replctl and blkload: REPLICATOR_BIN, or built now."""
     given = os.environ.get("REPLICATOR_BIN")
