@@ -12,7 +12,8 @@ MIB = 1 << 20
 # Behind the data of each file: room for internal metadata.
 TAIL_BYTES = 16 * MIB
 EXTENT_BYTES = 4 * MIB
-# Of the resource for the cold row; the smallest that is allowed.
+# Of the resource for the cold row: the smallest that is allowed, so that ten times as much data
+# need not be tens of GiB. The default of 1024 evicts sixteen times as many with one flush.
 COLD_LOG_EXTENTS = 64
 
 
