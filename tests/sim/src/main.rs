@@ -6,7 +6,7 @@ use std::process::exit;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sim::failure::Failure;
 use sim::mutants;
@@ -18,6 +18,7 @@ fn main() {
     let mut seeds = None;
     let mut trace = false;
     let mut count = None;
+    let mut minutes = None;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -29,6 +30,7 @@ fn main() {
                 }
             }
             "--count" => count = args.next().and_then(|text| range(text)),
+            "--minutes" => minutes = args.next().and_then(|text| text.parse::<f64>().ok()),
             "--seeds" => seeds = args.next().and_then(|text| range(text)),
             text => seed = text.parse::<u64>().ok(),
         }
@@ -36,12 +38,15 @@ fn main() {
     if let Some((from, to)) = count {
         return mutants::count(from, to);
     }
+    let until = minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     match (seed, seeds) {
         (Some(seed), _) => replay(seed, trace),
-        (None, Some((from, to))) => campaign(from, to),
+        (None, Some((from, to))) => campaign(from, to, until),
+        (None, None) if until.is_some() => campaign(0, u64::MAX, until),
         _ => {
             eprintln!(
-                "usage: sim SEED [--trace] | sim --seeds FROM..TO | sim mutants [NAME]  (all take --defect NAME)"
+                "usage: sim SEED [--trace]\n       sim [--seeds FROM..TO] [--minutes M]\n       \
+                 sim mutants [NAME | --first]\nall take --defect NAME"
             );
             exit(2);
         }
@@ -93,7 +98,8 @@ struct Report {
     seeds: u64,
 }
 
-fn campaign(from: u64, to: u64) {
+/// Runs the seeds until the last of them or the given moment.
+fn campaign(from: u64, to: u64, until: Option<Instant>) {
     for seed in sim::regressions(include_str!("../regressions.txt")) {
         if let Some(failure) = World::new(seed, false).run() {
             println!("regression {seed}: {failure}");
@@ -111,7 +117,7 @@ fn campaign(from: u64, to: u64) {
             thread::spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to {
+                    if seed >= to || until.is_some_and(|until| Instant::now() >= until) {
                         return;
                     }
                     SEED.set(seed);
