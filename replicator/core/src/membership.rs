@@ -167,6 +167,7 @@ impl Replica {
             if self.peers[at].link == Link::Leading(Lead::AwaitShrink) {
                 self.plan_follower(at, effects);
             }
+            self.finish_leaving(at, effects);
         }
     }
 
@@ -268,18 +269,30 @@ impl Replica {
         *floor = (*floor).max(sequence.saturating_add(1));
         match self.peers[at].link {
             Link::Leading(Lead::Current | Lead::Joining(_) | Lead::Syncing) => {
-                self.peers[at].link = Link::Leading(Lead::Leaving);
+                self.peers[at].link = Link::Leading(Lead::Leaving { flushed: false });
                 self.peers[at].resync = None;
                 self.send_flush(PeerIndex(at as u8), FlushPurpose::Leave, effects);
             }
-            Link::Leading(Lead::Leaving) => {}
+            Link::Leading(Lead::Leaving { .. }) => {}
             _ => self.let_go(at, effects),
         }
     }
 
     /// Everything it acknowledged is durable there.
     pub(crate) fn leave_flushed(&mut self, at: usize, effects: &mut Effects) {
-        self.let_go(at, effects);
+        self.peers[at].link = Link::Leading(Lead::Leaving { flushed: true });
+        self.finish_leaving(at, effects);
+    }
+
+    /// It goes when it knows that it is out: alone later, it must not think that it has everything
+    /// (D12 of SCENARIOS.md).
+    fn finish_leaving(&mut self, at: usize, effects: &mut Effects) {
+        let ready = self.peers[at].link == Link::Leading(Lead::Leaving { flushed: true });
+        if ready && !self.register.contains(self.peers[at].replica()) {
+            let state = Box::new(self.register.clone());
+            self.send(PeerIndex(at as u8), Message::Committed(state), None, effects);
+            self.let_go(at, effects);
+        }
     }
 
     fn let_go(&mut self, at: usize, effects: &mut Effects) {

@@ -57,8 +57,12 @@ pub(crate) enum Lead {
     Joining(Join),
     /// A member that lacks nothing.
     Current,
-    /// It asked to leave and gets no new writes.
-    Leaving,
+    /// It asked to leave and gets no new writes: everything it has becomes durable, and it leaves
+    /// the set.
+    Leaving {
+        /// What it has is durable.
+        flushed: bool,
+    },
 }
 
 /// The steps of R4 after the bitmap is empty.
@@ -194,7 +198,7 @@ impl Peer {
 
     /// Whether it may hold what was acknowledged and is not durable there.
     pub(crate) fn holds_frames(&self) -> bool {
-        self.gets_writes() || matches!(self.link, Link::Leading(Lead::Leaving))
+        self.gets_writes() || matches!(self.link, Link::Leading(Lead::Leaving { .. }))
     }
 
     /// Whether one more write fits the bounded window.
