@@ -90,7 +90,7 @@ impl Ambush {
             4 => vec![(Strike::Reset, window), (Strike::Primary { power }, 2 * window)],
             5 => vec![(Strike::Cut, window), (Strike::Primary { power }, 2 * window)],
             6 => vec![(Strike::Secondary { power }, window), (Strike::Primary { power }, window)],
-            7 | 8 => vec![(Strike::Hang, 1_000), (Strike::Primary { power }, 4 * window)],
+            7 | 8 => vec![(Strike::Hang, 1_000), (Strike::Primary { power }, 4 * window + 100_000)],
             9..=11 => vec![(Strike::Doom, window)],
             12 | 13 => vec![
                 (Strike::Reset, window),
@@ -163,7 +163,12 @@ impl World {
                 self.fall(primary, 9_000 * MS + back_after, power);
             }
             Strike::Hang => {
-                self.nodes[1 - primary].hung_until = self.now + back_after.min(3_000 * MS);
+                let until = self.now + back_after.min(3_000 * MS);
+                if self.draw.chance(70) {
+                    self.nodes[1 - primary].writes_hang_until = until;
+                } else {
+                    self.nodes[1 - primary].hung_until = until;
+                }
             }
             Strike::Cut => self.blocked_until = [self.now + back_after; 2],
         }

@@ -39,6 +39,8 @@ pub struct Clients {
     pub open: BTreeMap<u64, Open>,
     next: u64,
     last_spot: u64,
+    /// Steps of the walk over all places.
+    steps: u64,
     block_bytes: u64,
 }
 
@@ -57,6 +59,7 @@ impl Clients {
             open: BTreeMap::new(),
             next: 1,
             last_spot: plan.spots[0],
+            steps: 0,
             block_bytes: u64::from(plan.block_bytes),
         }
     }
@@ -120,7 +123,10 @@ impl World {
         let spot = if draw.chance(plan.percent_again) {
             self.clients.last_spot
         } else {
-            plan.spots[draw.below(plan.spots.len() as u64) as usize]
+            let walks = plan.is_wide && draw.chance(90);
+            self.clients.steps += u64::from(walks);
+            let number = if walks { self.clients.steps } else { draw.number() };
+            plan.spots[(number % plan.spots.len() as u64) as usize]
         };
         self.clients.last_spot = spot;
         let block = u64::from(plan.block_bytes);

@@ -150,6 +150,7 @@ impl World {
             let there = &mut self.nodes[node];
             there.slow_until = 0;
             there.hung_until = 0;
+            there.writes_hang_until = 0;
             there.failing = None;
             if there.process.is_none() && there.start_at.is_none() {
                 self.start_in(node, MS);

@@ -36,6 +36,8 @@ pub struct Node {
     pub slow_until: u64,
     /// The disk answers nothing until then.
     pub hung_until: u64,
+    /// Its data writes are not done before then; everything else is.
+    pub writes_hang_until: u64,
     /// Operations that will fail: which kind of them.
     pub failing: Option<Failing>,
     /// Whether it can punch holes.

@@ -22,6 +22,8 @@ const MASKED: &[(Defect, &str)] = &[
     (Defect::JoinWithFramesOut, "the flush before a join goes behind all frames"),
     (Defect::FlushOvertakesWrites, "what a flush covers was acknowledged before it was sent"),
     (Defect::MemberKeptAfterRestart, "what it lost is dirty since the end of its session"),
+    (Defect::SyncingForgotten, "its own copy of the register says that it is no member"),
+    (Defect::StaleBase, "in a pair every other base comes with all bits or another id"),
     (Defect::HotForgottenWhenDeposed, "a living primary is deposed only with a witness"),
 ];
 

@@ -2,7 +2,11 @@
 //! every seed leaves most kinds of trouble out, so that the others get room).
 
 use history::draw::Draw;
+use replicator_core::limits::EXTENT_BYTES;
 use replicator_core::{Span, Timing};
+
+/// Extents of a wide volume: more than the log has slots.
+const EXTENTS: u64 = 72;
 
 /// A kind of trouble.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -85,6 +89,8 @@ pub struct Plan {
     pub block_bytes: u32,
     /// Places where clients write, as byte offsets: few, so that requests overlap.
     pub spots: Vec<u64>,
+    /// Whether clients walk over more extents than the log has slots.
+    pub is_wide: bool,
     /// Client requests in all.
     pub requests: u64,
     /// Clients at work.
@@ -126,16 +132,17 @@ pub struct Plan {
 impl Plan {
     /// Draws a plan.
     pub fn draw(draw: &mut Draw) -> Self {
-        let mib = [16, 16, 16, 64, 288][draw.below(5) as usize];
+        let mib = [16, 16, 16, 64, EXTENTS * EXTENT_BYTES >> 20][draw.below(5) as usize];
         let data_bytes = mib << 20;
         // A wide seed touches more extents than the log has, so that some must leave it.
         let wide = mib > 100;
         let spread = wide || draw.chance(40);
-        let spots = if wide { 75 + draw.below(20) } else { 3 + draw.below(12) };
+        let spots = if wide { EXTENTS } else { 3 + draw.below(12) };
         let spots = (0..spots)
-            .map(|_| {
-                let most = if spread { data_bytes } else { data_bytes.min(8 << 20) };
-                draw.below(most / 4096 - 32) * 4096
+            .map(|number| match (wide, spread) {
+                (true, _) => number * EXTENT_BYTES + draw.below(900) * 4096,
+                (_, true) => draw.below(data_bytes / 4096 - 32) * 4096,
+                _ => draw.below(data_bytes.min(8 << 20) / 4096 - 32) * 4096,
             })
             .collect();
         let mut faults = Vec::new();
@@ -146,11 +153,15 @@ impl Plan {
                 }
             }
         }
+        if wide && faults.iter().all(|(fault, _)| *fault != Fault::Ambush) {
+            faults.push((Fault::Ambush, 20));
+        }
         let silence = [300, 600, 1000][draw.below(3) as usize];
         Self {
             data_bytes,
             block_bytes: [512, 4096, 4096, 4096][draw.below(4) as usize],
             spots,
+            is_wide: wide,
             requests: 100 + draw.below(200) + if wide { 200 } else { 0 },
             workers: if wide { 8 } else { 1 + draw.below(8) as usize },
             think_ms: [20, 300, if wide { 100 } else { 1500 }][draw.below(3) as usize],

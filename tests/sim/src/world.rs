@@ -504,6 +504,9 @@ impl World {
         if disk.slow_until > self.now {
             delay = (delay * disk.slowness).min(SLOWEST);
         }
+        if matches!(job, Job::Write { .. }) {
+            delay = delay.max(disk.writes_hang_until.saturating_sub(self.now));
+        }
         delay.max(disk.hung_until.saturating_sub(self.now))
     }
 
@@ -886,6 +889,7 @@ fn make_node(number: usize, plan: &Plan, draw: &mut Draw) -> Node {
         slowness: 1,
         slow_until: 0,
         hung_until: 0,
+        writes_hang_until: 0,
         failing: None,
         can_punch: plan.can_punch[number],
         used_without_us: false,
