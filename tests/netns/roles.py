@@ -70,8 +70,8 @@ def a_stale_replica_is_refused_and_when_forced_the_old_primary_is_too():
         alpha.stop()
 
         beta.start()
-        beta.refuses("promote", "demo")
-        beta.refuses("promote", "demo", "--alone")
+        for flags in ([], ["--alone"], ["--old-primary-is-off"]):
+            beta.refuses("promote", "demo", *flags, code="not_up_to_date")
         beta.promote("--allow-data-loss", "--old-primary-is-off")
         expect(holds(beta, range(10), b"a"), "even the old data are missing")
         expect(holds(beta, range(100, 120), b"\0"), "where do these data come from?")
