@@ -127,11 +127,16 @@ impl Disk {
 
     /// Sequence and generation of the two superblock copies; `None` for one that does not verify.
     pub fn copies(&self) -> [Option<(u64, u64)>; 2] {
+        let both = self.superblocks();
+        both.map(|copy| copy.map(|copy| (copy.sequence, copy.register.generation)))
+    }
+
+    /// Both superblock copies; `None` for one that does not verify.
+    pub fn superblocks(&self) -> [Option<Superblock>; 2] {
         let last = self.region_bytes - SUPERBLOCK_BYTES as u64;
         [last, last - (1 << 20)].map(|at| {
             let page = self.meta.get(&(at / PAGE as u64))?;
-            let superblock = Superblock::decode(page).ok()?;
-            Some((superblock.sequence, superblock.register.generation))
+            Superblock::decode(page).ok()
         })
     }
 

@@ -78,6 +78,8 @@ pub struct Process {
     pub timer_at: u64,
     /// The session the driver has with the peer.
     pub session: Option<u64>,
+    /// The highest session number the core was told.
+    pub newest_session: u64,
 }
 
 impl Node {

@@ -37,6 +37,8 @@ pub struct Operator {
     /// Refusals since a node was primary last.
     refusals: u64,
     no_primary_since: Option<u64>,
+    /// A promotion that may use R11a's wait was cut off: its commit may have landed all the same.
+    cut_off_waits: [bool; 2],
     /// A node that gave up a connection and is to be told to connect again, and when.
     reconnect: Vec<(usize, u64)>,
 }
@@ -209,7 +211,8 @@ impl World {
     /// A new office begins: what it may have cost is told to the history.
     pub fn tell_history_of_a_wait(&mut self, node: usize) {
         let waited = |pending: &Pending| pending.node == node && pending.waited;
-        if self.operator.pending.as_ref().is_some_and(waited) {
+        let cut_off = std::mem::take(&mut self.operator.cut_off_waits[node]);
+        if cut_off || self.operator.pending.as_ref().is_some_and(waited) {
             tell!(self, "for the history: R11a's wait was used");
             self.clients.history.power_lost(PowerLoss::AllMembers);
         }
@@ -273,6 +276,7 @@ impl World {
     pub fn operator_lost(&mut self, node: usize) {
         if let Some(pending) = self.operator.pending.filter(|pending| pending.node == node) {
             self.operator.pending = None;
+            self.operator.cut_off_waits[node] |= pending.waited;
             if pending.holds {
                 self.nodes[1 - node].held = false;
             }
@@ -290,14 +294,16 @@ impl World {
     }
 
     /// The sets that may be the committed one: the newest on each node's disk. Where one is
-    /// plainly newer, only that.
+    /// plainly newer, only that; while it is being changed, the old one and the new one.
     pub fn durable_sets(&self) -> Vec<Vec<Member>> {
-        let [one, two] = [0, 1].map(|node| self.superblock(node).register);
-        match one.order().cmp(&two.order()) {
-            std::cmp::Ordering::Greater => vec![one.set],
-            std::cmp::Ordering::Less => vec![two.set],
-            std::cmp::Ordering::Equal => vec![one.set, two.set],
-        }
+        let orders = [0, 1].map(|node| self.superblock(node).register.order());
+        let newest = orders[0].max(orders[1]);
+        (0..2)
+            .filter(|&node| orders[node] == newest)
+            .flat_map(|node| self.nodes[node].disk.superblocks())
+            .flatten()
+            .map(|superblock| superblock.register.set)
+            .collect()
     }
 
     /// Whether a replica is a member as far as anybody may know.

@@ -621,7 +621,9 @@ impl World {
         let session = SessionId(number as u64 + 1);
         match parcel {
             Parcel::Open => {
-                if !alive {
+                let newest = self.nodes[node].process.as_ref().map_or(0, |p| p.newest_session);
+                if !alive || newest > session.0 {
+                    // The driver numbers sessions upwards: one that comes too late is dropped.
                     return self.reset(number, node);
                 }
                 if let Some(old) = self.nodes[node].process.as_ref().expect("alive").session {
@@ -629,7 +631,9 @@ impl World {
                     self.end_connection(old as usize, node, LinkLoss::Closed);
                 }
                 self.connections[number].open[node] = true;
-                self.nodes[node].process.as_mut().expect("alive").session = Some(number as u64);
+                let process = self.nodes[node].process.as_mut().expect("alive");
+                process.session = Some(number as u64);
+                process.newest_session = session.0;
                 self.step(node, Input::PeerConnected { peer: PEER, session });
             }
             Parcel::Frame(message, payload) => {
@@ -781,6 +785,7 @@ impl World {
             device: None,
             timer_at: 0,
             session: None,
+            newest_session: 0,
         });
         tell!(self, "{} starts, process {}", self.nodes[node].name, self.nodes[node].lives);
         self.check_tracking();
