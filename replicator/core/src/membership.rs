@@ -272,6 +272,7 @@ impl Replica {
                 self.peers[at].link = Link::Leading(Lead::Leaving { flushed: false });
                 self.peers[at].resync = None;
                 self.send_flush(PeerIndex(at as u8), FlushPurpose::Leave, effects);
+                self.check_members(effects);
             }
             Link::Leading(Lead::Leaving { .. }) => {}
             _ => self.let_go(at, effects),

@@ -2,7 +2,7 @@
 //! daemon knows (the block device, clients, the life of the loop).
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, mpsc};
+use std::sync::{Arc, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use replicator_core::{Answer, Command, PeerIndex, Refusal, Ticket};
@@ -243,12 +243,7 @@ impl Resource {
         if let Err(error) = self.start() {
             return refused("no_thread", error.to_string(), "free memory or threads");
         }
-        let state = self.lock();
-        let starting = |state: &mut super::State| matches!(state.phase, Phase::Starting(_));
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(state, SHORT_PATIENCE, starting)
-            .unwrap_or_else(PoisonError::into_inner);
+        let state = self.settled();
         match &state.phase {
             Phase::Up => Reply::Done(format!("{} is up", self.name())),
             Phase::Starting(what) => refused(
@@ -382,12 +377,23 @@ impl Resource {
         last
     }
 
+    /// The state once the start is over, or has taken too long.
+    fn settled(&self) -> MutexGuard<'_, super::State> {
+        let starting = |state: &mut super::State| matches!(state.phase, Phase::Starting(_));
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), SHORT_PATIENCE, starting)
+            .unwrap_or_else(PoisonError::into_inner);
+        state
+    }
+
     /// Gives the core a command and waits for its answer.
     fn order(&self, command: Command, patience: Duration) -> Reply {
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = mpsc::channel();
         {
-            let mut state = self.lock();
+            // A command right behind the start waits a moment for it.
+            let mut state = self.settled();
             let Some(run) = &state.run else {
                 let name = self.name();
                 let why = match &state.phase {
