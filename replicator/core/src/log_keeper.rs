@@ -75,6 +75,16 @@ impl Replica {
         self.save_pages(blocks, After::Evict, effects);
     }
 
+    /// The pages are durable. A mark that all blocks are dirty stands for pages that were not
+    /// saved: where it is on its way to the disk, it must be there first (R9).
+    pub(crate) fn evict_pages_saved(&mut self, effects: &mut Effects) {
+        if self.superblock_writer.is_busy() {
+            self.persist(After::Evicted, effects);
+        } else {
+            self.evict_saved(effects);
+        }
+    }
+
     /// The bits of what leaves are durable for every peer.
     pub(crate) fn evict_saved(&mut self, effects: &mut Effects) {
         self.log_keeper.leaving.clear();

@@ -43,6 +43,8 @@ pub(crate) enum After {
     Stopped,
     /// Bits of extents that leave the activity log.
     Evict,
+    /// The same, with the mark in the superblock that all blocks are dirty.
+    Evicted,
     /// Bits of all hot extents, before the log is emptied at a release.
     Release,
 }
