@@ -322,10 +322,9 @@ impl World {
         let lost = if sets.iter().any(|set| set.len() == 1 && set[0].replica == mine) {
             // The only member: what it lost is lost.
             PowerLoss::AllMembers
-        } else if sets.iter().flatten().any(|member| member.replica == mine) {
-            PowerLoss::Member(node)
         } else {
-            return;
+            // Also one that is about to join: what it acknowledged meanwhile may be lost there.
+            PowerLoss::Member(node)
         };
         tell!(self, "for the history: {lost:?} lost what was volatile");
         self.clients.history.power_lost(lost);

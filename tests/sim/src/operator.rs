@@ -257,8 +257,10 @@ impl World {
         if pending.holds {
             self.nodes[1 - node].held = false;
         }
-        if result.is_err() {
+        if let Err(refusal) = &result {
             self.operator.refusals += 1;
+            // The metadata failed in the middle: the commit may have landed all the same.
+            self.operator.cut_off_waits[node] |= pending.waited && refusal.code == "no_disk";
         }
         match pending.command {
             Command::Disconnect(_) => {
