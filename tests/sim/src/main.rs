@@ -162,7 +162,8 @@ impl Report {
     fn print(&self, seconds: f64, cores: usize) {
         let seeds = self.seeds as f64;
         println!(
-            "{} seeds in {seconds:.1} s on {cores} cores: {:.0} seeds/s and core, {:.1} h simulated",
+            "{} seeds in {seconds:.1} s on {cores} cores: {:.0} seeds/s and core, {:.1} h \
+             simulated",
             self.seeds,
             seeds / seconds / cores as f64,
             self.tally.virtual_ns as f64 / 3.6e12,

@@ -132,7 +132,7 @@ pub struct Plan {
 impl Plan {
     /// Draws a plan.
     pub fn draw(draw: &mut Draw) -> Self {
-        let mib = [16, 16, 16, 64, EXTENTS * EXTENT_BYTES >> 20][draw.below(5) as usize];
+        let mib = [16, 16, 16, 64, (EXTENTS * EXTENT_BYTES) >> 20][draw.below(5) as usize];
         let data_bytes = mib << 20;
         // A wide seed touches more extents than the log has, so that some must leave it.
         let wide = mib > 100;

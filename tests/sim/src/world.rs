@@ -589,10 +589,10 @@ impl World {
         if !self.connections[number].open[node] {
             return;
         }
-        let payload = data.and_then(|buf| {
+        let payload = data.map(|buf| {
             let process = self.nodes[node].process.as_ref().expect("a process");
             let count = message.data_len() / SECTOR_BYTES as usize;
-            Some(process.buffers.get(buf)[..count].into())
+            process.buffers.get(buf)[..count].into()
         });
         let message = if self.plan.encodes { through_the_wire(message) } else { message };
         self.put(number, 1 - node, Parcel::Frame(message, payload));
