@@ -62,6 +62,8 @@ pub struct Superblock {
     pub resource_id: u128,
     /// Its name, for people.
     pub resource: String,
+    /// Which volume of the resource; 0 in this version.
+    pub volume: u16,
     /// The node it was made on, for people.
     pub node: String,
     /// Random id of this replica (R12).
@@ -254,6 +256,8 @@ impl Superblock {
                 "size of the device"
             } else if self.replica == ReplicaId::NONE {
                 "replica id"
+            } else if self.volume != 0 {
+                "volume number"
             } else {
                 return Ok(());
             };
@@ -280,6 +284,7 @@ impl Superblock {
         }
         out.extend_from_slice(&self.block_bytes.to_le_bytes());
         out.extend_from_slice(&self.log_extents.to_le_bytes());
+        out.extend_from_slice(&self.volume.to_le_bytes());
         let flags = self.flags().iter().rev().fold(0u16, |all, &flag| all << 1 | u16::from(flag));
         out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&self.fingerprint);
@@ -345,6 +350,7 @@ impl Superblock {
             coming: input.u64()?,
             block_bytes: input.u32()?,
             log_extents: input.u16()?,
+            volume: input.u16()?,
             ..Self::default()
         };
         let flags = input.u16()?;

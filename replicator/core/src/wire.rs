@@ -297,6 +297,9 @@ pub fn encode(message: &Message, volume: u16, data_crc: u32) -> ([u8; HEADER_BYT
 
 /// The message of a header and its control payload (empty for data messages).
 pub fn decode(header: &Header, control: &[u8]) -> Result<Message, FrameError> {
+    if header.volume != 0 {
+        return Err(FrameError::Bounds);
+    }
     let mut input = Reader { bytes: control };
     let message = header.message(&mut input)?;
     if !input.bytes.is_empty() { Err(FrameError::Payload) } else { Ok(message) }
