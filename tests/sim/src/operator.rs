@@ -140,8 +140,16 @@ impl World {
         if alone && self.draw.chance(30) || stuck && self.draw.chance(30) {
             return self.promote_with_the_other_off(node);
         }
+        // The only member was declared bad: somebody has to accept what is left (R11a).
+        let hopeless = !self.holds_everything(0) && !self.holds_everything(1);
+        let lossy = self.operator.refusals > 30 && up.len() == 2 && hopeless;
+        let node = if lossy { usize::from(self.superblock(0).invalid) } else { node };
+        if lossy {
+            tell!(self, "the operator accepts the loss of data");
+            self.clients.history.data_loss_allowed();
+        }
         let command =
-            Command::Promote { old_primary_is_off: false, allow_data_loss: false, alone: false };
+            Command::Promote { old_primary_is_off: false, allow_data_loss: lossy, alone: lossy };
         self.order(node, command, false);
     }
 
