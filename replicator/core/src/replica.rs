@@ -406,7 +406,9 @@ impl Replica {
         }
         // A member that is missing could never leave the set: nothing would be acknowledged any
         // more, and what clients were refused would be read all the same (R5b).
-        let is_alone = self.register.set.len() == 1 && self.is_last_member();
+        // One that was proposed counts too: its membership may be on the disk all the same (R4e).
+        let proposed = self.superblock.register.set.len();
+        let is_alone = self.register.set.len().max(proposed) == 1 && self.is_last_member();
         let goes_on = self.role == Role::Primary && is_alone;
         self.disk_failed |= !goes_on;
         self.change = None;
