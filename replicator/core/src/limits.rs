@@ -15,6 +15,8 @@ pub const PEER_WINDOW_BYTES: u64 = 16 << 20;
 pub const PEER_WINDOW_FRAMES: usize = 4096;
 /// Most bytes a resync has between read and acknowledgement.
 pub const RESYNC_WINDOW_BYTES: u64 = 4 << 20;
+/// The same while clients have requests open: a resync yields to applications.
+pub const RESYNC_YIELDING_BYTES: u64 = 512 << 10;
 /// Bytes of one resync step at most.
 pub const RESYNC_STEP_BYTES: u64 = 256 << 10;
 /// Bytes a resync copies between two flushes of its target, at most.
@@ -35,7 +37,8 @@ pub const CONTROL_BYTES_MAX: usize = 64 << 10;
 
 const _: () = assert!(IO_BYTES_MAX.is_multiple_of(DIRTY_BLOCK_BYTES));
 const _: () = assert!(RESYNC_STEP_BYTES <= IO_BYTES_MAX);
-const _: () = assert!(RESYNC_STEP_BYTES <= RESYNC_WINDOW_BYTES);
+const _: () = assert!(RESYNC_STEP_BYTES <= RESYNC_YIELDING_BYTES);
+const _: () = assert!(RESYNC_YIELDING_BYTES <= RESYNC_WINDOW_BYTES);
 const _: () = assert!(EXTENT_BYTES.is_multiple_of(DIRTY_BLOCK_BYTES));
 const _: () = assert!(IO_BYTES_MAX <= EXTENT_BYTES);
 // R17: no request needs more than a sixteenth of the log.

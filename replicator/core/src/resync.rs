@@ -10,7 +10,9 @@ use crate::block::{BufId, ByteRange, DIRTY_BLOCK_BYTES, PeerIndex, SessionId};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::input::{DiskFailure, DiskOutcome};
-use crate::limits::{RESYNC_FLUSH_BYTES, RESYNC_STEP_BYTES, RESYNC_WINDOW_BYTES};
+use crate::limits::{
+    RESYNC_FLUSH_BYTES, RESYNC_STEP_BYTES, RESYNC_WINDOW_BYTES, RESYNC_YIELDING_BYTES,
+};
 use crate::note::{Note, dirty_bytes};
 use crate::peer::{FlushPurpose, Lead, Link, Sent};
 use crate::replica::{Purpose, Replica};
@@ -87,14 +89,16 @@ impl Replica {
         let now = self.now;
         let data_bytes = self.data_bytes();
         let most_blocks = RESYNC_STEP_BYTES / DIRTY_BLOCK_BYTES;
+        let window = match self.requests.is_empty() {
+            true => RESYNC_WINDOW_BYTES,
+            false => RESYNC_YIELDING_BYTES,
+        };
         let mut skipped = None;
         loop {
             let peer = &mut self.peers[at];
             let session = peer.session;
             let Some(resync) = &mut peer.resync else { return };
-            if resync.in_flight_bytes + RESYNC_STEP_BYTES > RESYNC_WINDOW_BYTES
-                || resync.paused_until > now
-            {
+            if resync.in_flight_bytes + RESYNC_STEP_BYTES > window || resync.paused_until > now {
                 return;
             }
             let Some(run) = resync.to_copy.next_run(resync.cursor, most_blocks) else {
