@@ -75,15 +75,7 @@ impl FuseDevice {
                 return Err(at("binding a loop device to the FUSE file")(error));
             }
         };
-        let device = Self {
-            disk,
-            resource: request.resource.clone(),
-            keeper: keeper.clone(),
-            served,
-            server: Some(server),
-        };
-        device.tune();
-        Ok(device)
+        Ok(Self::running(disk, request, keeper, served, server))
     }
 
     /// Goes on with the device of a daemon that is gone, whose descriptor is `held`. `Ok(None)`
@@ -109,6 +101,17 @@ impl FuseDevice {
         let Some(disk) = loop_device::find(&request.uuid) else {
             return Ok(None);
         };
+        Ok(Some(Self::running(disk, request, keeper, served, server)))
+    }
+
+    /// The device once its file is served, with the settings of its queue.
+    fn running(
+        disk: Disk,
+        request: &Request,
+        keeper: &Arc<Keeper>,
+        served: Served,
+        server: FuseServer,
+    ) -> Self {
         let device = Self {
             disk,
             resource: request.resource.clone(),
@@ -117,7 +120,7 @@ impl FuseDevice {
             server: Some(server),
         };
         device.tune();
-        Ok(Some(device))
+        device
     }
 
     pub fn disk(&self) -> &Disk {

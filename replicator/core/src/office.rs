@@ -871,7 +871,7 @@ impl Replica {
         }
     }
 
-    pub(crate) fn leave_done(&mut self, _at: usize, effects: &mut Effects) {
+    pub(crate) fn leave_done(&mut self, effects: &mut Effects) {
         if self.stopping.is_some() {
             self.stop_sessions(effects);
         }

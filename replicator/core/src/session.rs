@@ -134,7 +134,7 @@ impl Replica {
             Message::GrowReady { generation } => self.grow_ready(at, generation, effects),
             Message::Committed(state) => self.committed_came(at, *state, effects),
             Message::Leave { sequence } => self.leave_asked(at, sequence, effects),
-            Message::LeaveDone => self.leave_done(at, effects),
+            Message::LeaveDone => self.leave_done(effects),
             Message::DiskFailed => {
                 self.peers[at].why = "its disk failed".into();
                 self.drop_session(at, "its disk failed", effects);
