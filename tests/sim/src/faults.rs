@@ -3,10 +3,10 @@
 use replicator_core::{Command, LinkLoss};
 
 use crate::ambush::Ambush;
-use crate::host::Failing;
+use crate::host::{Failing, fresh_disk};
 use crate::plan::Fault;
 use crate::tell;
-use crate::world::{Event, MS, PEER, World, fresh_disk};
+use crate::world::{Event, MS, PEER, World};
 
 impl World {
     /// The next trouble happens.

@@ -1,9 +1,18 @@
 //! A simulated machine with its disk, and the daemon's process on it.
 
-use replicator_core::{BufId, Replica, Span, Time};
 use std::rc::Rc;
 
+use history::draw::Draw;
+use replicator_core::block::{Incarnation, ReplicaId};
+use replicator_core::metadata::{self, FormatRequest};
+use replicator_core::{BufId, Replica, Span, Time};
+
 use crate::disk::Disk;
+use crate::plan::Plan;
+
+const NAMES: [&str; 2] = ["alpha", "beta"];
+/// Extents of the activity log: the smallest, so that extents must leave.
+const LOG_EXTENTS: u16 = 64;
 
 /// A machine.
 #[derive(Debug)]
@@ -83,6 +92,31 @@ pub struct Process {
 }
 
 impl Node {
+    /// A machine before its first start; the first one is the origin of the data.
+    pub fn new(number: usize, plan: &Plan, draw: &mut Draw) -> Self {
+        Self {
+            name: NAMES[number],
+            disk: fresh_disk(number, plan, draw, number == 0),
+            incarnation: first_boot(number),
+            process: None,
+            lives: 0,
+            paused_until: 0,
+            start_at: None,
+            held: false,
+            clock_rate: plan.clock_rates[number],
+            booted_at: 0,
+            retry_at: 0,
+            slowness: 1,
+            slow_until: 0,
+            hung_until: 0,
+            writes_hang_until: 0,
+            failing: None,
+            can_punch: plan.can_punch[number],
+            used_without_us: false,
+            flush_failed: false,
+        }
+    }
+
     /// The node's own clock.
     pub fn clock(&self, now: u64) -> Time {
         Time(BOOT_CLOCK + (now - self.booted_at) * self.clock_rate / 1000)
@@ -93,6 +127,38 @@ impl Node {
         let since = local.since(Time(BOOT_CLOCK));
         self.booted_at + Span(since.0).0.saturating_mul(1000).div_ceil(self.clock_rate)
     }
+}
+
+fn first_boot(number: usize) -> u128 {
+    1001 + number as u128
+}
+
+/// An empty disk with fresh metadata.
+pub fn fresh_disk(number: usize, plan: &Plan, draw: &mut Draw, origin: bool) -> Disk {
+    let device_bytes = plan.data_bytes + (4 << 20);
+    let formatted = metadata::format(&FormatRequest {
+        device_bytes,
+        internal: true,
+        disk_bytes: device_bytes,
+        data_bytes: Some(plan.data_bytes),
+        block_bytes: plan.block_bytes,
+        log_extents: LOG_EXTENTS,
+        resource: "sim".into(),
+        resource_id: 77,
+        node: NAMES[number].into(),
+        replica: ReplicaId(u128::from(draw.number()) | 1),
+        peers: vec![NAMES[1 - number].into()],
+        incarnation: Incarnation(first_boot(number)),
+        origin,
+        assume_equal: false,
+    })
+    .expect("a plan that fits");
+    let layout = &formatted.layout;
+    let mut disk = Disk::new(formatted.data_bytes, device_bytes, layout.region_bytes);
+    for (offset, bytes) in &formatted.writes {
+        disk.write_meta(offset - layout.region_start, bytes);
+    }
+    disk
 }
 
 const BOOT_CLOCK: u64 = 1_000_000_000;

@@ -1,0 +1,183 @@
+//! Connections between the two nodes: dialed, filled with frames, closed, lost.
+
+use std::mem;
+
+use replicator_core::wire::{self, Message};
+use replicator_core::{BufId, Input, LinkLoss, Retry, SessionId};
+
+use crate::ambush::Moment;
+use crate::network::{Connection, Parcel};
+use crate::sectors::SECTOR_BYTES;
+use crate::tell;
+use crate::world::{Event, MS, PEER, World};
+
+impl World {
+    pub(super) fn send(
+        &mut self,
+        node: usize,
+        session: SessionId,
+        message: Message,
+        data: Option<BufId>,
+    ) {
+        let number = session.0 as usize - 1;
+        if !self.connections[number].open[node] {
+            return;
+        }
+        let payload = data.map(|buf| {
+            let process = self.nodes[node].process.as_ref().expect("a process");
+            let count = message.data_len() / SECTOR_BYTES as usize;
+            process.buffers.get(buf)[..count].into()
+        });
+        let message = if self.plan.encodes { through_the_wire(message) } else { message };
+        self.put(number, 1 - node, Parcel::Frame(message, payload));
+    }
+
+    pub(super) fn put(&mut self, number: usize, to: usize, parcel: Parcel) {
+        let delay = (10 + self.draw.below(self.plan.delay_us)) * 1000;
+        let connection = &mut self.connections[number];
+        let at = (self.now + delay).max(connection.arrives[to] + 1);
+        connection.arrives[to] = at;
+        connection.towards[to].push_back(parcel);
+        let delay = at - self.now;
+        self.after(delay, Event::Arrival { connection: number, node: to });
+    }
+
+    pub(super) fn arrive(&mut self, number: usize, node: usize) {
+        let wait = self.blocked_until[node].max(self.nodes[node].paused_until);
+        if wait > self.now {
+            let delay = wait - self.now;
+            self.after(delay, Event::Arrival { connection: number, node });
+            return;
+        }
+        let Some(parcel) = self.connections[number].towards[node].pop_front() else { return };
+        let life = self.connections[number].lives[node];
+        let alive = self.runs(node, life);
+        let session = SessionId(number as u64 + 1);
+        match parcel {
+            Parcel::Open => {
+                let newest = self.nodes[node].process.as_ref().map_or(0, |p| p.newest_session);
+                if !alive || newest > session.0 {
+                    // The driver numbers sessions upwards: one that comes too late is dropped.
+                    return self.reset(number, node);
+                }
+                if let Some(old) = self.nodes[node].process.as_ref().expect("alive").session {
+                    // The driver reports an older session lost before it begins a new one.
+                    self.end_connection(old as usize, node, LinkLoss::Closed);
+                }
+                self.connections[number].open[node] = true;
+                let process = self.nodes[node].process.as_mut().expect("alive");
+                process.session = Some(number as u64);
+                process.newest_session = session.0;
+                self.step(node, Input::PeerConnected { peer: PEER, session });
+            }
+            Parcel::Frame(message, payload) => {
+                if !alive || !self.connections[number].open[node] {
+                    return self.reset(number, node);
+                }
+                let carries = matches!(message, Message::Write { .. } | Message::ResyncData { .. });
+                let count = message.data_len() / SECTOR_BYTES as usize;
+                let process = self.nodes[node].process.as_mut().expect("alive");
+                let data = carries.then(|| {
+                    process.buffers.take(payload.unwrap_or_else(|| vec![0; count].into()))
+                });
+                let grows = matches!(message, Message::GrowReady { .. });
+                self.step(node, Input::PeerSaid { peer: PEER, session, message, data });
+                if grows {
+                    self.spring(Moment::Growth);
+                }
+            }
+            Parcel::Closed => {
+                if alive && self.connections[number].open[node] {
+                    self.end_connection(number, node, LinkLoss::Closed);
+                }
+            }
+        }
+    }
+
+    /// Something came to an end that is closed: the other side learns of it.
+    fn reset(&mut self, number: usize, node: usize) {
+        self.connections[number].towards[node].clear();
+        if self.connections[number].open[1 - node] {
+            self.put(number, 1 - node, Parcel::Closed);
+        }
+    }
+
+    /// A process learns that its connection is gone.
+    pub fn end_connection(&mut self, number: usize, node: usize, why: LinkLoss) {
+        if !mem::replace(&mut self.connections[number].open[node], false) {
+            return;
+        }
+        let delay = (50 + self.draw.below(400)) * MS;
+        self.nodes[node].retry_at = self.now + delay;
+        self.after(delay, Event::Dial);
+        let process = self.nodes[node].process.as_mut().expect("an open end has a process");
+        process.session = None;
+        let life = process.life;
+        self.put(number, 1 - node, Parcel::Closed);
+        let session = SessionId(number as u64 + 1);
+        let input = Input::LinkLost { peer: PEER, session, why };
+        self.fact(node, life, Box::new(input));
+    }
+
+    /// A core closes a session: what it sent before goes out first.
+    pub(super) fn close(&mut self, node: usize, session: SessionId, retry: Retry) {
+        let number = session.0 as usize - 1;
+        let delay = match retry {
+            Retry::Now => self.draw.below(5) * MS,
+            Retry::Later => (100 + self.draw.below(600)) * MS,
+            Retry::Rarely => 2_000 * MS,
+            Retry::Never => u64::MAX / 2,
+        };
+        self.nodes[node].retry_at = self.now + delay;
+        if retry != Retry::Never {
+            self.after(delay, Event::Dial);
+        }
+        if mem::replace(&mut self.connections[number].open[node], false) {
+            let process = self.nodes[node].process.as_mut().expect("a process");
+            process.session = None;
+            self.put(number, 1 - node, Parcel::Closed);
+        }
+    }
+
+    /// Connects the two processes when both are there and one of them wants to.
+    pub(super) fn dial(&mut self) {
+        let lives = [0, 1].map(|node| self.nodes[node].process.as_ref().map(|p| p.life));
+        let [Some(one), Some(two)] = lives else { return };
+        let sessions = self.nodes.each_ref().map(|node| node.process.as_ref().unwrap().session);
+        if sessions[0].is_some() && sessions[0] == sessions[1] {
+            return;
+        }
+        let retry_at = self.nodes[0].retry_at.min(self.nodes[1].retry_at);
+        if retry_at > self.now {
+            if retry_at < u64::MAX / 4 {
+                let delay = retry_at - self.now;
+                self.after(delay, Event::Dial);
+            }
+            return;
+        }
+        let blocked = self.blocked_until[0].max(self.blocked_until[1]);
+        if blocked > self.now {
+            let delay = blocked - self.now + self.draw.below(300) * MS;
+            self.after(delay, Event::Dial);
+            return;
+        }
+        for node in &mut self.nodes {
+            node.retry_at = self.now + 1_000 * MS;
+        }
+        self.after(1_000 * MS, Event::Dial);
+        let number = self.connections.len();
+        tell!(self, "connection {} opens", number + 1);
+        self.connections.push(Connection::new([one, two]));
+        for node in 0..2 {
+            self.put(number, node, Parcel::Open);
+        }
+    }
+}
+
+fn through_the_wire(message: Message) -> Message {
+    let (header, control) = wire::encode(&message, 0, 0);
+    let header = wire::Header::decode(&header).expect("our own header");
+    let decoded = wire::decode(&header, &control).expect("our own frame");
+    assert_eq!(decoded, message, "a frame is not what was sent");
+    decoded
+}
