@@ -62,6 +62,8 @@ pub struct Ambush {
     waits_for: Moment,
     /// Strikes with the longest delay of each, in microseconds.
     strikes: Vec<(Strike, u64)>,
+    /// Chance of its own: while it waits, nothing else changes.
+    draw: Draw,
 }
 
 impl Ambush {
@@ -99,7 +101,7 @@ impl Ambush {
             ],
             _ => vec![(Strike::Reset, window)],
         };
-        Self { waits_for, strikes }
+        Self { waits_for, strikes, draw: Draw::new(draw.number()) }
     }
 }
 
@@ -119,16 +121,14 @@ impl World {
 
     /// A moment has come.
     pub fn spring(&mut self, moment: Moment) {
-        if self.ambush.as_ref().is_none_or(|ambush| ambush.waits_for != moment) {
+        let Some(ambush) = &mut self.ambush else { return };
+        if ambush.waits_for != moment || ambush.draw.chance(50) {
             return;
         }
-        if self.draw.chance(50) {
-            return;
-        }
-        let ambush = self.ambush.take().expect("just seen");
+        let mut ambush = self.ambush.take().expect("just seen");
         tell!(self, "an ambush springs at {moment:?}: {:?}", ambush.strikes);
         for (strike, within_us) in ambush.strikes {
-            let delay = self.draw.below(within_us) * 1000 + 1;
+            let delay = ambush.draw.below(within_us) * 1000 + 1;
             self.after(delay, Event::Strike { strike });
         }
     }

@@ -103,9 +103,15 @@ impl World {
             let delay = (1 + self.draw.below(200)) * MS;
             return self.after(delay, Event::Client { worker });
         };
+        let number = self.plan.requests - self.clients.left + 1;
         self.clients.left -= 1;
-        self.spring(Moment::Requested);
+        self.begin_request(number);
         let what = self.draw_request();
+        if !self.parts.requests.has(number) {
+            let think = self.draw.below(self.plan.think_ms + 1) * MS;
+            return self.after(think + MS, Event::Client { worker });
+        }
+        self.spring(Moment::Requested);
         self.request(Some(worker), node, tenure, what);
     }
 

@@ -11,10 +11,11 @@ use crate::world::{Event, MS, PEER, World};
 impl World {
     /// The next trouble happens.
     pub fn trouble(&mut self) {
-        if self.troubles_left == 0 {
+        let end = self.parts.end.map_or(self.plan.troubles, |end| end.min(self.plan.troubles));
+        if self.troubles >= end {
             return self.heal();
         }
-        self.troubles_left -= 1;
+        self.troubles += 1;
         let total: u64 = self.plan.faults.iter().map(|(_, weight)| weight).sum();
         let mut dice = self.draw.below(total);
         let mut chosen = self.plan.faults[0].0;
@@ -25,10 +26,13 @@ impl World {
             }
             dice -= weight;
         }
-        self.cause(chosen);
-        *self.tally.faults.entry(chosen).or_default() += 1;
         let delay = (1 + self.draw.below(self.plan.gap_ms)) * MS;
         self.after(delay, Event::Trouble);
+        if self.parts.has_fault(self.troubles, chosen) {
+            *self.tally.faults.entry(chosen).or_default() += 1;
+            self.caused.push((self.troubles, chosen));
+            self.cause(chosen);
+        }
     }
 
     fn cause(&mut self, fault: Fault) {
@@ -36,7 +40,8 @@ impl World {
         let most = [50, 1500, 5000][self.draw.below(3) as usize];
         let some_time = (1 + self.draw.below(most)) * MS;
         let until = self.now + some_time;
-        tell!(self, "trouble: {fault:?} at {}, {} ms", self.nodes[node].name, some_time / MS);
+        let (number, name) = (self.troubles, self.nodes[node].name);
+        tell!(self, "trouble {number}: {fault:?} at {name}, {} ms", some_time / MS);
         match fault {
             Fault::Kill => self.fall(node, some_time, false),
             Fault::PowerCut => self.fall(node, some_time, true),

@@ -2,6 +2,7 @@
 //! network, disks and machines that fail, all from one seed.
 
 pub mod ambush;
+pub mod chance;
 pub mod checkers;
 pub mod clients;
 pub mod disk;
@@ -11,6 +12,7 @@ pub mod host;
 pub mod mutants;
 pub mod network;
 pub mod operator;
+pub mod parts;
 pub mod plan;
 pub mod sectors;
 pub mod world;

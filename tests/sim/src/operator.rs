@@ -171,6 +171,10 @@ impl World {
         if self.nodes[node].process.is_none() || self.operator.pending.is_some() {
             return;
         }
+        if !self.parts.orders.has(self.operator.tickets + 1) {
+            self.operator.tickets += 1;
+            return;
+        }
         // The other one may be about to take the office: two promotions by force are one too many.
         let local = self.local(1 - node);
         let other = &self.nodes[1 - node];
@@ -235,11 +239,16 @@ impl World {
     pub fn order(&mut self, node: usize, command: Command, holds: bool) {
         let Some(process) = &self.nodes[node].process else { return };
         let life = process.life;
+        self.operator.tickets += 1;
+        let ticket = self.operator.tickets;
+        // The end of a disconnection, and what another node is held off for, go with their causes.
+        let may_be_left_out = !holds && !matches!(command, Command::Connect(_));
+        if may_be_left_out && !self.parts.orders.has(ticket) {
+            return;
+        }
         if command == Command::DiscardDiverged {
             self.checkers.diverged[node] = false;
         }
-        self.operator.tickets += 1;
-        let ticket = self.operator.tickets;
         tell!(self, "operator to {}: {command:?} ({ticket})", self.nodes[node].name);
         if !matches!(command, Command::Connect(_)) {
             let since = self.now;

@@ -8,12 +8,14 @@ use history::draw::Draw;
 use replicator_core::{Input, PeerIndex, Time};
 
 use crate::ambush::{Ambush, Strike};
+use crate::chance::Moments;
 use crate::checkers::Checkers;
 use crate::clients::Clients;
 use crate::failure::{Failure, Kind};
 use crate::host::Node;
 use crate::network::Connection;
 use crate::operator::Operator;
+use crate::parts::Parts;
 use crate::plan::{Fault, Plan};
 
 mod disk_port;
@@ -122,8 +124,14 @@ pub struct World {
     pub checkers: Checkers,
     /// Trouble that waits for its moment.
     pub ambush: Option<Ambush>,
-    /// Troubles still to come.
-    pub troubles_left: u64,
+    /// The parts of the seed that take place.
+    pub parts: Parts,
+    /// Troubles so far, those left out too.
+    pub troubles: u64,
+    /// Which took place, by number.
+    pub caused: Vec<(u64, Fault)>,
+    /// For chance.
+    pub moments: Moments,
     /// The first failure.
     pub failure: Option<Failure>,
     /// Everything went well and is over.
@@ -164,7 +172,10 @@ impl World {
             operator: Operator::default(),
             checkers: Checkers::default(),
             ambush: None,
-            troubles_left: plan.troubles,
+            parts: Parts::default(),
+            troubles: 0,
+            caused: Vec::new(),
+            moments: Moments::default(),
             failure: None,
             done: false,
             tally: Tally::default(),
@@ -190,6 +201,7 @@ impl World {
             let entry = self.queue.pop().expect("the operator never sleeps for ever");
             debug_assert!(entry.at >= self.now);
             self.now = entry.at;
+            self.begin_sequence(&entry.event);
             self.happen(entry.event);
             if self.events > EVENTS_MAX {
                 self.fail(Kind::Liveness, "(e)", "the world is busy without end".into());
