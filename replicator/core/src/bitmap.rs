@@ -25,6 +25,7 @@ use core::ops::Range;
 pub const SECTOR_BLOCKS: u64 = 3840;
 const SECTOR_BYTES: usize = 512;
 const SECTOR_BIT_BYTES: usize = 480;
+const SECTOR_WORDS: u64 = SECTOR_BLOCKS / 64;
 /// Bytes of one page, the unit in which the bitmap is written.
 pub const PAGE_BYTES: usize = 4096;
 const PAGE_SECTORS: u64 = (PAGE_BYTES / SECTOR_BYTES) as u64;
@@ -77,6 +78,18 @@ impl Blocks {
             self.words[word] |= mask;
         }
         self.count != before
+    }
+
+    /// Adds the blocks whose bits are set in 64-bit words, of which `at` is the number of the
+    /// first; bits beyond the last block do not count.
+    fn insert_words(&mut self, at: u64, bits: &[u8]) {
+        let words = self.words.iter_mut().enumerate().skip(at as usize);
+        for (bytes, (number, word)) in bits.chunks_exact(8).zip(words) {
+            let beyond = (number as u64 * 64 + 64).saturating_sub(self.blocks);
+            let read = u64::from_le_bytes(bytes.try_into().expect("8 bytes")) & (!0 >> beyond);
+            self.count += u64::from((read & !*word).count_ones());
+            *word |= read;
+        }
     }
 
     /// Takes a range out; returns whether anything was in it.
@@ -194,12 +207,8 @@ impl DirtyBitmap {
                     bitmap.dirty.insert(covered);
                 }
                 SectorState::Valid => {
-                    for block in covered {
-                        let bit = (block - first) as usize;
-                        if sector[bit / 8] >> (bit % 8) & 1 == 1 {
-                            bitmap.dirty.insert(block..block + 1);
-                        }
-                    }
+                    let words = number as u64 * SECTOR_WORDS;
+                    bitmap.dirty.insert_words(words, &sector[..SECTOR_BIT_BYTES]);
                 }
             }
         }
@@ -271,17 +280,9 @@ impl DirtyBitmap {
         let mut bytes = vec![0; PAGE_BYTES].into_boxed_slice();
         for (index, sector) in bytes.chunks_exact_mut(SECTOR_BYTES).enumerate() {
             let number = page * PAGE_SECTORS + index as u64;
-            let first = number * SECTOR_BLOCKS;
-            let mut at = first;
-            while let Some(run) = self.dirty.next_run(at, SECTOR_BLOCKS) {
-                if run.start >= first + SECTOR_BLOCKS {
-                    break;
-                }
-                for block in run.start..run.end.min(first + SECTOR_BLOCKS) {
-                    let bit = (block - first) as usize;
-                    sector[bit / 8] |= 1 << (bit % 8);
-                }
-                at = run.end;
+            let words = self.dirty.words.iter().skip((number * SECTOR_WORDS) as usize);
+            for (bytes, word) in sector[..SECTOR_BIT_BYTES].chunks_exact_mut(8).zip(words) {
+                bytes.copy_from_slice(&word.to_le_bytes());
             }
             sector[SECTOR_BIT_BYTES..484].copy_from_slice(&MAGIC.to_le_bytes());
             sector[484..488].copy_from_slice(&(number as u32).to_le_bytes());

@@ -396,9 +396,9 @@ fn take_name(input: &mut Reader<'_>) -> Result<String, FrameError> {
 
 /// The whole metadata region as the driver read it at the start.
 #[derive(Clone, Debug)]
-pub struct Image {
+pub struct Image<'a> {
     /// The region's bytes.
-    pub region: Vec<u8>,
+    pub region: &'a [u8],
     /// Bytes of the device that holds the region, now.
     pub device_bytes: u64,
     /// Bytes of the disk that holds the data, now.

@@ -165,7 +165,7 @@ pub struct Replica {
 impl Replica {
     /// Takes up a replica from the metadata on its disk. The driver then steps it once with
     /// [`Input::TimePassed`], which starts the recovery.
-    pub fn attach(config: Config, image: Image, now: Time) -> Result<Self, AttachError> {
+    pub fn attach(config: Config, image: Image<'_>, now: Time) -> Result<Self, AttachError> {
         let (mut superblock, single_copy, newest) = find_superblock(&image)?;
         let layout = superblock.layout();
         if superblock.device_bytes != image.device_bytes {
@@ -186,7 +186,7 @@ impl Replica {
         let blocks = superblock.blocks();
         let mut peers = Vec::new();
         for (slot, record) in superblock.peers.iter().enumerate() {
-            let region = slice(&image.region, &layout.bitmaps[slot])?;
+            let region = slice(image.region, &layout.bitmaps[slot])?;
             let tag = superblock.tag();
             let mut bitmap = DirtyBitmap::load(blocks, record.base, tag, region);
             if record.all_dirty {
@@ -202,7 +202,7 @@ impl Replica {
         let hot = if was_clean {
             Vec::new()
         } else {
-            let region = slice(&image.region, &layout.log)?;
+            let region = slice(image.region, &layout.log)?;
             match activity_log::replay(region, superblock.log_epoch, superblock.log_extents) {
                 Replay::Hot(ranges) => ranges,
                 Replay::Unreadable => alloc::vec![ByteRange::new(0, superblock.data_bytes)],
@@ -655,8 +655,8 @@ impl Replica {
 const VOLATILE_AGE: Span = Span::from_ms(1_000);
 
 /// The superblock that counts, whether only one copy has it, and which one has it.
-fn find_superblock(image: &Image) -> Result<(Superblock, bool, usize), AttachError> {
-    let region = &image.region;
+fn find_superblock(image: &Image<'_>) -> Result<(Superblock, bool, usize), AttachError> {
+    let region = image.region;
     let bytes = crate::metadata::SUPERBLOCK_BYTES;
     let last = region.len().checked_sub(bytes).ok_or(AttachError::NoMetadata)?;
     let first_copy = &region[last..];

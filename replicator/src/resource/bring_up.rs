@@ -37,10 +37,11 @@ impl Resource {
         } else {
             None
         };
+        let region = disk
+            .read_meta(layout.region_start, layout.region_bytes as usize)
+            .map_err(|error| error.to_string())?;
         let image = Image {
-            region: disk
-                .read_meta(layout.region_start, layout.region_bytes as usize)
-                .map_err(|error| error.to_string())?,
+            region: &region,
             device_bytes: disk.meta_device_bytes(),
             disk_bytes: disk.device_bytes(),
             fingerprint,

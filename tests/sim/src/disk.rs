@@ -9,7 +9,10 @@
 //!
 //! Metadata writes are durable when done, as the driver promises of `WriteMeta`.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
 
 use history::draw::Draw;
 use replicator_core::metadata::{
@@ -18,8 +21,6 @@ use replicator_core::metadata::{
 use replicator_core::{BufId, ByteRange, DiskFailure, OpId};
 
 use crate::sectors::{Payload, SECTOR_BYTES, Sectors};
-
-const PAGE: usize = 4096;
 
 /// An operation the disk is working on.
 #[derive(Debug)]
@@ -64,6 +65,13 @@ struct Volatile {
     payload: Payload,
 }
 
+/// The superblock copies of a disk, decoded.
+#[derive(Debug)]
+struct Copies {
+    both: [Option<Superblock>; 2],
+    counts: Option<Rc<Superblock>>,
+}
+
 /// A disk with its metadata region.
 #[derive(Debug)]
 pub struct Disk {
@@ -72,8 +80,10 @@ pub struct Disk {
     durable: Sectors,
     volatile: Vec<Volatile>,
     next_stamp: u64,
-    meta: BTreeMap<u64, Box<[u8]>>,
-    region_bytes: u64,
+    region: Vec<u8>,
+    /// Decoded when they are asked for, forgotten when one of them is written.
+    copies: OnceCell<Copies>,
+    changes: u64,
     device_bytes: u64,
     data_bytes: u64,
     /// Operations under way.
@@ -89,8 +99,9 @@ impl Disk {
             durable: Sectors::new(data_bytes),
             volatile: Vec::new(),
             next_stamp: 1,
-            meta: BTreeMap::new(),
-            region_bytes,
+            region: vec![0; region_bytes as usize],
+            copies: OnceCell::new(),
+            changes: 0,
             device_bytes,
             data_bytes,
             working: BTreeMap::new(),
@@ -100,25 +111,35 @@ impl Disk {
 
     /// Writes metadata bytes for good.
     pub fn write_meta(&mut self, offset: u64, bytes: &[u8]) {
-        for (index, sector) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
-            let at = offset + index as u64 * SECTOR_BYTES;
-            assert!(at + SECTOR_BYTES <= self.region_bytes, "metadata beyond their region");
-            let page = at / PAGE as u64;
-            let page = self.meta.entry(page).or_insert_with(|| vec![0; PAGE].into());
-            let at = (at % PAGE as u64) as usize;
-            page[at..at + sector.len()].copy_from_slice(sector);
+        let at = offset as usize..offset as usize + bytes.len();
+        assert!(at.end <= self.region.len(), "metadata beyond their region");
+        if self.copies_at().iter().any(|copy| at.start < copy.end && copy.start < at.end) {
+            self.copies.take();
         }
+        self.region[at].copy_from_slice(bytes);
+        self.changes += 1;
+    }
+
+    /// Where the superblock copies lie in the region.
+    fn copies_at(&self) -> [Range<usize>; 2] {
+        let last = self.region.len() - SUPERBLOCK_BYTES;
+        [last, last - (1 << 20)].map(|at| at..at + SUPERBLOCK_BYTES)
+    }
+
+    /// Part of the metadata region.
+    pub fn part(&self, range: &Range<u64>) -> &[u8] {
+        &self.region[range.start as usize..range.end as usize]
+    }
+
+    /// A number that rises with every change of data or metadata.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// The metadata region as a process reads it at its start, with a fresh fingerprint.
-    pub fn image(&self) -> Image {
-        let mut region = vec![0; self.region_bytes as usize];
-        for (page, bytes) in &self.meta {
-            let at = *page as usize * PAGE;
-            region[at..at + PAGE].copy_from_slice(bytes);
-        }
+    pub fn image(&self) -> Image<'_> {
         Image {
-            region,
+            region: &self.region,
             device_bytes: self.device_bytes,
             disk_bytes: self.device_bytes,
             fingerprint: Some(self.fingerprint()),
@@ -127,25 +148,28 @@ impl Disk {
 
     /// Sequence and generation of the two superblock copies; `None` for one that does not verify.
     pub fn copies(&self) -> [Option<(u64, u64)>; 2] {
-        let both = self.superblocks();
-        both.map(|copy| copy.map(|copy| (copy.sequence, copy.register.generation)))
+        let both = self.superblocks().each_ref();
+        both.map(|copy| copy.as_ref().map(|copy| (copy.sequence, copy.register.generation)))
     }
 
     /// Both superblock copies; `None` for one that does not verify.
-    pub fn superblocks(&self) -> [Option<Superblock>; 2] {
-        let last = self.region_bytes - SUPERBLOCK_BYTES as u64;
-        [last, last - (1 << 20)].map(|at| {
-            let page = self.meta.get(&(at / PAGE as u64))?;
-            Superblock::decode(page).ok()
-        })
+    pub fn superblocks(&self) -> &[Option<Superblock>; 2] {
+        &self.decoded().both
     }
 
     /// The superblock that counts, as a process would find it.
-    pub fn superblock(&self) -> Option<Superblock> {
-        let page = |at: u64| self.meta.get(&(at / PAGE as u64)).map_or(&[][..], |bytes| bytes);
-        let last = self.region_bytes - SUPERBLOCK_BYTES as u64;
-        let copies = [page(last), page(last - (1 << 20))];
-        read_superblocks(copies).ok().map(|(superblock, _)| superblock)
+    pub fn superblock(&self) -> Option<Rc<Superblock>> {
+        self.decoded().counts.clone()
+    }
+
+    fn decoded(&self) -> &Copies {
+        self.copies.get_or_init(|| {
+            let pages = self.copies_at().map(|at| &self.region[at]);
+            Copies {
+                both: pages.map(|page| Superblock::decode(page).ok()),
+                counts: read_superblocks(pages).ok().map(|(superblock, _)| Rc::new(superblock)),
+            }
+        })
     }
 
     /// The hash that `TakeFingerprint` yields.
@@ -207,6 +231,7 @@ impl Disk {
     pub fn scribble(&mut self, sector: u64, value: u64) {
         self.live.set(sector, value);
         self.durable.set(sector, value);
+        self.changes += 1;
     }
 
     /// The machine loses its power: caches are gone, what was in flight has landed in part.
@@ -233,6 +258,7 @@ impl Disk {
             }
         }
         self.live = self.durable.clone();
+        self.changes += 1;
     }
 
     fn tear_meta(&mut self, draw: &mut Draw, offset: u64, bytes: &[u8]) {
@@ -260,6 +286,7 @@ impl Disk {
 
     fn land(&mut self, first: u64, count: u64, payload: Payload) {
         self.live.write(first, count, &payload);
+        self.changes += 1;
         self.volatile.push(Volatile { stamp: self.next_stamp, first, count, payload });
         self.next_stamp += 1;
     }

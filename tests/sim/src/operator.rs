@@ -2,6 +2,8 @@
 //! `old_primary_is_off` only while the other daemon is down, and keeps it down until the promotion
 //! is done; never promotes a node of an older lineage against a newer one.
 
+use std::rc::Rc;
+
 use history::PowerLoss;
 use replicator_core::metadata::Superblock;
 use replicator_core::register::Member;
@@ -308,7 +310,7 @@ impl World {
     }
 
     /// What a node would find in its superblock now.
-    pub fn superblock(&self, node: usize) -> Superblock {
+    pub fn superblock(&self, node: usize) -> Rc<Superblock> {
         self.nodes[node].disk.superblock().expect("a disk keeps its metadata")
     }
 
@@ -321,7 +323,7 @@ impl World {
             .filter(|&node| orders[node] == newest)
             .flat_map(|node| self.nodes[node].disk.superblocks())
             .flatten()
-            .map(|superblock| superblock.register.set)
+            .map(|superblock| superblock.register.set.clone())
             .collect()
     }
 

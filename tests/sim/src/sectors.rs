@@ -6,6 +6,7 @@ use std::rc::Rc;
 /// Bytes of a sector: the grain at which a disk tears a write.
 pub const SECTOR_BYTES: u64 = 512;
 const PAGE_SECTORS: u64 = 128;
+const ZEROES: [u64; PAGE_SECTORS as usize] = [0; PAGE_SECTORS as usize];
 
 /// Contents on their way: one number per sector, `None` for zeroes.
 pub type Payload = Option<Rc<[u64]>>;
@@ -84,12 +85,10 @@ impl Sectors {
             if one == two {
                 continue;
             }
-            for at in 0..PAGE_SECTORS {
-                let sector = number as u64 * PAGE_SECTORS + at;
-                if self.get(sector) != other.get(sector) {
-                    found.push(sector);
-                }
-            }
+            let first = number as u64 * PAGE_SECTORS;
+            let [one, two] = [one, two].map(|page| page.as_deref().unwrap_or(&ZEROES));
+            let sectors = (first..).zip(one.iter().zip(two));
+            found.extend(sectors.filter(|(_, (one, two))| one != two).map(|(sector, _)| sector));
         }
         found
     }

@@ -17,6 +17,8 @@ pub struct Checkers {
     pub newest_office: (u64, u64),
     /// Offices so far: the tenures that the history is told.
     pub offices: u64,
+    /// The changes of both disks when the tracking of differences was checked last.
+    pub tracked: [u64; 2],
     /// The final reading has begun.
     pub reading: bool,
 }

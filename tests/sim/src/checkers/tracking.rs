@@ -2,14 +2,15 @@
 //! dirty bit, a hot extent, or a reason for a full resync. Looked up on the disks alone, as if
 //! both machines lost their power now.
 
-use std::ops::Range;
+use std::mem;
 
 use replicator_core::ByteRange;
 use replicator_core::activity_log::{Replay, replay};
 use replicator_core::bitmap::DirtyBitmap;
 use replicator_core::block::{DIRTY_BLOCK_BYTES, ReplicaId};
-use replicator_core::metadata::{Image, Superblock};
+use replicator_core::metadata::Superblock;
 
+use crate::disk::Disk;
 use crate::failure::Kind;
 use crate::sectors::SECTOR_BYTES;
 use crate::world::World;
@@ -19,6 +20,11 @@ const SECTORS_PER_BLOCK: u64 = DIRTY_BLOCK_BYTES / SECTOR_BYTES;
 impl World {
     /// Checks it.
     pub fn check_tracking(&mut self) {
+        let changes = [0, 1].map(|node| self.nodes[node].disk.changes());
+        if mem::replace(&mut self.checkers.tracked, changes) == changes {
+            // What it said of these disks before.
+            return;
+        }
         let blocks = self.differing_blocks();
         if blocks.is_empty() {
             return;
@@ -34,7 +40,7 @@ impl World {
         let mut untracked = blocks;
         for node in 0..2 {
             let base = base_of(&supers[node], &supers[1 - node]);
-            let known = Known::new(&self.nodes[node].disk.image(), &supers[node], base);
+            let known = Known::new(&self.nodes[node].disk, &supers[node], base);
             untracked.retain(|&block| !known.contains(block));
         }
         if let Some(block) = untracked.first() {
@@ -86,12 +92,11 @@ struct Known {
 }
 
 impl Known {
-    fn new(image: &Image, superblock: &Superblock, base: u64) -> Self {
+    fn new(disk: &Disk, superblock: &Superblock, base: u64) -> Self {
         let layout = superblock.layout();
-        let part = |range: &Range<u64>| &image.region[range.start as usize..range.end as usize];
-        let bits = part(&layout.bitmaps[0]);
+        let bits = disk.part(&layout.bitmaps[0]);
         let bitmap = DirtyBitmap::load(superblock.blocks(), base, superblock.tag(), bits);
-        let log = part(&layout.log);
+        let log = disk.part(&layout.log);
         let hot = match replay(log, superblock.log_epoch, superblock.log_extents) {
             _ if superblock.clean => Vec::new(),
             Replay::Unreadable => vec![ByteRange::new(0, superblock.data_bytes)],
