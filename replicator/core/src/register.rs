@@ -11,7 +11,8 @@ use alloc::vec::Vec;
 use crate::block::{Incarnation, ReplicaId};
 
 /// One member of the in-sync set.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Member {
     /// Which replica.
     pub replica: ReplicaId,
@@ -21,7 +22,8 @@ pub struct Member {
 
 /// How the present lineage began. Every take-over without the old authority's consent starts a
 /// new one (R11d).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Basis {
     /// How many take-overs by force there were; compared before the generation.
     pub lineage: u64,
@@ -31,7 +33,8 @@ pub struct Basis {
 }
 
 /// The state of one resource in the register.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RegisterState {
     /// Rises with every change of primary, authority or in-sync set.
     pub generation: u64,
