@@ -4,6 +4,7 @@
 
 use history::draw::{Draw, mix};
 
+use crate::plan::Fault;
 use crate::world::{Event, World};
 
 /// Which sequence the events of the present moment draw from.
@@ -46,6 +47,11 @@ impl World {
             Event::Strike { .. } => (11, 0, at),
         };
         self.draw = sequence(self.seed, kind, place as u64, number);
+    }
+
+    /// The kind of the trouble with this number.
+    pub fn kind_of(&self, number: u64) -> Fault {
+        self.plan.draw_fault(&mut sequence(self.seed, 7, 0, number - 1))
     }
 
     /// What a client asks for is drawn from now on.

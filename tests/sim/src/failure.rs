@@ -3,6 +3,8 @@
 /// What kind of promise is broken; the exit code of the program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
+    /// A core panicked, or a step of it does not end.
+    Crash,
     /// Something that must never happen has happened.
     Safety,
     /// Something that must happen has not happened in time.
@@ -30,6 +32,7 @@ impl Kind {
     /// The exit code that tells it.
     pub fn exit_code(self) -> i32 {
         match self {
+            Self::Crash => 127,
             Self::Liveness => 128,
             Self::Safety => 129,
         }

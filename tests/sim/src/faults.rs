@@ -16,16 +16,7 @@ impl World {
             return self.heal();
         }
         self.troubles += 1;
-        let total: u64 = self.plan.faults.iter().map(|(_, weight)| weight).sum();
-        let mut dice = self.draw.below(total);
-        let mut chosen = self.plan.faults[0].0;
-        for &(fault, weight) in &self.plan.faults {
-            if dice < weight {
-                chosen = fault;
-                break;
-            }
-            dice -= weight;
-        }
+        let chosen = self.plan.draw_fault(&mut self.draw);
         let delay = (1 + self.draw.below(self.plan.gap_ms)) * MS;
         self.after(delay, Event::Trouble);
         if self.parts.has_fault(self.troubles, chosen) {

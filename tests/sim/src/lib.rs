@@ -2,6 +2,7 @@
 //! network, disks and machines that fail, all from one seed.
 
 pub mod ambush;
+pub mod campaign;
 pub mod chance;
 pub mod checkers;
 pub mod clients;
@@ -9,11 +10,15 @@ pub mod disk;
 pub mod failure;
 pub mod faults;
 pub mod host;
+pub mod minimise;
 pub mod mutants;
 pub mod network;
 pub mod operator;
 pub mod parts;
 pub mod plan;
+pub mod pretence;
+pub mod report;
+pub mod runner;
 pub mod sectors;
 pub mod world;
 

@@ -1,56 +1,136 @@
-//! `sim SEED [--trace]` replays one seed; `sim --seeds FROM..TO` runs a campaign on all cores.
-//! Exit codes: 0 all promises kept, 127 a core crashed, 128 liveness, 129 safety.
+//! The command: replays one seed, runs a campaign on all cores, or looks for deliberate defects.
 
-use std::collections::BTreeMap;
-use std::process::exit;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::panic;
+use std::process::{Command, exit};
 use std::time::{Duration, Instant};
 
-use sim::failure::Failure;
-use sim::mutants;
-use sim::world::{Tally, World};
+use sim::campaign::Campaign;
+use sim::minimise::minimise;
+use sim::parts::Parts;
+use sim::runner::{Found, Runner, crash, serve};
+use sim::world::World;
+use sim::{mutants, pretence};
+
+const HELP: &str = "\
+sim SEED [PARTS] [--trace | --story]   replays a seed exactly; one that fails is minimised
+sim [--seeds FROM..TO] [--minutes M]   a campaign on all cores; the regressions first
+sim mutants [NAME | --first]           every deliberate defect must be found
+
+PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
+  --only faults=N | requests=N | orders=N | kinds=NAME,NAME
+  --without the same
+  --end N           the troubles end after N
+--trace             the story with every step of the cores; nothing is minimised
+--story             the story without the steps
+--defect NAME       breaks a rule on purpose (names: see sim mutants)
+--pretend KIND      every seed fails as crash, liveness or safety, to test what reports that
+
+exit codes: 0 all promises kept; 2 wrong arguments;
+  127 crash: a core panicked, or a step of it does not end
+  128 liveness: something that must happen did not happen in time
+  129 safety: something happened that must never happen
+  A campaign with several failures tells the worst: safety, then crash, then liveness.
+  sim mutants: 1 when a defect is not found.
+";
+
+#[derive(Default)]
+struct Arguments {
+    seed: Option<u64>,
+    seeds: Option<(u64, u64)>,
+    minutes: Option<f64>,
+    parts: Parts,
+    trace: bool,
+    story: bool,
+    /// What children and replays need too.
+    passed_on: Vec<String>,
+}
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let mut seed = None;
-    let mut seeds = None;
-    let mut trace = false;
-    let mut count = None;
-    let mut minutes = None;
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--trace" => trace = true,
-            "mutants" => return look_for_defects(args.next().map(String::as_str)),
-            "--defect" => {
-                if let Some(name) = args.next() {
-                    mutants::wake(name);
-                }
-            }
-            "--count" => count = args.next().and_then(|text| range(text)),
-            "--minutes" => minutes = args.next().and_then(|text| text.parse::<f64>().ok()),
-            "--seeds" => seeds = args.next().and_then(|text| range(text)),
-            text => seed = text.parse::<u64>().ok(),
-        }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.first().map(String::as_str) {
+        Some("-h" | "--help") => return print!("{HELP}"),
+        Some("mutants") => return look_for_defects(words.get(1).map(String::as_str)),
+        _ => {}
     }
-    if let Some((from, to)) = count {
-        return mutants::count(from, to);
-    }
-    let until = minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
-    match (seed, seeds) {
-        (Some(seed), _) => replay(seed, trace),
-        (None, Some((from, to))) => campaign(from, to, until),
-        (None, None) if until.is_some() => campaign(0, u64::MAX, until),
-        _ => {
-            eprintln!(
-                "usage: sim SEED [--trace]\n       sim [--seeds FROM..TO] [--minutes M]\n       \
-                 sim mutants [NAME | --first]\nall take --defect NAME"
-            );
+    let (arguments, mode) = match read(&words) {
+        Ok(read) => read,
+        Err(why) => {
+            eprintln!("{why}; see sim --help");
             exit(2);
         }
+    };
+    match mode {
+        Mode::Serve => serve(),
+        Mode::Count(from, to) => mutants::count(from, to),
+        Mode::Usual => {
+            let code = match arguments.seed {
+                Some(seed) => replay(seed, &arguments),
+                None => campaign(&arguments),
+            };
+            exit(code);
+        }
     }
+}
+
+enum Mode {
+    Usual,
+    /// The child of a runner.
+    Serve,
+    /// The child that looks for a defect.
+    Count(u64, u64),
+}
+
+fn read(words: &[String]) -> Result<(Arguments, Mode), String> {
+    let mut read = Arguments::default();
+    let mut mode = Mode::Usual;
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let mut argument = || words.next().ok_or(format!("{word} wants an argument"));
+        match word.as_str() {
+            "--trace" => read.trace = true,
+            "--story" => read.story = true,
+            "--only" => read.parts.option(true, argument()?)?,
+            "--without" => read.parts.option(false, argument()?)?,
+            "--end" => read.parts.end = Some(number(argument()?)?),
+            "--seeds" => read.seeds = Some(range(argument()?)?),
+            "--minutes" => {
+                let minutes = argument()?;
+                read.minutes = Some(minutes.parse().map_err(|_| format!("{minutes} minutes"))?);
+            }
+            "--defect" | "--pretend" => {
+                let name = argument()?;
+                if word == "--defect" {
+                    mutants::wake(name);
+                } else {
+                    pretence::pretend(name).ok_or(format!("{name}: no kind of failure"))?;
+                }
+                read.passed_on.extend([word.clone(), name.clone()]);
+            }
+            "serve" => mode = Mode::Serve,
+            "--count" => {
+                let (from, to) = range(argument()?)?;
+                mode = Mode::Count(from, to);
+            }
+            seed => read.seed = Some(number(seed)?),
+        }
+    }
+    let is_idle = read.seed.is_none() && read.seeds.is_none() && read.minutes.is_none();
+    if is_idle && matches!(mode, Mode::Usual) {
+        return Err("a seed, --seeds or --minutes is wanted".into());
+    }
+    if read.seed.is_none() && (!read.parts.is_all() || read.trace || read.story) {
+        return Err("parts and stories are those of one seed".into());
+    }
+    Ok((read, mode))
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text} is neither a number nor an option"))
+}
+
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let (from, to) = text.split_once("..").ok_or(format!("{text}: FROM..TO is wanted"))?;
+    Ok((number(from)?, number(to)?))
 }
 
 /// `mutants` counts in all seeds, `mutants --first` ends each search at the first seed.
@@ -61,124 +141,63 @@ fn look_for_defects(argument: Option<&str>) {
     }
 }
 
-fn range(text: &str) -> Option<(u64, u64)> {
-    let (from, to) = text.split_once("..")?;
-    Some((from.parse().ok()?, to.parse().ok()?))
+fn campaign(arguments: &Arguments) -> i32 {
+    let length = |minutes: f64| Duration::from_secs_f64(minutes.max(0.0) * 60.0);
+    let (from, to) = arguments.seeds.unwrap_or((0, u64::MAX));
+    let campaign = Campaign {
+        regressions: sim::regressions(include_str!("../regressions.txt")).collect(),
+        from,
+        to,
+        until: arguments.minutes.map(|minutes| Instant::now() + length(minutes)),
+        arguments: arguments.passed_on.clone(),
+    };
+    campaign.run()
 }
 
-fn replay(seed: u64, trace: bool) {
-    tell_seed_on_panic(seed);
-    let mut world = World::new(seed, trace);
+/// Runs a seed, or parts of it; a whole one that fails is minimised, unless its story is wanted.
+fn replay(seed: u64, arguments: &Arguments) -> i32 {
+    if arguments.trace || arguments.story {
+        return tell(seed, arguments);
+    }
+    let mut runner = Runner::new(&arguments.passed_on);
+    let outcome = runner.run(seed, &arguments.parts, u64::MAX);
+    println!("seed {seed}: {:?}", outcome.tally);
+    let Some(found) = outcome.failure.clone() else {
+        println!("seed {seed}: all promises kept");
+        return 0;
+    };
+    println!("seed {seed}: {found}");
+    if arguments.parts.is_all() {
+        let smallest = minimise(&mut runner, seed, outcome);
+        let command = smallest.command(&arguments.passed_on);
+        println!("{smallest}\n  replay it: {command} --trace\n  its story:");
+        let program = std::env::current_exe().expect("this program has a path");
+        let words = command.split_whitespace().skip(1);
+        Command::new(program).args(words).arg("--story").status().expect("this program starts");
+    }
+    found.kind.exit_code()
+}
+
+/// Tells the story of a seed while it happens, in this process.
+fn tell(seed: u64, arguments: &Arguments) -> i32 {
+    panic::set_hook(Box::new(move |info| {
+        let found = crash(info);
+        println!("seed {seed}: {found}");
+        exit(found.kind.exit_code());
+    }));
+    let mut world = World::new(seed, true);
+    world.tells_steps = arguments.trace;
+    world.parts = arguments.parts.clone();
     let failure = world.run();
     println!("seed {seed}: {:?}", world.tally);
-    if let Some(failure) = failure {
-        println!("seed {seed}: {failure}");
-        exit(failure.kind.exit_code());
-    }
-    println!("seed {seed}: all promises kept");
-}
-
-thread_local! {
-    static SEED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
-}
-
-/// A panic of a core ends the program with exit code 127 and the seed.
-fn tell_seed_on_panic(seed: u64) {
-    SEED.set(seed);
-    std::panic::set_hook(Box::new(|info| {
-        println!("seed {}: Crash: {info}", SEED.get());
-        exit(127);
-    }));
-}
-
-#[derive(Default)]
-struct Report {
-    tally: Tally,
-    failures: Vec<(u64, Failure)>,
-    seeds: u64,
-}
-
-/// Runs the seeds until the last of them or the given moment.
-fn campaign(from: u64, to: u64, until: Option<Instant>) {
-    for seed in sim::regressions(include_str!("../regressions.txt")) {
-        if let Some(failure) = World::new(seed, false).run() {
-            println!("regression {seed}: {failure}");
-            exit(failure.kind.exit_code());
+    match failure {
+        Some(failure) => {
+            println!("seed {seed}: {}", Found::from(&failure));
+            failure.kind.exit_code()
         }
-    }
-    let started = Instant::now();
-    let next = Arc::new(AtomicU64::new(from));
-    let report = Arc::new(Mutex::new(Report::default()));
-    tell_seed_on_panic(0);
-    let cores = thread::available_parallelism().map_or(1, |n| n.get());
-    let workers: Vec<_> = (0..cores)
-        .map(|_| {
-            let (next, report) = (next.clone(), report.clone());
-            thread::spawn(move || {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to || until.is_some_and(|until| Instant::now() >= until) {
-                        return;
-                    }
-                    SEED.set(seed);
-                    let mut world = World::new(seed, false);
-                    let failure = world.run();
-                    let mut report = report.lock().expect("no worker panics");
-                    report.add(&world.tally);
-                    if let Some(failure) = failure {
-                        println!("seed {seed}: {failure}");
-                        report.failures.push((seed, failure));
-                        if report.failures.len() >= 10 {
-                            return;
-                        }
-                    }
-                }
-            })
-        })
-        .collect();
-    for worker in workers {
-        worker.join().expect("a panic ends the program");
-    }
-    let report = report.lock().expect("all workers are done");
-    report.print(started.elapsed().as_secs_f64(), cores);
-    if let Some((_, failure)) = report.failures.first() {
-        exit(failure.kind.exit_code());
-    }
-}
-
-impl Report {
-    fn add(&mut self, tally: &Tally) {
-        self.seeds += 1;
-        self.tally.virtual_ns += tally.virtual_ns;
-        self.tally.steps += tally.steps;
-        self.tally.requests += tally.requests;
-        self.tally.tenures += tally.tenures;
-        self.tally.resyncs += tally.resyncs;
-        for (fault, count) in &tally.faults {
-            *self.tally.faults.entry(*fault).or_default() += count;
+        None => {
+            println!("seed {seed}: all promises kept");
+            0
         }
-    }
-
-    fn print(&self, seconds: f64, cores: usize) {
-        let seeds = self.seeds as f64;
-        println!(
-            "{} seeds in {seconds:.1} s on {cores} cores: {:.0} seeds/s and core, {:.1} h \
-             simulated",
-            self.seeds,
-            seeds / seconds / cores as f64,
-            self.tally.virtual_ns as f64 / 3.6e12,
-        );
-        println!(
-            "a seed: {:.0} requests, {:.0} steps, {:.1} tenures, {:.1} resyncs, {:.0} faults",
-            self.tally.requests as f64 / seeds,
-            self.tally.steps as f64 / seeds,
-            self.tally.tenures as f64 / seeds,
-            self.tally.resyncs as f64 / seeds,
-            self.tally.faults.values().sum::<u64>() as f64 / seeds,
-        );
-        let faults: BTreeMap<String, u64> =
-            self.tally.faults.iter().map(|(f, n)| (format!("{f:?}"), *n)).collect();
-        println!("faults: {faults:?}");
-        println!("{} failures", self.failures.len());
     }
 }

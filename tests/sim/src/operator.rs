@@ -304,6 +304,11 @@ impl World {
         }
     }
 
+    /// Orders so far, those left out too.
+    pub fn orders(&self) -> u64 {
+        self.operator.tickets
+    }
+
     /// Whether the operator waits for an answer.
     pub fn operator_is_busy(&self) -> bool {
         self.operator.pending.is_some()

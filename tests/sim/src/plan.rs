@@ -191,6 +191,21 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Draws the kind of the next trouble.
+    pub fn draw_fault(&self, draw: &mut Draw) -> Fault {
+        let total: u64 = self.faults.iter().map(|(_, weight)| weight).sum();
+        let mut dice = draw.below(total);
+        for &(fault, weight) in &self.faults {
+            if dice < weight {
+                return fault;
+            }
+            dice -= weight;
+        }
+        unreachable!("the dice is below the sum of the weights")
+    }
+}
+
 fn weight(fault: Fault, draw: &mut Draw) -> u64 {
     match fault {
         Fault::ForcedPromotion | Fault::Invalidate | Fault::ResyncFull | Fault::NewDisk => 1,

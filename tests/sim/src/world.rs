@@ -132,6 +132,10 @@ pub struct World {
     pub caused: Vec<(u64, Fault)>,
     /// For chance.
     pub moments: Moments,
+    /// The run ends at this time, whatever happened.
+    pub gives_up_at: u64,
+    /// Whether the story has every step of the cores.
+    pub tells_steps: bool,
     /// The first failure.
     pub failure: Option<Failure>,
     /// Everything went well and is over.
@@ -176,6 +180,8 @@ impl World {
             troubles: 0,
             caused: Vec::new(),
             moments: Moments::default(),
+            gives_up_at: u64::MAX,
+            tells_steps: trace,
             failure: None,
             done: false,
             tally: Tally::default(),
@@ -197,7 +203,7 @@ impl World {
 
     /// Runs to the end; `None` when all promises were kept.
     pub fn run(&mut self) -> Option<Failure> {
-        while self.failure.is_none() && !self.done {
+        while self.failure.is_none() && !self.done && self.now < self.gives_up_at {
             let entry = self.queue.pop().expect("the operator never sleeps for ever");
             debug_assert!(entry.at >= self.now);
             self.now = entry.at;

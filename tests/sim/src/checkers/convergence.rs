@@ -21,6 +21,7 @@ impl World {
         let delay = LOOK_EVERY_MS * MS;
         self.after(delay, Event::Look);
         self.check_tracking();
+        self.pretend();
         let Some(calm_since) = self.checkers.calm_since else { return };
         let settled = self.why_unsettled();
         match settled {

@@ -29,7 +29,7 @@ impl World {
         let process = self.nodes[node].process.as_mut().expect("a process");
         let mut effects = Effects::new();
         self.tally.steps += 1;
-        if self.trace && !matches!(input, Input::TimePassed) {
+        if self.tells_steps && !matches!(input, Input::TimePassed) {
             println!("{:>12.6}   {} <- {:?}", self.now as f64 / 1e9, self.nodes[node].name, input);
         }
         process.replica.step(local, input, &mut effects);
@@ -86,7 +86,7 @@ impl World {
         let mut releases = Vec::new();
         let mut stopped = false;
         for effect in effects {
-            if self.trace {
+            if self.tells_steps {
                 println!(
                     "{:>12.6}     {} -> {}",
                     self.now as f64 / 1e9,
