@@ -106,6 +106,8 @@ pub struct ResourceConfig {
     pub timing: Timing,
     /// What the disk is in tests.
     pub test_backing: TestBackingWish,
+    /// Where this process records the steps of its core; not from the file but from `--record`.
+    pub record: Option<PathBuf>,
 }
 
 /// Where one node keeps its copy of a resource.
@@ -169,6 +171,19 @@ impl ClusterConfig {
     /// A resource by its name.
     pub fn resource(&self, name: &str) -> Option<&ResourceConfig> {
         self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    /// Has every core recorded: into the file, and with more than one resource into one file for
+    /// each, with its name behind the file's.
+    pub fn record_into(&mut self, file: &Path) {
+        let is_alone = self.resources.len() == 1;
+        for resource in &mut self.resources {
+            let mut path = file.as_os_str().to_owned();
+            if !is_alone {
+                path.push(format!(".{}", resource.name));
+            }
+            resource.record = Some(path.into());
+        }
     }
 
     /// The names of the nodes with disks.

@@ -4,7 +4,8 @@
 //! Around the data loop: `config` (the file), `key` and `greeting` (who may speak with us),
 //! `peers` (connections to the other nodes), `nbd_listen` (connections of clients), `resource`
 //! (one resource with its loop), `daemon` (all of them), `control` (what `replctl` says and
-//! hears), `create` with `signature` and `device_use` (metadata on a disk, without a daemon).
+//! hears), `recording` (the steps of a core into a file), `create` with `signature` and
+//! `device_use` (metadata on a disk, without a daemon).
 
 pub mod block_device;
 mod buffers;
@@ -28,6 +29,7 @@ mod nbd_port;
 mod peer_link;
 pub mod peers;
 pub mod process;
+mod recording;
 pub mod report;
 pub mod resource;
 pub mod signature;

@@ -42,6 +42,14 @@ struct Arguments {
     /// Which node of the configuration to be; the host name by default.
     #[arg(long)]
     node: Option<String>,
+    /// Records what each resource's core is told and orders, for `sim --replay FILE` (debugging).
+    ///
+    /// With several resources the name of each comes behind FILE; a file that exists is kept and
+    /// a number comes behind the new one's name. It holds no payload. It slows the data loop (a
+    /// system call and about half a KiB for every step) and grows without end; keep it off
+    /// replicated devices.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Other>,
 }
@@ -78,10 +86,13 @@ fn main() -> ExitCode {
              with: cargo build --release"
         );
     }
-    let config = match ClusterConfig::load(&arguments.config) {
+    let mut config = match ClusterConfig::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return complain(EXIT_USAGE, &error),
     };
+    if let Some(file) = &arguments.record {
+        config.record_into(file);
+    }
     let node = match config.choose_node(arguments.node.as_deref()) {
         Ok(node) => node.clone(),
         Err(error) => return complain(EXIT_USAGE, &error),

@@ -167,6 +167,7 @@ class Node:
         self.device_dir = pathlib.Path(cluster.device_root) / name / "dev"
         self.process = None
         self.environment = {}
+        self.arguments = []
 
     def disk(self, resource="demo"):
         """The path of its disk."""
@@ -207,7 +208,7 @@ class Node:
         if self.cluster.namespaces:
             wrap = ("ip", "netns", "exec", self.namespace, *wrap)
         command = [*wrap, self.cluster.bin / "replicatord", "--config", self.config]
-        command += ["--node", self.name]
+        command += ["--node", self.name, *self.arguments]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -16,10 +16,12 @@ import traceback
 import bad_input
 import kills
 import networks
+import recordings
 import roles
 from cluster import Refused, Skip, TestFailed
 
 SCENARIOS = kills.SCENARIOS + roles.SCENARIOS + networks.SCENARIOS + bad_input.SCENARIOS
+SCENARIOS += recordings.SCENARIOS
 
 
 def sentence(scenario):

@@ -23,6 +23,7 @@ pub mod note;
 mod office;
 mod peer;
 mod persist;
+pub mod recording;
 pub mod register;
 mod replica;
 mod request;

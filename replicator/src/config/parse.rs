@@ -275,6 +275,7 @@ fn resource(
             Some("null") => TestBackingWish::Null,
             _ => TestBackingWish::Normal,
         },
+        record: None,
     };
     section.finish();
     Some(resource)

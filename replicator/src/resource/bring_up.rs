@@ -16,6 +16,7 @@ use crate::data_loop::{self, FromLoop, LoopConfig};
 use crate::disk::{Disk, DiskLayout, Opening, TestBacking};
 use crate::events::Weight;
 use crate::incarnation;
+use crate::recording::{Recorded, Recorder};
 
 impl Resource {
     /// Opens, checks, starts. The error is for people.
@@ -53,10 +54,28 @@ impl Resource {
             can_punch: disk.can_punch(),
             timing: self.config.timing,
         };
-        let replica = Replica::attach(config, image, now()).map_err(|error| {
+        let now = now();
+        let recorder = self.start_recording(now, &config, &image)?;
+        let replica = Replica::attach(config, image, now).map_err(|error| {
             format!("{}: {error}", self.disk_paths().1.unwrap_or(self.disk_paths().0).display())
         })?;
-        self.start_loop(disk, superblock, samples, replica, events)
+        self.start_loop(disk, superblock, samples, (replica, recorder), events)
+    }
+
+    /// The recorder of the coming core, when the operator wants one.
+    fn start_recording(
+        &self,
+        now: Time,
+        config: &Config,
+        image: &Image<'_>,
+    ) -> Result<Option<Recorder>, String> {
+        let Some(wish) = &self.config.record else { return Ok(None) };
+        let mut recorder = Recorder::create(wish)
+            .map_err(|error| format!("cannot record into {}: {error}", wish.display()))?;
+        recorder.start(now, config, image);
+        let text = format!("records every step into {}", recorder.path().display());
+        self.emit(Weight::Warning, text);
+        Ok(Some(recorder))
     }
 
     fn open_disk(&self) -> Result<Disk, String> {
@@ -128,7 +147,7 @@ impl Resource {
         disk: Disk,
         superblock: Superblock,
         fingerprint_samples: Vec<replicator_core::ByteRange>,
-        replica: Replica,
+        (replica, recorder): (Replica, Option<Recorder>),
         events: mpsc::Sender<FromLoop>,
     ) -> Result<(), String> {
         let shape = Shape {
@@ -150,8 +169,11 @@ impl Resource {
         };
         // Held while the loop starts, so that its first event finds the run in its place.
         let mut state = self.lock();
-        let handle =
-            data_loop::spawn(config, replica, events).map_err(|error| error.to_string())?;
+        let spawned = match recorder {
+            Some(recorder) => data_loop::spawn(config, Recorded::new(replica, recorder), events),
+            None => data_loop::spawn(config, replica, events),
+        };
+        let handle = spawned.map_err(|error| error.to_string())?;
         state.run = Some(Run { handle, shape, serving: None, is_retiring: false });
         state.phase = Phase::Up;
         drop(state);

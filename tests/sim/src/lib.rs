@@ -17,6 +17,7 @@ pub mod operator;
 pub mod parts;
 pub mod plan;
 pub mod pretence;
+pub mod replay;
 pub mod report;
 pub mod runner;
 pub mod sectors;

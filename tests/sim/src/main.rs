@@ -15,6 +15,7 @@ const HELP: &str = "\
 sim SEED [PARTS] [--trace | --story]   replays a seed exactly; one that fails is minimised
 sim [--seeds FROM..TO] [--minutes M]   a campaign on all cores; the regressions first
 sim mutants [NAME | --first]           every deliberate defect must be found
+sim [--defect NAME] --replay FILE      steps a core through what replicatord --record wrote
 
 PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
   --only faults=N | requests=N | orders=N | kinds=NAME,NAME
@@ -30,7 +31,7 @@ exit codes: 0 all promises kept; 2 wrong arguments;
   128 liveness: something that must happen did not happen in time
   129 safety: something happened that must never happen
   A campaign with several failures tells the worst: safety, then crash, then liveness.
-  sim mutants: 1 when a defect is not found.
+  sim mutants: 1 when a defect is not found; --replay: 1 when a step goes another way.
 ";
 
 #[derive(Default)]
@@ -106,6 +107,7 @@ fn read(words: &[String]) -> Result<(Arguments, Mode), String> {
                 }
                 read.passed_on.extend([word.clone(), name.clone()]);
             }
+            "--replay" => sim::replay::main(argument()?),
             "serve" => mode = Mode::Serve,
             "--count" => {
                 let (from, to) = range(argument()?)?;
