@@ -1,6 +1,6 @@
 //! The checker: takes the events in the order in which they were seen and judges each read.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
@@ -105,6 +105,13 @@ struct Flush {
     tenure: u64,
 }
 
+/// Neighbouring units that had the same history, and so have one register.
+#[derive(Debug)]
+struct Run {
+    end: u64,
+    register: Register,
+}
+
 /// Judges a history while it happens. See the crate documentation for the model.
 ///
 /// Operation ids are the caller's, above 0, each used once. Telling the end of an operation that
@@ -120,7 +127,8 @@ pub struct Checker {
     flushes_in_flight: HashMap<u64, Flush, BuildHasherDefault<NumberHasher>>,
     reads_in_flight: HashMap<u64, Read, BuildHasherDefault<NumberHasher>>,
     read_starts: BTreeSet<u64>,
-    registers: HashMap<u64, Register, BuildHasherDefault<NumberHasher>>,
+    /// By the first unit of each run; units without one were never touched.
+    runs: BTreeMap<u64, Run>,
     rollbacks: Vec<Rollback>,
     tenures: Vec<(u64, u64)>,
     newest_acking_tenure: u64,
@@ -154,7 +162,7 @@ impl Checker {
             flushes_in_flight: HashMap::default(),
             reads_in_flight: HashMap::default(),
             read_starts: BTreeSet::new(),
-            registers: HashMap::default(),
+            runs: BTreeMap::new(),
             rollbacks: Vec::new(),
             tenures: vec![(0, 0)],
             newest_acking_tenure: 0,
@@ -183,8 +191,12 @@ impl Checker {
         self.by_value.insert(value, index);
         let before = self.writes_in_flight.insert(id, index);
         assert!(before.is_none(), "operation id {id} is already in flight");
-        self.each_register(units, |register, unit, facts| {
-            register.write_started(index, !certain.contains(&unit), facts);
+        self.make_runs(units.clone());
+        self.split(certain.start);
+        self.split(certain.end);
+        self.each_run(units, |register, run, facts| {
+            let register = register.expect("just made");
+            register.write_started(index, !certain.contains(&run.start), facts);
         });
     }
 
@@ -199,20 +211,21 @@ impl Checker {
         let mut violations = Vec::from_iter(self.judge_ack(id, tenure, units.start));
         if tenure < self.tenure() {
             let mut missing = Vec::new();
-            self.each_register(units, |register, unit, facts| {
+            self.each_run(units, |register, run, facts| {
+                let register = register.expect("made when the write started");
                 if let Verdict::Wrong(conflict) = register.acked_after_fence(index, now, facts) {
-                    missing.push((unit, conflict));
+                    missing.push((run, conflict));
                 }
             });
-            for (unit, conflict) in missing {
-                violations.push(Violation {
+            for (run, conflict) in missing {
+                violations.extend(run.map(|unit| Violation {
                     kind: ViolationKind::LostAcknowledged,
                     unit,
                     op: id,
                     seen: None,
                     seen_write: None,
                     expected: conflict.expected.map(|op| self.report(&self.ops[op as usize])),
-                });
+                }));
             }
         }
         violations
@@ -271,37 +284,39 @@ impl Checker {
         let spans_rollback = self.rollbacks.last().is_some_and(|rollback| rollback.at > start);
         let mut violations = Vec::new();
         let initial = self.config.initial_value;
-        let first = units.start;
         let mut find = Vec::new();
-        self.each_register_or_initial(units, |register, unit, facts| {
-            let seen = seen[(unit - first) as usize];
-            let value = match seen {
-                Seen::Value(value) => value,
-                Seen::Torn | Seen::Foreign => {
-                    find.push((unit, seen, None));
+        let mut first = units.start;
+        for same in seen.chunk_by(|one, two| one == two) {
+            let seen = same[0];
+            let units = first..first + same.len() as u64;
+            first = units.end;
+            let Seen::Value(value) = seen else {
+                find.push((units, seen, None));
+                continue;
+            };
+            self.each_run(units, |register, run, facts| {
+                let Some(register) = register else {
+                    if value != initial {
+                        find.push((run, seen, None));
+                    }
+                    return;
+                };
+                // What it returned may be from before the power loss or from after it.
+                if spans_rollback {
                     return;
                 }
-            };
-            let Some(register) = register else {
-                if value != initial {
-                    find.push((unit, seen, None));
+                let older = || match value == initial {
+                    true => Some(INITIAL_OP),
+                    false => find_write(facts, run.start, value),
+                };
+                if let Verdict::Wrong(conflict) = register.read(value, start, now, facts, older) {
+                    find.push((run, seen, Some(conflict)));
                 }
-                return;
-            };
-            // What it returned may be from before the power loss or from after it.
-            if spans_rollback {
-                return;
-            }
-            let older = || match value == initial {
-                true => Some(INITIAL_OP),
-                false => find_write(facts, unit, value),
-            };
-            if let Verdict::Wrong(conflict) = register.read(value, start, now, facts, older) {
-                find.push((unit, seen, Some(conflict)));
-            }
-        });
-        for (unit, seen, conflict) in find {
-            violations.push(self.violation(unit, id, seen, conflict));
+            });
+        }
+        for (run, seen, conflict) in find {
+            let conflict = conflict.as_ref();
+            violations.extend(run.map(|unit| self.violation(unit, id, seen, conflict)));
         }
         violations
     }
@@ -385,7 +400,8 @@ impl Checker {
 
     /// Number of writes that some unit still remembers, summed over the units: the memory used.
     pub fn remembered(&self) -> usize {
-        self.registers.values().map(Register::remembered).sum()
+        let units = |(start, run): (&u64, &Run)| (run.end - start) as usize;
+        self.runs.iter().map(|run| units(run) * run.1.register.remembered()).sum()
     }
 
     fn power_cutoff(&self) -> u64 {
@@ -437,22 +453,39 @@ impl Checker {
         })
     }
 
-    fn each_register(&mut self, units: Range<u64>, mut f: impl FnMut(&mut Register, u64, &Facts)) {
-        let rollbacks = self.rollbacks.len() as u32;
-        for unit in units.clone() {
-            // A unit without a register has its initial value, and that is durable.
-            self.registers.entry(unit).or_insert_with(|| Register::new(rollbacks));
+    /// Makes a run end before `unit` and another begin with it, where one goes across.
+    fn split(&mut self, unit: u64) {
+        let Some((_, run)) = self.runs.range_mut(..unit).next_back() else { return };
+        if run.end > unit {
+            let after = Run { end: run.end, register: run.register.clone() };
+            run.end = unit;
+            self.runs.insert(unit, after);
         }
-        self.each_register_or_initial(units, |register, unit, facts| {
-            f(register.expect("just made"), unit, facts);
-        });
     }
 
-    fn each_register_or_initial(
+    /// Gives registers to the units that have none.
+    fn make_runs(&mut self, units: Range<u64>) {
+        let rollbacks = self.rollbacks.len() as u32;
+        let mut gaps = Vec::new();
+        self.each_run(units, |register, gap, _| {
+            if register.is_none() {
+                gaps.push(gap);
+            }
+        });
+        for gap in gaps {
+            // A unit without a register has its initial value, and that is durable.
+            self.runs.insert(gap.start, Run { end: gap.end, register: Register::new(rollbacks) });
+        }
+    }
+
+    /// Every run within the units, with its register brought up to date; and what lies between.
+    fn each_run(
         &mut self,
         units: Range<u64>,
-        mut f: impl FnMut(Option<&mut Register>, u64, &Facts),
+        mut f: impl FnMut(Option<&mut Register>, Range<u64>, &Facts),
     ) {
+        self.split(units.start);
+        self.split(units.end);
         let facts = Facts {
             ops: &self.ops,
             by_value: &self.by_value,
@@ -460,26 +493,30 @@ impl Checker {
             flushed_until: self.flushed_until,
             oldest_read_start: self.read_starts.first().copied().unwrap_or(NEVER),
         };
-        for unit in units {
-            let mut register = self.registers.get_mut(&unit);
-            if let Some(register) = &mut register {
-                for rollback in &self.rollbacks[register.rollbacks_done as usize..] {
-                    register.roll_back(rollback, &facts);
-                }
-                register.rollbacks_done = self.rollbacks.len() as u32;
+        let mut at = units.start;
+        for (&start, Run { end, register }) in self.runs.range_mut(units.clone()) {
+            if at < start {
+                f(None, at..start, &facts);
             }
-            f(register, unit, &facts);
+            for rollback in &self.rollbacks[register.rollbacks_done as usize..] {
+                register.roll_back(rollback, &facts);
+            }
+            register.rollbacks_done = self.rollbacks.len() as u32;
+            f(Some(register), start..*end, &facts);
+            at = *end;
+        }
+        if at < units.end {
+            f(None, at..units.end, &facts);
         }
     }
 
-    fn violation(&self, unit: u64, op: u64, seen: Seen, conflict: Option<Conflict>) -> Violation {
-        let kind = match (seen, &conflict) {
+    fn violation(&self, unit: u64, op: u64, seen: Seen, conflict: Option<&Conflict>) -> Violation {
+        let kind = match (seen, conflict) {
             (Seen::Torn, _) => ViolationKind::Torn,
             (Seen::Foreign, _) | (_, None) => ViolationKind::NeverWritten,
             (Seen::Value(value), Some(conflict)) => self.kind(value, conflict),
         };
         let report = |index: u32| self.report(&self.ops[index as usize]);
-        let conflict = conflict.as_ref();
         Violation {
             kind,
             unit,
