@@ -116,9 +116,14 @@ impl Blocks {
 
     /// The first run of blocks at or after `from`, cut at `length_max`.
     pub fn next_run(&self, from: u64, length_max: u64) -> Option<Range<u64>> {
-        let start = self.find(from, true)?;
-        let end = self.find(start, false).unwrap_or(self.blocks);
-        Some(start..end.min(start + length_max))
+        if self.is_empty() {
+            return None;
+        }
+        let start = self.find(from..self.blocks, true)?;
+        // Looks no further than it has to: a full bitmap is walked once, not once a run.
+        let most = self.blocks.min(start.saturating_add(length_max));
+        let end = self.find(start..most, false).unwrap_or(most);
+        Some(start..end)
     }
 
     /// The runs of the set, as start and length; so few that a frame sequence of bounded length
@@ -147,20 +152,24 @@ impl Blocks {
         }
     }
 
-    /// The first block at or after `from` that is (not) in the set.
-    fn find(&self, from: u64, set: bool) -> Option<u64> {
-        if from >= self.blocks {
+    /// The first block of the range that is (not) in the set.
+    fn find(&self, range: Range<u64>, set: bool) -> Option<u64> {
+        if range.is_empty() {
             return None;
         }
         let view = |word: u64| if set { word } else { !word };
-        let mut at = (from / 64) as usize;
-        let mut word = view(self.words[at]) & (!0 << (from % 64));
+        let last = (range.end - 1) / 64;
+        let mut at = range.start / 64;
+        let mut word = view(self.words[at as usize]) & (!0 << (range.start % 64));
         while word == 0 {
             at += 1;
-            word = view(*self.words.get(at)?);
+            if at > last {
+                return None;
+            }
+            word = view(self.words[at as usize]);
         }
-        let found = at as u64 * 64 + u64::from(word.trailing_zeros());
-        (found < self.blocks).then_some(found)
+        let found = at * 64 + u64::from(word.trailing_zeros());
+        (found < range.end).then_some(found)
     }
 }
 
