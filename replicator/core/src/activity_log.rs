@@ -52,7 +52,7 @@ const _: () = assert!(
     (RING_BLOCKS as usize - 1) * CONTEXT_SLOTS >= *crate::limits::LOG_EXTENTS_RANGE.end() as usize
 );
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 enum SlotState {
     Free,
     Activating,
@@ -60,7 +60,7 @@ enum SlotState {
     Evicting,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Slot {
     extent: u32,
     state: SlotState,
@@ -73,7 +73,7 @@ struct Slot {
 }
 
 /// The log in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct ActivityLog {
     slots: Vec<Slot>,
     slot_of_extent: Vec<u16>,

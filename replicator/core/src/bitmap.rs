@@ -36,7 +36,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"DRTY");
 const MERGED_RUNS_MAX: usize = 64 << 10;
 
 /// A set of blocks, with its count.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Blocks {
     words: Vec<u64>,
     blocks: u64,
@@ -184,7 +184,7 @@ fn masks(range: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
 }
 
 /// A dirty bitmap together with what of it is not yet on disk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct DirtyBitmap {
     dirty: Blocks,
     /// Pages that have bits which are not durable. Bits that were only cleared may stay: an

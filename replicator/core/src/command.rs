@@ -6,7 +6,7 @@ use alloc::string::String;
 use crate::block::PeerIndex;
 
 /// An operator's command.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Command {
     /// Become primary. The flags are the operator's word for what the replica cannot know.
     Promote {

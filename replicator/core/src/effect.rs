@@ -166,7 +166,7 @@ pub enum Retry {
 }
 
 /// What a client is told when its request fails; the NBD driver maps it to a wire error.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum ClientError {
     /// The disk failed and no other replica can help (EIO).
     Io,

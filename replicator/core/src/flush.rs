@@ -12,7 +12,7 @@ use crate::replica::{Purpose, Replica};
 use crate::wire::Message;
 
 /// Who waits for a flush of the own disk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum FlushWaiter {
     /// A barrier.
     Barrier(u64),
@@ -31,7 +31,7 @@ pub(crate) enum FlushWaiter {
 }
 
 /// The own disk's flushes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct FlushGate {
     running: Vec<FlushWaiter>,
     next: Vec<FlushWaiter>,
@@ -39,7 +39,7 @@ pub(crate) struct FlushGate {
 }
 
 /// One flush on every replica that counts.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Barrier {
     number: u64,
     local: bool,

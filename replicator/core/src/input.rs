@@ -63,7 +63,7 @@ pub enum Input {
 }
 
 /// What a client may ask of the device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum ClientRequest {
     /// Read bytes; any alignment. The driver's buffer takes the range aligned out to the block
     /// size.

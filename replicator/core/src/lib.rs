@@ -11,6 +11,7 @@ pub mod block;
 pub mod command;
 pub mod config;
 pub mod defect;
+mod digest;
 pub mod effect;
 mod flush;
 pub mod handshake;

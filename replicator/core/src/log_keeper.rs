@@ -13,7 +13,7 @@ use crate::persist::After;
 use crate::replica::{Purpose, Replica};
 
 /// What is going on with the log.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct LogKeeper {
     /// Extents are on their way out.
     pub(crate) evicting: bool,

@@ -17,7 +17,7 @@ use crate::replica::{Replica, Role};
 use crate::wire::Message;
 
 /// A change of the register that this replica is making.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Change {
     /// A lost member leaves; first the own disk is flushed.
     Shrink { replica: ReplicaId, proposed: bool },

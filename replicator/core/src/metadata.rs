@@ -33,11 +33,11 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const NAME_BYTES_MAX: usize = 63;
 const MAGIC: u64 = u64::from_le_bytes(*b"REPLICA1");
 pub(crate) const COPY_DISTANCE: u64 = 1 << 20;
-/// Smallest data area: one extent of the log.
-pub const DATA_BYTES_MIN: u64 = crate::limits::EXTENT_BYTES;
+/// Smallest data area: one bit of the dirty bitmap.
+pub const DATA_BYTES_MIN: u64 = DIRTY_BLOCK_BYTES;
 
 /// What this replica knows of one peer.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub struct PeerRecord {
     /// Node name; fixes the bitmap slot.
     pub node: String,
@@ -54,7 +54,7 @@ pub struct PeerRecord {
 }
 
 /// The state of a replica that survives it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Superblock {
     /// Rises with every update.
     pub sequence: u64,
@@ -412,10 +412,10 @@ pub struct Image<'a> {
 pub fn fingerprint_samples(data_bytes: u64) -> Vec<ByteRange> {
     const SAMPLES: u64 = 64;
     const SAMPLE_BYTES: u64 = 16 << 10;
-    let step = (data_bytes / SAMPLES) & !4095;
-    let mut samples: Vec<ByteRange> = (0..SAMPLES)
+    // A very small area is hashed whole.
+    let step = (data_bytes / SAMPLES).max(DIRTY_BLOCK_BYTES) & !4095;
+    let mut samples: Vec<ByteRange> = (0..SAMPLES.min(data_bytes / step))
         .map(|number| ByteRange::new(number * step, SAMPLE_BYTES.min(step)))
-        .filter(|sample| sample.length > 0)
         .collect();
     let tail = SAMPLE_BYTES.min(data_bytes);
     samples.push(ByteRange::new((data_bytes - tail) & !4095, tail & !4095));

@@ -24,7 +24,7 @@ use crate::time::Time;
 use crate::wire::Hello;
 
 /// The state of the connection to a peer.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Link {
     /// No connection.
     Down,
@@ -41,7 +41,7 @@ pub(crate) enum Link {
 }
 
 /// How far a follower is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Lead {
     /// It makes tenure and register durable and sends its bitmap.
     AwaitFollow,
@@ -66,7 +66,7 @@ pub(crate) enum Lead {
 }
 
 /// The steps of R4 after the bitmap is empty.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Join {
     /// Frames sent before its acknowledgement was required are outstanding: up to this one.
     Draining(u64),
@@ -79,14 +79,14 @@ pub(crate) enum Join {
 }
 
 /// A frame that was sent and not acknowledged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) struct Outstanding {
     pub(crate) sent_at: Time,
     pub(crate) what: Sent,
 }
 
 /// What a frame was.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Sent {
     /// A client's write or zeroes; `request` while it waits for this acknowledgement.
     Write { request: Option<usize>, range: ByteRange, fua: bool },
@@ -97,7 +97,7 @@ pub(crate) enum Sent {
 }
 
 /// Who waits for a peer's flush.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum FlushPurpose {
     /// A barrier of client flushes or of the activity log.
     Barrier(u64),
@@ -110,7 +110,7 @@ pub(crate) enum FlushPurpose {
 }
 
 /// One peer.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Peer {
     pub(crate) node: String,
     pub(crate) link: Link,

@@ -11,7 +11,7 @@ use crate::metadata::{Layout, Superblock};
 use crate::replica::{Purpose, Replica};
 
 /// What waits for a superblock update, or a set of bitmap pages, to be durable.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum After {
     /// Nothing.
     Nothing,
@@ -53,7 +53,7 @@ pub(crate) enum After {
 const QUEUED_MAX: usize = 64;
 
 /// The superblock on its way to the disk.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct SuperblockWriter {
     sequence: u64,
     /// Which copy is being written, with its contents.
@@ -86,7 +86,7 @@ impl SuperblockWriter {
 }
 
 /// Bitmap pages on their way to the disk, one set after the other.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct PageWriter {
     /// Pages of the present set that are not durable.
     pending: usize,

@@ -30,7 +30,7 @@ use crate::status::{PeerStatus, Status, Wait};
 use crate::time::{Span, Time};
 
 /// The role of a replica. `Promoting`, `Demoting` and `Deposed` are on their way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Role {
     /// Hot extents of an unclean end become durable dirty bits.
     Starting,
@@ -90,7 +90,7 @@ pub(crate) enum Purpose {
 }
 
 /// Disk operations under way.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ops {
     table: Slab<Purpose>,
 }
@@ -106,7 +106,7 @@ impl Ops {
 }
 
 /// One replica of one volume.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Replica {
     pub(crate) config: Config,
     pub(crate) now: Time,
@@ -158,8 +158,8 @@ pub struct Replica {
     pub(crate) early: Vec<(Ticket, Command)>,
     pub(crate) stopping: Option<Stopping>,
     pub(crate) stop_flushing: bool,
-    recovery_due: bool,
-    recovered_extents: u64,
+    pub(crate) recovery_due: bool,
+    pub(crate) recovered_extents: u64,
 }
 
 impl Replica {

@@ -21,7 +21,7 @@ use crate::time::Time;
 use crate::wire::Message;
 
 /// How far a request is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Stage {
     /// Waits for an overlapping request, the activity log, or room towards a peer.
     Queued,
@@ -36,7 +36,7 @@ pub(crate) enum Stage {
 }
 
 /// What a queued request waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Blocked {
     Overlap,
     Log,
@@ -44,7 +44,7 @@ pub(crate) enum Blocked {
 }
 
 /// A client's request inside the replica.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Request {
     id: RequestId,
     pub(crate) what: ClientRequest,
@@ -84,13 +84,13 @@ impl Request {
 
 /// Ranges in use by requests and resync steps. Two that overlap never run together unless both
 /// only read for a client.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct ActiveRanges {
     ranges: Vec<(ByteRange, Use)>,
 }
 
 /// How a range is used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Use {
     /// By a client's read.
     Read,

@@ -21,7 +21,7 @@ use crate::time::{Span, Time};
 use crate::wire::Message;
 
 /// A resync of one peer.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Resync {
     /// Blocks still to be read and sent. What is not here goes to the peer as it is written.
     to_copy: Blocks,

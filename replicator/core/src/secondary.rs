@@ -13,7 +13,7 @@ use crate::replica::{Purpose, Replica};
 use crate::wire::Message;
 
 /// The leader this replica follows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) struct Following {
     pub(crate) peer: PeerIndex,
     pub(crate) session: SessionId,
@@ -23,7 +23,7 @@ pub(crate) struct Following {
 }
 
 /// One frame being applied.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Applied {
     seq: u64,
     what: Apply,
@@ -40,7 +40,7 @@ impl Applied {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 enum Apply {
     Write { range: ByteRange, buf: BufId, fua: bool },
     Zero { range: ByteRange, may_punch: bool, fua: bool },
@@ -57,7 +57,7 @@ impl Apply {
 }
 
 /// Frames in order of arrival, to know what a flush has to wait for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct Arrivals {
     first: u64,
     done: VecDeque<bool>,

@@ -22,7 +22,7 @@ pub const HEADER_BYTES: usize = 64;
 const MAGIC: u32 = u32::from_le_bytes(*b"RPL1");
 
 /// What a frame says.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub enum Message {
     /// First on every session, from both sides: one atomic snapshot of the sender.
     Hello(Box<Hello>),
@@ -133,7 +133,7 @@ pub enum Message {
 }
 
 /// The greeting of a session: everything a resync decision needs, as one snapshot (R13).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Hello {
     /// Random id of the resource from `replctl init`; differing ones never replicate.
     pub resource_id: u128,

@@ -182,7 +182,7 @@ fn a_word_for_something_that_is_not_there_means_the_wrong_disk() {
 
 #[test]
 fn a_disk_that_is_too_small_or_in_use_is_refused() {
-    let site = Site::new("small", 2, false);
+    let site = Site::new("small", 1, false);
     let error = site.create(|_| {}).unwrap_err().to_string();
     assert!(error.contains("too small"), "{error}");
     let site = Site::new("busy", 64, false);

@@ -21,7 +21,7 @@ use crate::time::Time;
 use crate::wire::{Hello, Message};
 
 /// A promotion under way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) struct Promotion {
     /// Who waits for the answer; `None` when the office is resumed after a restart.
     pub(crate) ticket: Option<Ticket>,
@@ -34,7 +34,7 @@ pub(crate) struct Promotion {
 }
 
 /// How far a promotion is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) enum Phase {
     /// The peer was asked for the authority.
     Asking(PeerIndex, SessionId),

@@ -13,7 +13,7 @@ use crate::time::Time;
 use crate::wire::Message;
 
 /// How a stop is going.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) struct Stopping {
     pub(crate) ticket: Ticket,
     /// The leader was told; go on without its answer at this time.
