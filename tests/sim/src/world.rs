@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use history::draw::Draw;
-use replicator_core::{Input, PeerIndex, Time};
+use replicator_core::{Effects, Input, PeerIndex, Time};
 
 use crate::ambush::{Ambush, Strike};
 use crate::chance::Moments;
@@ -110,6 +110,8 @@ pub struct World {
     pub now: u64,
     queue: BinaryHeap<Entry>,
     events: u64,
+    /// Empty; kept for its memory.
+    effects: Effects,
     /// The two machines.
     pub nodes: [Node; 2],
     /// All connections that ever were; most are closed.
@@ -169,6 +171,7 @@ impl World {
             now: 0,
             queue: BinaryHeap::new(),
             events: 0,
+            effects: Effects::new(),
             nodes,
             connections: Vec::new(),
             blocked_until: [0; 2],

@@ -31,32 +31,22 @@ impl World {
             }
             None => self.read_everything(),
             Some(why) if self.now - calm_since > CONVERGES_WITHIN_MS * MS => {
-                self.fail(Kind::Liveness, "(d)", why);
+                let text = self.tell_unsettled(why);
+                self.fail(Kind::Liveness, "(d)", text);
             }
             Some(_) => {}
         }
     }
 
-    /// What is missing until all is well.
-    fn why_unsettled(&self) -> Option<String> {
+    /// What is missing until all is well. Asked often: the details are for the failure alone.
+    fn why_unsettled(&self) -> Option<&'static str> {
         if self.clients.left > 0 || !self.clients.open.is_empty() {
-            let oldest = self.clients.oldest().map(|since| (self.now - since) / MS);
-            let status = [0, 1].map(|node| {
-                let process = self.nodes[node].process.as_ref();
-                process.map(|process| process.replica.status(self.local(node)))
-            });
-            return Some(format!(
-                "{} requests are not made, {} not answered (oldest {oldest:?} ms): {status:?}",
-                self.clients.left,
-                self.clients.open.len()
-            ));
+            return Some("requests wait");
         }
         let mut primaries = 0;
         for node in 0..2 {
             let there = &self.nodes[node];
-            let Some(process) = &there.process else {
-                return Some(format!("{} is down", there.name));
-            };
+            let Some(process) = &there.process else { return Some("a node is down") };
             let status = process.replica.status(self.local(node));
             let peer = &status.peers[0];
             let is_well = match status.role {
@@ -68,20 +58,29 @@ impl World {
             let quiet = there.disk.working.is_empty()
                 && peer.in_flight.0 == 0
                 && process.buffers.used() == 0;
-            if !is_well
-                || !peer.is_member
-                || peer.dirty_bytes > 0
-                || status.data != "up_to_date"
-                || !quiet
-            {
-                return Some(format!(
-                    "{}: {} buffers used, {status:?}",
-                    there.name,
-                    process.buffers.used()
-                ));
+            if !is_well || !peer.is_member || peer.dirty_bytes > 0 || status.data != "up_to_date" {
+                return Some("a replica is not in sync");
+            }
+            if !quiet {
+                return Some("a replica is not at rest");
             }
         }
-        (primaries != 1).then(|| format!("{primaries} primaries"))
+        (primaries != 1).then_some("not one primary")
+    }
+
+    fn tell_unsettled(&self, why: &str) -> String {
+        let oldest = self.clients.oldest().map(|since| (self.now - since) / MS);
+        let nodes = self.nodes.each_ref().map(|there| {
+            let process = there.process.as_ref()?;
+            let status = process.replica.status(there.clock(self.now));
+            Some((there.name, process.buffers.used(), status))
+        });
+        format!(
+            "{why}: {} requests are not made, {} not answered (oldest {oldest:?} ms); name, \
+             buffers used, status: {nodes:?}",
+            self.clients.left,
+            self.clients.open.len()
+        )
     }
 
     fn read_everything(&mut self) {

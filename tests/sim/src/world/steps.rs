@@ -1,5 +1,7 @@
 //! Steps of the cores: a process is told a fact or a time-out, and its orders are carried out.
 
+use std::mem;
+
 use replicator_core::{Effect, Effects, Input, Note};
 
 use crate::failure::Kind;
@@ -27,14 +29,15 @@ impl World {
     pub(super) fn step(&mut self, node: usize, input: Input) {
         let local = self.nodes[node].clock(self.now);
         let process = self.nodes[node].process.as_mut().expect("a process");
-        let mut effects = Effects::new();
+        let mut effects = mem::take(&mut self.effects);
         self.tally.steps += 1;
         if self.tells_steps && !matches!(input, Input::TimePassed) {
             println!("{:>12.6}   {} <- {:?}", self.now as f64 / 1e9, self.nodes[node].name, input);
         }
         process.replica.step(local, input, &mut effects);
         process.replica.check_invariants();
-        self.carry_out(node, effects);
+        self.carry_out(node, &mut effects);
+        self.effects = effects;
         self.set_timer(node);
     }
 
@@ -81,11 +84,11 @@ impl World {
 
     /// Carries out the orders of one step. Disk operations start in any order (effects of a step
     /// are unordered); frames of a session keep theirs; buffers are freed last.
-    pub(super) fn carry_out(&mut self, node: usize, effects: Effects) {
+    pub(super) fn carry_out(&mut self, node: usize, effects: &mut Effects) {
         let mut disk = Vec::new();
         let mut releases = Vec::new();
         let mut stopped = false;
-        for effect in effects {
+        for effect in effects.drain(..) {
             if self.tells_steps {
                 println!(
                     "{:>12.6}     {} -> {}",
