@@ -2,8 +2,10 @@
 //! behind an acknowledgement, in the middle of a resync (D9, D10, P8).
 
 use history::draw::Draw;
+use replicator_core::metadata::Superblock;
 use replicator_core::{LinkLoss, Note};
 
+use crate::disk::Job;
 use crate::tell;
 use crate::world::{Event, MS, World};
 
@@ -22,6 +24,12 @@ pub enum Moment {
     Lost,
     /// A role changes.
     Role,
+    /// A promotion begins.
+    Promotion,
+    /// An office was released: a switchover is half done.
+    Release,
+    /// A change of the register is on its way to the disk (D9, D18).
+    Proposal,
     /// A client's write or flush is acknowledged.
     Acknowledged,
     /// A client makes a request.
@@ -50,8 +58,29 @@ pub enum Strike {
     Blink,
     /// The connection is reset.
     Reset,
+    /// The process of this node is killed, whatever it is.
+    Kill {
+        /// Which.
+        node: usize,
+    },
+    /// The other one loses its power and is back before anybody notices (D17).
+    Flicker,
     /// Nothing passes for a while.
     Cut,
+    /// A cut is over (P8).
+    Heal,
+    /// The two nodes die in turn, so many times more, first the one that serves or the other (D10).
+    Turns {
+        /// How many times more.
+        left: u64,
+        /// Whether the one that serves is next.
+        primary: bool,
+    },
+    /// Fail over, so many times more (D19).
+    PingPong {
+        /// How many times more.
+        left: u64,
+    },
     /// The disk of the node that does not serve hangs.
     Hang,
 }
@@ -79,13 +108,17 @@ impl Ambush {
             Moment::Joined,
             Moment::Lost,
             Moment::Role,
+            Moment::Promotion,
+            Moment::Release,
+            Moment::Proposal,
+            Moment::Proposal,
             Moment::Acknowledged,
             Moment::Requested,
         ];
         let waits_for = moments[draw.below(moments.len() as u64) as usize];
         let window = [1_000, 10_000, 60_000, 500_000][draw.below(4) as usize];
         let power = draw.chance(50);
-        let strikes = match draw.below(15) {
+        let strikes = match draw.below(21) {
             0 | 1 => vec![(Strike::Primary { power }, window)],
             2 => vec![(Strike::Secondary { power }, window)],
             3 => vec![(Strike::Both, window)],
@@ -94,6 +127,11 @@ impl Ambush {
             6 => vec![(Strike::Secondary { power }, window), (Strike::Primary { power }, window)],
             7 | 8 => vec![(Strike::Hang, 1_000), (Strike::Primary { power }, 4 * window + 100_000)],
             9..=11 => vec![(Strike::Doom, window)],
+            14 => vec![(Strike::Flicker, window)],
+            15 => vec![(Strike::Turns { left: 4, primary: draw.chance(50) }, window)],
+            16 => vec![(Strike::PingPong { left: 4 }, window)],
+            17 => vec![(Strike::Cut, window), (Strike::Heal, window + 400_000)],
+            18 | 19 => vec![(Strike::Heal, window)],
             12 | 13 => vec![
                 (Strike::Reset, window),
                 (Strike::Blink, 2 * window),
@@ -109,14 +147,44 @@ impl World {
     /// A core noted something: an ambush may be waiting for it.
     pub fn spring_at_note(&mut self, note: &Note) {
         let moment = match note {
+            Note::Committed { what: "the office was released", .. } => Moment::Release,
             Note::Committed { .. } => Moment::Commit,
             Note::ResyncStarted { .. } => Moment::ResyncStart,
             Note::PeerJoined { .. } => Moment::Joined,
             Note::PeerLost { .. } => Moment::Lost,
+            Note::RoleChanged { role: "promoting", .. } => Moment::Promotion,
             Note::RoleChanged { .. } => Moment::Role,
             _ => return,
         };
         self.spring(moment);
+    }
+
+    /// An ambush is laid; one that waits for a cut to heal begins with the cut.
+    pub fn lay_ambush(&mut self) {
+        let mut ambush = Ambush::draw(&mut self.draw);
+        if let [(Strike::Heal, _)] = ambush.strikes[..] {
+            let moments = [Moment::Proposal, Moment::Proposal, Moment::Promotion, Moment::Lost];
+            ambush.waits_for = moments[self.draw.below(4) as usize];
+            let until = self.now + 8_000 * MS;
+            if self.draw.chance(50) {
+                self.blocked_until = [until; 2];
+            } else {
+                self.blocked_until[self.draw.below(2) as usize] = until;
+            }
+        }
+        self.ambush = Some(ambush);
+    }
+
+    /// An order begins on a disk: it may be a proposal.
+    pub fn spring_at_proposal(&mut self, node: usize, job: &Job) {
+        let waits = self.ambush.as_ref().is_some_and(|it| it.waits_for == Moment::Proposal);
+        if let Job::Meta { bytes, .. } = job
+            && waits
+            && let Ok(coming) = Superblock::decode(bytes)
+            && coming.register.order() > self.superblock(node).register.order()
+        {
+            self.spring(Moment::Proposal);
+        }
     }
 
     /// A moment has come.
@@ -170,7 +238,34 @@ impl World {
                     self.nodes[1 - primary].hung_until = until;
                 }
             }
+            Strike::Kill { node } => self.fall(node, back_after, false),
+            Strike::Flicker => self.fall(1 - primary, MS, true),
             Strike::Cut => self.blocked_until = [self.now + back_after; 2],
+            Strike::Heal => {
+                self.occasions_of_healing();
+                self.blocked_until = [0; 2];
+                self.release_parcels();
+            }
+            Strike::Turns { left, primary: next } => {
+                let victim = if next { primary } else { 1 - primary };
+                let power = self.draw.chance(50);
+                self.fall(victim, back_after.min(1_500 * MS), power);
+                if left > 1 {
+                    let strike = Strike::Turns { left: left - 1, primary: !next };
+                    let delay = self.draw.below(2_500) * MS;
+                    self.after(delay, Event::Strike { strike });
+                }
+            }
+            Strike::PingPong { left } => {
+                if !self.operator_is_busy() {
+                    self.promote_with_the_other_off(1 - primary);
+                }
+                if left > 1 {
+                    let strike = Strike::PingPong { left: left - 1 };
+                    let delay = (200 + self.draw.below(3_000)) * MS;
+                    self.after(delay, Event::Strike { strike });
+                }
+            }
         }
     }
 }

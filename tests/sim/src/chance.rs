@@ -45,6 +45,9 @@ impl World {
             Event::Dial => (9, 0, at),
             Event::Look => (10, 0, at),
             Event::Strike { .. } => (11, 0, at),
+            Event::TimesOut { node, .. } => (13, *node, at),
+            Event::Flap { .. } => (14, 0, at),
+            Event::Restore { node } => (15, *node, at),
         };
         self.draw = sequence(self.seed, kind, place as u64, number);
     }

@@ -9,6 +9,7 @@ use replicator_core::{BufId, ByteRange, ClientError, ClientRequest, Input, Reque
 
 use crate::ambush::Moment;
 use crate::failure::Kind;
+use crate::occasions::Occasion;
 use crate::plan::Plan;
 use crate::sectors::SECTOR_BYTES;
 use crate::tell;
@@ -26,6 +27,8 @@ pub struct Open {
     office: u64,
     what: ClientRequest,
     since: u64,
+    /// The client is gone: nobody waits for the answer.
+    is_gone: bool,
 }
 
 /// The clients.
@@ -81,6 +84,28 @@ impl Clients {
         self.history.flush_started(id);
         let stale = self.history.flush_acked(id);
         debug_assert!(stale.is_none(), "the newest office is never stale");
+    }
+
+    /// Whether an open write overlaps this range, or, without one, another open write.
+    pub fn writes_overlap(&self, with: Option<ByteRange>) -> bool {
+        let mut seen: Vec<ByteRange> = with.into_iter().collect();
+        for open in self.open.values() {
+            let ClientRequest::Write { range, .. } = open.what else { continue };
+            if seen.iter().any(|other| range.start < other.end() && other.start < range.end()) {
+                return true;
+            }
+            if with.is_none() {
+                seen.push(range);
+            }
+        }
+        false
+    }
+
+    /// Whether a trim or zeroing is open.
+    pub fn zeroes_are_open(&self) -> bool {
+        let zeroes =
+            |what| matches!(what, ClientRequest::Trim { .. } | ClientRequest::WriteZeroes { .. });
+        self.open.values().any(|open| zeroes(open.what))
     }
 
     /// When the oldest open request was made.
@@ -214,7 +239,9 @@ impl World {
             Ask::Map(range) => ClientRequest::Map { range },
         };
         tell!(self, "client asks {} for {what:?} as {id}", self.nodes[node].name);
-        let open = Open { worker, node, life, office: tenure, what, since: self.now };
+        let open =
+            Open { worker, node, life, office: tenure, what, since: self.now, is_gone: false };
+        self.occasions_of_request(node, &what);
         self.clients.open.insert(id, open);
         let input = Box::new(Input::ClientRequested { request: RequestId(id), what });
         self.fact(node, life, input);
@@ -226,6 +253,12 @@ impl World {
             return self.fail(Kind::Safety, "R2f", format!("request {id} is answered twice"));
         };
         let process = self.nodes[node].process.as_mut().expect("a process answers");
+        if open.is_gone {
+            if let ClientRequest::Read { buf, .. } | ClientRequest::Write { buf, .. } = open.what {
+                process.buffers.release(buf);
+            }
+            return;
+        }
         let history = &mut self.clients.history;
         let mut violations = Vec::new();
         match open.what {
@@ -308,21 +341,55 @@ impl World {
 
     fn forget_request(&mut self, id: u64) {
         let open = self.clients.open.remove(&id).expect("an open request");
-        let history = &mut self.clients.history;
-        match open.what {
-            ClientRequest::Read { .. } => history.read_failed(id),
-            ClientRequest::Flush => history.flush_unknown(id),
-            ClientRequest::Map { .. } => {}
-            _ => history.write_unknown(id),
+        if open.is_gone {
+            return;
         }
+        self.tell_history_of_unknown(id, open.what);
         if let Some(worker) = open.worker {
             let delay = (1 + self.draw.below(100)) * MS;
             self.after(delay, Event::Client { worker });
         }
     }
 
+    /// A client's connection breaks while it waits for an answer; it comes back at once.
+    pub fn client_goes(&mut self) {
+        let waiting: Vec<u64> = self
+            .clients
+            .open
+            .iter()
+            .filter(|(_, open)| open.worker.is_some())
+            .map(|(&id, _)| id)
+            .collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let id = waiting[self.draw.below(waiting.len() as u64) as usize];
+        let open = self.clients.open.get_mut(&id).expect("just seen");
+        open.is_gone = true;
+        let (worker, what) = (open.worker.take(), open.what);
+        tell!(self, "the client of {id} is gone, and comes back");
+        self.tell_history_of_unknown(id, what);
+        self.happened(Occasion::ClientReconnected);
+        if let Some(worker) = worker {
+            self.after(MS, Event::Client { worker });
+        }
+    }
+
+    fn tell_history_of_unknown(&mut self, id: u64, what: ClientRequest) {
+        let history = &mut self.clients.history;
+        match what {
+            ClientRequest::Read { .. } => history.read_failed(id),
+            ClientRequest::Flush => history.flush_unknown(id),
+            ClientRequest::Map { .. } => {}
+            _ => history.write_unknown(id),
+        }
+    }
+
     /// Whoever the history has to count as having lost caches when this machine loses its power.
     pub fn tell_history_of_power_loss(&mut self, node: usize) {
+        if self.nodes[node].impostor.is_some() {
+            return;
+        }
         let sets = self.durable_sets();
         let mine = self.superblock(node).replica;
         let lost = if sets.iter().any(|set| set.len() == 1 && set[0].replica == mine) {

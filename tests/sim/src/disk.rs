@@ -23,7 +23,7 @@ use replicator_core::{BufId, ByteRange, DiskFailure, OpId};
 use crate::sectors::{Payload, SECTOR_BYTES, Sectors};
 
 /// An operation the disk is working on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Working {
     /// The process that ordered it.
     pub life: u64,
@@ -37,7 +37,7 @@ pub struct Working {
 
 /// What an operation does, with the fields of the core's order.
 #[expect(missing_docs, reason = "the fields are those of the core's effects")]
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Job {
     /// Write or zero a range.
     Write { range: ByteRange, payload: Payload },
@@ -57,7 +57,7 @@ pub enum Job {
     Map,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Volatile {
     stamp: u64,
     first: u64,
@@ -66,14 +66,27 @@ struct Volatile {
 }
 
 /// The superblock copies of a disk, decoded.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Copies {
     both: [Option<Superblock>; 2],
     counts: Option<Rc<Superblock>>,
 }
 
+/// What a loss of power did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Torn {
+    /// Something that was done and not flushed is gone.
+    pub lost: bool,
+    /// And something done later is not.
+    pub reordered: bool,
+    /// A metadata write landed in part, whole sectors of it.
+    pub at_sector: bool,
+    /// A metadata write ended within a sector.
+    pub in_sector: bool,
+}
+
 /// A disk with its metadata region.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Disk {
     /// What a read returns.
     pub live: Sectors,
@@ -235,7 +248,8 @@ impl Disk {
     }
 
     /// The machine loses its power: caches are gone, what was in flight has landed in part.
-    pub fn lose_power(&mut self, draw: &mut Draw) {
+    pub fn lose_power(&mut self, draw: &mut Draw) -> Torn {
+        let mut torn = Torn::default();
         let flying: Vec<Working> = std::mem::take(&mut self.working).into_values().collect();
         for working in flying {
             match working.job {
@@ -243,13 +257,15 @@ impl Disk {
                     let percent = 25 * draw.below(5);
                     self.land_some(draw, range, &payload, percent);
                 }
-                Job::Meta { offset, bytes } => self.tear_meta(draw, offset, &bytes),
+                Job::Meta { offset, bytes } => self.cut_meta(draw, offset, &bytes, &mut torn),
                 _ => {}
             }
         }
         // Each write is kept whole, lost whole, or kept in part.
         for entry in std::mem::take(&mut self.volatile) {
             let percent = [0, 0, 50, 100, 100][draw.below(5) as usize];
+            torn.reordered |= torn.lost && percent > 0;
+            torn.lost |= percent < 100;
             for at in 0..entry.count {
                 if draw.chance(percent) {
                     let value = entry.payload.as_ref().map_or(0, |values| values[at as usize]);
@@ -259,6 +275,29 @@ impl Disk {
         }
         self.live = self.durable.clone();
         self.changes += 1;
+        torn
+    }
+
+    /// The power goes while metadata are written: whole sectors land in any order; or the bytes up
+    /// to some byte do, and the sector that it is in is half old, half new.
+    fn cut_meta(&mut self, draw: &mut Draw, offset: u64, bytes: &[u8], torn: &mut Torn) {
+        if draw.chance(50) {
+            torn.at_sector = true;
+            return self.tear_meta(draw, offset, bytes);
+        }
+        let end = draw.below(bytes.len() as u64 + 1);
+        torn.in_sector |= !end.is_multiple_of(SECTOR_BYTES);
+        self.write_meta(offset, &bytes[..end as usize]);
+    }
+
+    /// The superblock copies that are being written.
+    pub fn superblocks_under_way(&self) -> impl Iterator<Item = Superblock> {
+        self.working.values().filter_map(|working| match &working.job {
+            Job::Meta { bytes, .. } if bytes.len() == SUPERBLOCK_BYTES => {
+                Superblock::decode(bytes).ok()
+            }
+            _ => None,
+        })
     }
 
     fn tear_meta(&mut self, draw: &mut Draw, offset: u64, bytes: &[u8]) {
@@ -291,7 +330,14 @@ impl Disk {
         self.next_stamp += 1;
     }
 
-    fn settle(&mut self, before: u64) {
+    /// Changes a bit of metadata.
+    pub fn flip_bit(&mut self, at: u64, bit: u8) {
+        let byte = self.region[at as usize] ^ (1 << bit);
+        self.write_meta(at, &[byte]);
+    }
+
+    /// Everything done before this stamp is durable.
+    pub fn settle(&mut self, before: u64) {
         let count = self.volatile.partition_point(|entry| entry.stamp < before);
         for entry in self.volatile.drain(..count) {
             self.durable.write(entry.first, entry.count, &entry.payload);

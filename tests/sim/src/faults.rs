@@ -2,8 +2,9 @@
 
 use replicator_core::{Command, LinkLoss};
 
-use crate::ambush::Ambush;
-use crate::host::{Failing, fresh_disk};
+use crate::ambush::Strike;
+use crate::host::Failing;
+use crate::occasions::Occasion;
 use crate::plan::Fault;
 use crate::tell;
 use crate::world::{Event, MS, PEER, World};
@@ -13,6 +14,11 @@ impl World {
     pub fn trouble(&mut self) {
         let end = self.parts.end.map_or(self.plan.troubles, |end| end.min(self.plan.troubles));
         if self.troubles >= end {
+            // Who stands still for long wakes up first.
+            let awake = self.nodes.iter().map(|node| node.paused_until).max().unwrap_or(0);
+            if awake > self.now {
+                return self.after(awake - self.now, Event::Trouble);
+            }
             return self.heal();
         }
         self.troubles += 1;
@@ -34,6 +40,12 @@ impl World {
         let (number, name) = (self.troubles, self.nodes[node].name);
         tell!(self, "trouble {number}: {fault:?} at {name}, {} ms", some_time / MS);
         match fault {
+            Fault::Kill if self.draw.chance(15) => {
+                // It stays away until all is over.
+                self.kill(node);
+                self.nodes[node].start_at = None;
+                self.happened(Occasion::AwayForLong);
+            }
             Fault::Kill => self.fall(node, some_time, false),
             Fault::PowerCut => self.fall(node, some_time, true),
             Fault::BothPowerCut => {
@@ -41,15 +53,40 @@ impl World {
                 let other = self.draw.below(3000) * MS;
                 self.fall(1 - node, other, true);
             }
-            Fault::Pause => self.nodes[node].paused_until = until,
-            Fault::Partition => self.blocked_until = [until; 2],
-            Fault::OneWay => self.blocked_until[node] = until,
+            Fault::Pause => {
+                self.stand_still(node, some_time);
+            }
+            Fault::LongPause => self.pause_machine(node),
+            Fault::ClockJump => self.upset_clock(node),
+            Fault::Partition => {
+                self.occasions_of_cut(None);
+                self.blocked_until = [until; 2];
+            }
+            Fault::OneWay => {
+                self.occasions_of_cut(Some(node));
+                self.blocked_until[node] = until;
+            }
+            Fault::FrameLoss | Fault::SlowLink | Fault::BlackHole => {
+                self.cause_weather(fault, node, until);
+            }
+            Fault::Flap => {
+                let period_ms = [100, 500, 2_000, 10_000][self.draw.below(4) as usize];
+                let times = 2 + self.draw.below(6);
+                self.flap(times, period_ms);
+            }
+            Fault::LateConnection => self.connect_late(node),
             Fault::Reset => self.reset_connection(node),
             Fault::SlowDisk => {
                 self.nodes[node].slow_until = until;
                 self.nodes[node].slowness = [5, 50, 500][self.draw.below(3) as usize];
             }
-            Fault::HungDisk => self.nodes[node].hung_until = until,
+            Fault::HungDisk => {
+                self.nodes[node].hung_until = until;
+                if self.draw.chance(30) {
+                    let delay = self.draw.below(some_time);
+                    self.after(delay, Event::Strike { strike: Strike::Kill { node } });
+                }
+            }
             Fault::DiskError => {
                 let kinds = [Failing::Write, Failing::Read, Failing::Flush, Failing::Meta];
                 self.nodes[node].failing = Some(kinds[self.draw.below(4) as usize]);
@@ -57,7 +94,21 @@ impl World {
             Fault::DiskFull => self.nodes[node].failing = Some(Failing::Space),
             Fault::Switchover | Fault::Restart | Fault::Disconnect => self.routine(fault, node),
             Fault::Invalidate | Fault::ResyncFull => self.routine(fault, node),
-            Fault::Ambush => self.ambush = Some(Ambush::draw(&mut self.draw)),
+            Fault::DeadDisk => {
+                let kinds = [Failing::Write, Failing::Read, Failing::Flush, Failing::Meta];
+                let more = [Failing::Space, Failing::Everything, Failing::Everything];
+                let all = [&kinds[..], &more[..]].concat();
+                self.nodes[node].failing = Some(all[self.draw.below(7) as usize]);
+                self.nodes[node].failing_until = until;
+            }
+            Fault::ForeignDisk => self.put_in_another_disk(node, some_time),
+            Fault::RestoredDisk => self.copy_disk(),
+            Fault::BitRot => {
+                self.nodes[node].rots = true;
+                self.fall(node, some_time, false);
+            }
+            Fault::ClientGone => self.client_goes(),
+            Fault::Ambush => self.lay_ambush(),
             Fault::NewDisk => self.replace_disk(some_time),
             Fault::ForeignUse => {
                 if let Some((primary, _)) = self.device()
@@ -97,17 +148,43 @@ impl World {
         self.start_in(node, back_after);
     }
 
-    /// The disk of the node that does not serve is replaced by an empty one.
-    fn replace_disk(&mut self, back_after: u64) {
-        let Some((primary, _)) = self.device() else { return };
-        let node = 1 - primary;
-        if !self.holds_everything(primary) || self.operator_is_busy() {
-            return;
+    /// A machine stands still: a paused virtual machine, whose clock may stand still too, or a
+    /// laptop's lid.
+    fn pause_machine(&mut self, node: usize) {
+        let most = [5_000, 60_000, 600_000][self.draw.below(3) as usize];
+        let length = (1_000 + self.draw.below(most - 999)) * MS;
+        let stands = self.draw.chance(50);
+        let until = self.now + length;
+        tell!(self, "{} stands still for {} ms", self.nodes[node].name, length / MS);
+        self.stand_still(node, length);
+        if stands {
+            self.nodes[node].clock.stand_still(self.now, until);
         }
-        self.cut_power(node);
-        self.checkers.diverged[node] = false;
-        self.nodes[node].disk = fresh_disk(node, &self.plan, &mut self.draw, false);
-        self.start_in(node, back_after);
+        if self.nodes[node].process.is_some() {
+            let slept = Occasion::MachineSleptOn;
+            self.happened(if stands { Occasion::MachineStoodStill } else { slept });
+        }
+    }
+
+    /// A process stands still for so long, or for as long as it does already.
+    fn stand_still(&mut self, node: usize, length: u64) {
+        let until = self.now + length;
+        let there = &mut self.nodes[node];
+        there.paused_until = there.paused_until.max(until);
+        self.occasions_of_pause(node, length);
+    }
+
+    fn upset_clock(&mut self, node: usize) {
+        if self.draw.chance(50) {
+            let rate = 900 + self.draw.below(201);
+            self.nodes[node].clock.drift(self.now, rate);
+        } else {
+            let most = [100, 5_000, 600_000][self.draw.below(3) as usize];
+            let forward = self.draw.below(most) * MS;
+            self.nodes[node].clock.jump(self.now, forward);
+            self.happened(Occasion::ClockJumped);
+        }
+        self.set_timer(node);
     }
 
     fn reset_connection(&mut self, node: usize) {
@@ -141,13 +218,16 @@ impl World {
         tell!(self, "the troubles are over");
         self.checkers.calm_since = Some(self.now);
         self.blocked_until = [0; 2];
+        self.weather = Default::default();
         self.ambush = None;
+        self.release_parcels();
         for node in 0..2 {
             let there = &mut self.nodes[node];
             there.slow_until = 0;
             there.hung_until = 0;
             there.writes_hang_until = 0;
             there.failing = None;
+            there.failing_until = 0;
             if there.process.is_none() && there.start_at.is_none() {
                 self.start_in(node, MS);
             }

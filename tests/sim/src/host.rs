@@ -5,9 +5,11 @@ use std::rc::Rc;
 use history::draw::Draw;
 use replicator_core::block::{Incarnation, ReplicaId};
 use replicator_core::metadata::{self, FormatRequest};
-use replicator_core::{BufId, Replica, Span, Time};
+use replicator_core::{BufId, Replica};
 
+use crate::clock::Clock;
 use crate::disk::Disk;
+use crate::other_disk::{Impostor, Other};
 use crate::plan::Plan;
 
 const NAMES: [&str; 2] = ["alpha", "beta"];
@@ -33,10 +35,8 @@ pub struct Node {
     pub start_at: Option<u64>,
     /// The operator keeps this node off.
     pub held: bool,
-    /// Speed of its clock in per mille.
-    pub clock_rate: u64,
-    /// When it booted.
-    pub booted_at: u64,
+    /// Its clock.
+    pub clock: Clock,
     /// The driver may connect again then.
     pub retry_at: u64,
     /// How many times slower the disk is.
@@ -53,6 +53,16 @@ pub struct Node {
     pub can_punch: bool,
     /// A flush of this process failed: what it covered may not be durable.
     pub flush_failed: bool,
+    /// `failing` lasts until then, and not only for one operation.
+    pub failing_until: u64,
+    /// Another disk is in the machine; it must refuse to start.
+    pub other: Option<Other>,
+    /// A disk is in the machine that the peer must refuse.
+    pub impostor: Option<Impostor>,
+    /// A copy of the disk that will be restored.
+    pub older_copy: Option<Box<Disk>>,
+    /// Some metadata rot before the next start.
+    pub rots: bool,
     /// Somebody will write to its disk when the daemon is stopped.
     pub used_without_us: bool,
 }
@@ -70,6 +80,8 @@ pub enum Failing {
     Meta,
     /// A data write, for want of space.
     Space,
+    /// Every operation, also the reading of the metadata at a start.
+    Everything,
 }
 
 /// A process.
@@ -87,8 +99,8 @@ pub struct Process {
     pub timer_at: u64,
     /// The session the driver has with the peer.
     pub session: Option<u64>,
-    /// The highest session number the core was told.
-    pub newest_session: u64,
+    /// The connections that its sessions are, in the order in which they came in.
+    pub sessions: Vec<usize>,
 }
 
 impl Node {
@@ -103,29 +115,22 @@ impl Node {
             paused_until: 0,
             start_at: None,
             held: false,
-            clock_rate: plan.clock_rates[number],
-            booted_at: 0,
+            clock: Clock::booted(0, plan.clock_rates[number]),
             retry_at: 0,
             slowness: 1,
             slow_until: 0,
             hung_until: 0,
             writes_hang_until: 0,
             failing: None,
+            failing_until: 0,
+            other: None,
+            impostor: None,
+            older_copy: None,
+            rots: false,
             can_punch: plan.can_punch[number],
             used_without_us: false,
             flush_failed: false,
         }
-    }
-
-    /// The node's own clock.
-    pub fn clock(&self, now: u64) -> Time {
-        Time(BOOT_CLOCK + (now - self.booted_at) * self.clock_rate / 1000)
-    }
-
-    /// When the node's clock will show this time (or a moment later).
-    pub fn world_time(&self, local: Time) -> u64 {
-        let since = local.since(Time(BOOT_CLOCK));
-        self.booted_at + Span(since.0).0.saturating_mul(1000).div_ceil(self.clock_rate)
     }
 }
 
@@ -160,8 +165,6 @@ pub fn fresh_disk(number: usize, plan: &Plan, draw: &mut Draw, origin: bool) -> 
     }
     disk
 }
-
-const BOOT_CLOCK: u64 = 1_000_000_000;
 
 /// The buffers of a process.
 #[derive(Debug, Default)]

@@ -16,6 +16,7 @@ sim SEED [PARTS] [--trace | --story]   replays a seed exactly; one that fails is
 sim [--seeds FROM..TO] [--minutes M]   a campaign on all cores; the regressions first
 sim mutants [NAME | --first]           every deliberate defect must be found
 sim [--defect NAME] --replay FILE      steps a core through what replicatord --record wrote
+sim scenarios [FROM..TO]               which scenarios occur in these seeds, and how often
 
 PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
   --only faults=N | requests=N | orders=N | kinds=NAME,NAME
@@ -50,6 +51,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.first().map(String::as_str) {
         Some("-h" | "--help") => return print!("{HELP}"),
+        Some("scenarios") => return scenarios(words.get(1)),
         Some("mutants") => return look_for_defects(words.get(1).map(String::as_str)),
         _ => {}
     }
@@ -133,6 +135,18 @@ fn number(text: &str) -> Result<u64, String> {
 fn range(text: &str) -> Result<(u64, u64), String> {
     let (from, to) = text.split_once("..").ok_or(format!("{text}: FROM..TO is wanted"))?;
     Ok((number(from)?, number(to)?))
+}
+
+/// Runs seeds and prints which scenarios occurred in them.
+fn scenarios(seeds: Option<&String>) {
+    let (from, to) = match seeds.map_or(Ok((0, 2_000)), |text| range(text)) {
+        Ok(seeds) => seeds,
+        Err(why) => {
+            eprintln!("{why}");
+            exit(2);
+        }
+    };
+    sim::scenarios::print(&sim::scenarios::count(from..to));
 }
 
 /// `mutants` counts in all seeds, `mutants --first` ends each search at the first seed.

@@ -64,8 +64,10 @@ impl World {
             self.order(node, Command::Connect(PEER), false);
         }
         self.replace_failed_disks();
+        self.replace_impostors();
         if let Some(pending) = self.operator.pending {
-            if self.now - pending.since > 60_000 * MS {
+            let since = pending.since.max(self.nodes[pending.node].paused_until);
+            if self.now.saturating_sub(since) > 60_000 * MS {
                 let process = self.nodes[pending.node].process.as_ref();
                 let status = process.map(|p| p.replica.status(self.local(pending.node)));
                 let text = format!("{:?} is not answered: {status:?}", pending.command);
@@ -170,7 +172,8 @@ impl World {
 
     /// Promotes a node with the other one off, whatever is lost.
     pub fn order_forced(&mut self, node: usize, lossy: bool) {
-        if self.nodes[node].process.is_none() || self.operator.pending.is_some() {
+        let impostor = self.nodes[node].impostor.is_some();
+        if self.nodes[node].process.is_none() || self.operator.pending.is_some() || impostor {
             return;
         }
         if !self.parts.orders.has(self.operator.tickets + 1) {
@@ -241,6 +244,9 @@ impl World {
     pub fn order(&mut self, node: usize, command: Command, holds: bool) {
         let Some(process) = &self.nodes[node].process else { return };
         let life = process.life;
+        if self.nodes[node].impostor.is_some() {
+            return;
+        }
         self.operator.tickets += 1;
         let ticket = self.operator.tickets;
         // The end of a disconnection, and what another node is held off for, go with their causes.
@@ -251,6 +257,7 @@ impl World {
         if command == Command::DiscardDiverged {
             self.checkers.diverged[node] = false;
         }
+        self.occasions_of_order(command);
         tell!(self, "operator to {}: {command:?} ({ticket})", self.nodes[node].name);
         if !matches!(command, Command::Connect(_)) {
             let since = self.now;
@@ -276,6 +283,7 @@ impl World {
         if pending.holds {
             self.nodes[1 - node].held = false;
         }
+        self.occasions_of_answer(node, pending.command, result.as_ref().err().map(|r| &**r));
         if let Err(refusal) = &result {
             self.operator.refusals += 1;
             // The metadata failed in the middle: the commit may have landed all the same.
@@ -309,6 +317,11 @@ impl World {
         self.operator.tickets
     }
 
+    /// Whether the node is to take over from one that was demoted for it.
+    pub fn is_target_of_switchover(&self, node: usize) -> bool {
+        self.operator.next_promotion == Some(node)
+    }
+
     /// Whether the operator waits for an answer.
     pub fn operator_is_busy(&self) -> bool {
         self.operator.pending.is_some()
@@ -339,6 +352,9 @@ impl World {
         let newest = if mine_is_newest { &mine } else { &other };
         // A join that it was told of and that was made is the end of its resync (R4d).
         let joined = mine.coming != 0 && mine.coming <= newest.register.generation;
-        newest.register.contains(mine.replica) && !mine.invalid && (!mine.syncing || joined)
+        self.nodes[node].impostor.is_none()
+            && newest.register.contains(mine.replica)
+            && !mine.invalid
+            && (!mine.syncing || joined)
     }
 }

@@ -51,12 +51,36 @@ pub enum Fault {
     NewDisk,
     /// A secondary's disk was used without us while its daemon was stopped (D20).
     ForeignUse,
+    /// A machine stands still for 1 s to 10 min, and its clock too or not (H3).
+    LongPause,
+    /// A clock jumps forward, or runs at another speed from now on (O1).
+    ClockJump,
+    /// Frames get lost, so that others wait and connections end (P5).
+    FrameLoss,
+    /// Frames take up to 500 ms longer (P5).
+    SlowLink,
+    /// Large packets get lost (P5).
+    BlackHole,
+    /// A link that flaps (P6).
+    Flap,
+    /// A connection comes late to one end, after a newer one or when the other end is closed.
+    LateConnection,
+    /// A disk fails for a while, at one kind of operation or at all (D1, D3).
+    DeadDisk,
+    /// A disk that is not the node's own, or not of its size (D6, D7).
+    ForeignDisk,
+    /// A disk is restored from an older copy (D6, H3).
+    RestoredDisk,
+    /// Some metadata rot (D5).
+    BitRot,
+    /// A client is gone and comes back.
+    ClientGone,
     /// Trouble that waits for a certain moment: a commit, a resync, an acknowledgement (D9, P8).
     Ambush,
 }
 
 /// All kinds, for drawing and counting.
-pub const FAULTS: [Fault; 21] = [
+pub const FAULTS: [Fault; 33] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::BothPowerCut,
@@ -77,6 +101,18 @@ pub const FAULTS: [Fault; 21] = [
     Fault::ForcedPromotion,
     Fault::NewDisk,
     Fault::ForeignUse,
+    Fault::LongPause,
+    Fault::ClockJump,
+    Fault::FrameLoss,
+    Fault::SlowLink,
+    Fault::BlackHole,
+    Fault::Flap,
+    Fault::LateConnection,
+    Fault::DeadDisk,
+    Fault::ForeignDisk,
+    Fault::RestoredDisk,
+    Fault::BitRot,
+    Fault::ClientGone,
     Fault::Ambush,
 ];
 
@@ -209,6 +245,7 @@ impl Plan {
 fn weight(fault: Fault, draw: &mut Draw) -> u64 {
     match fault {
         Fault::ForcedPromotion | Fault::Invalidate | Fault::ResyncFull | Fault::NewDisk => 1,
+        Fault::LongPause | Fault::DeadDisk | Fault::ForeignDisk | Fault::RestoredDisk => 1,
         Fault::DiskError | Fault::DiskFull | Fault::HungDisk => 1 + draw.below(3),
         Fault::Ambush => 2 + draw.below(20),
         _ => 1 + draw.below(8),

@@ -127,7 +127,15 @@ mod tests {
     #[test]
     fn a_tally_survives_the_pipe() {
         let faults = [(Fault::Kill, 3), (Fault::Ambush, 2)].into();
-        let tally = Tally { virtual_ns: 1, steps: 2, requests: 3, tenures: 4, resyncs: 5, faults };
+        let tally = Tally {
+            virtual_ns: 1,
+            steps: 2,
+            requests: 3,
+            tenures: 4,
+            resyncs: 5,
+            faults,
+            ..Tally::default()
+        };
         let line = tally.line();
         let numbers: Vec<u64> =
             line.split_whitespace().filter_map(|word| word.parse().ok()).collect();

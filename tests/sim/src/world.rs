@@ -13,7 +13,8 @@ use crate::checkers::Checkers;
 use crate::clients::Clients;
 use crate::failure::{Failure, Kind};
 use crate::host::Node;
-use crate::network::Connection;
+use crate::network::{Connection, Weather};
+use crate::occasions::{Occasion, Scene};
 use crate::operator::Operator;
 use crate::parts::Parts;
 use crate::plan::{Fault, Plan};
@@ -56,6 +57,12 @@ pub enum Event {
     Look,
     /// An ambush strikes.
     Strike { strike: Strike },
+    /// The kernel gives up on a connection.
+    TimesOut { connection: usize, node: usize },
+    /// An older copy of a disk is restored.
+    Restore { node: usize },
+    /// A link flaps once more.
+    Flap { times: u64, period_ms: u64 },
 }
 
 struct Entry {
@@ -96,6 +103,8 @@ pub struct Tally {
     pub resyncs: u64,
     /// Troubles by kind.
     pub faults: BTreeMap<Fault, u64>,
+    /// What really occurred.
+    pub occasions: BTreeMap<Occasion, u64>,
 }
 
 /// The world of one seed.
@@ -118,6 +127,8 @@ pub struct World {
     pub connections: Vec<Connection>,
     /// Nothing arrives at this node before (a partition).
     pub blocked_until: [u64; 2],
+    /// What is wrong with the way towards each node besides.
+    pub weather: [Weather; 2],
     /// The clients.
     pub clients: Clients,
     /// The operator.
@@ -132,6 +143,8 @@ pub struct World {
     pub troubles: u64,
     /// Which took place, by number.
     pub caused: Vec<(u64, Fault)>,
+    /// What must be remembered to know what really occurred.
+    pub scene: Scene,
     /// For chance.
     pub moments: Moments,
     /// The run ends at this time, whatever happened.
@@ -175,6 +188,7 @@ impl World {
             nodes,
             connections: Vec::new(),
             blocked_until: [0; 2],
+            weather: [Weather::default(); 2],
             clients,
             operator: Operator::default(),
             checkers: Checkers::default(),
@@ -182,6 +196,7 @@ impl World {
             parts: Parts::default(),
             troubles: 0,
             caused: Vec::new(),
+            scene: Scene::default(),
             moments: Moments::default(),
             gives_up_at: u64::MAX,
             tells_steps: trace,
@@ -245,6 +260,9 @@ impl World {
             Event::Dial => self.dial(),
             Event::Look => self.look(),
             Event::Strike { strike } => self.strike(strike),
+            Event::TimesOut { connection, node } => self.time_out(connection, node),
+            Event::Restore { node } => self.restore_disk(node),
+            Event::Flap { times, period_ms } => self.flap(times, period_ms),
         }
     }
 
@@ -255,6 +273,6 @@ impl World {
 
     /// The time on a node's clock, for messages.
     pub fn local(&self, node: usize) -> Time {
-        self.nodes[node].clock(self.now)
+        self.nodes[node].clock.shows(self.now)
     }
 }

@@ -36,6 +36,7 @@ impl World {
             Effect::MapDisk { op, .. } => (op, Job::Map),
             other => unreachable!("not a disk operation: {other:?}"),
         };
+        self.spring_at_proposal(node, &job);
         let fate = self.fate(node, &job);
         let delay = self.disk_delay(node, &job);
         let working = Working { life, op, job, fate };
@@ -46,6 +47,7 @@ impl World {
     fn fate(&mut self, node: usize, job: &Job) -> Result<(), DiskFailure> {
         let Some(failing) = self.nodes[node].failing else { return Ok(()) };
         let hit = match job {
+            _ if failing == Failing::Everything => !matches!(job, Job::Map),
             Job::Write { .. } => matches!(failing, Failing::Write | Failing::Space),
             Job::Read { .. } | Job::Edges { .. } | Job::ReadForResync { .. } => {
                 failing == Failing::Read
@@ -57,8 +59,11 @@ impl World {
         if !hit {
             return Ok(());
         }
-        self.nodes[node].failing = None;
-        self.nodes[node].flush_failed |= failing == Failing::Flush;
+        if self.nodes[node].failing_until <= self.now {
+            self.nodes[node].failing = None;
+        }
+        self.nodes[node].flush_failed |= matches!(job, Job::Flush { .. });
+        self.occasions_of_error(node, failing);
         tell!(self, "{}: {failing:?} fails", self.nodes[node].name);
         Err(if failing == Failing::Space { DiskFailure::NoSpace } else { DiskFailure::Io(5) })
     }
@@ -76,7 +81,9 @@ impl World {
         if matches!(job, Job::Write { .. }) {
             delay = delay.max(disk.writes_hang_until.saturating_sub(self.now));
         }
-        delay.max(disk.hung_until.saturating_sub(self.now))
+        delay = delay.max(disk.hung_until.saturating_sub(self.now));
+        self.occasions_of_hang(node, delay);
+        delay
     }
 
     pub(super) fn disk_done(&mut self, node: usize, key: u64) {

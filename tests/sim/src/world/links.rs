@@ -19,7 +19,7 @@ impl World {
         message: Message,
         data: Option<BufId>,
     ) {
-        let number = session.0 as usize - 1;
+        let number = self.connection_of(node, session);
         if !self.connections[number].open[node] {
             return;
         }
@@ -32,8 +32,10 @@ impl World {
         self.put(number, 1 - node, Parcel::Frame(message, payload));
     }
 
-    pub(super) fn put(&mut self, number: usize, to: usize, parcel: Parcel) {
+    pub(crate) fn put(&mut self, number: usize, to: usize, parcel: Parcel) {
         let delay = (10 + self.draw.below(self.plan.delay_us)) * 1000;
+        let Some(longer) = self.weather(number, to, &parcel) else { return };
+        let delay = delay + longer;
         let connection = &mut self.connections[number];
         let at = (self.now + delay).max(connection.arrives[to] + 1);
         connection.arrives[to] = at;
@@ -52,12 +54,9 @@ impl World {
         let Some(parcel) = self.connections[number].towards[node].pop_front() else { return };
         let life = self.connections[number].lives[node];
         let alive = self.runs(node, life);
-        let session = SessionId(number as u64 + 1);
         match parcel {
             Parcel::Open => {
-                let newest = self.nodes[node].process.as_ref().map_or(0, |p| p.newest_session);
-                if !alive || newest > session.0 {
-                    // The driver numbers sessions upwards: one that comes too late is dropped.
+                if !alive {
                     return self.reset(number, node);
                 }
                 if let Some(old) = self.nodes[node].process.as_ref().expect("alive").session {
@@ -67,7 +66,10 @@ impl World {
                 self.connections[number].open[node] = true;
                 let process = self.nodes[node].process.as_mut().expect("alive");
                 process.session = Some(number as u64);
-                process.newest_session = session.0;
+                // The driver numbers sessions in the order in which they come in.
+                process.sessions.push(number);
+                let session = SessionId(process.sessions.len() as u64);
+                self.connections[number].sessions[node] = session.0;
                 self.step(node, Input::PeerConnected { peer: PEER, session });
             }
             Parcel::Frame(message, payload) => {
@@ -80,6 +82,7 @@ impl World {
                 let data = carries.then(|| {
                     process.buffers.take(payload.unwrap_or_else(|| vec![0; count].into()))
                 });
+                let session = SessionId(self.connections[number].sessions[node]);
                 let grows = matches!(message, Message::GrowReady { .. });
                 self.step(node, Input::PeerSaid { peer: PEER, session, message, data });
                 if grows {
@@ -114,14 +117,19 @@ impl World {
         process.session = None;
         let life = process.life;
         self.put(number, 1 - node, Parcel::Closed);
-        let session = SessionId(number as u64 + 1);
+        let session = SessionId(self.connections[number].sessions[node]);
         let input = Input::LinkLost { peer: PEER, session, why };
         self.fact(node, life, Box::new(input));
     }
 
+    fn connection_of(&self, node: usize, session: SessionId) -> usize {
+        let process = self.nodes[node].process.as_ref().expect("a process has sessions");
+        process.sessions[session.0 as usize - 1]
+    }
+
     /// A core closes a session: what it sent before goes out first.
     pub(super) fn close(&mut self, node: usize, session: SessionId, retry: Retry) {
-        let number = session.0 as usize - 1;
+        let number = self.connection_of(node, session);
         let delay = match retry {
             Retry::Now => self.draw.below(5) * MS,
             Retry::Later => (100 + self.draw.below(600)) * MS,

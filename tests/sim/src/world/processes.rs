@@ -3,12 +3,13 @@
 use std::mem;
 
 use replicator_core::block::Incarnation;
-use replicator_core::{Config, Input, PeerConfig, Replica};
+use replicator_core::{Config, Input, PeerConfig};
 
 use crate::disk::Job;
 use crate::failure::Kind;
-use crate::host::{Buffers, Process};
+use crate::host::{Buffers, Failing, Process};
 use crate::network::Parcel;
+use crate::occasions::Occasion;
 use crate::tell;
 use crate::world::{Event, MS, World};
 
@@ -24,6 +25,11 @@ impl World {
         if there.process.is_some() || there.start_at.is_none_or(|at| at > self.now) {
             return;
         }
+        let is_dead = there.failing == Some(Failing::Everything) && there.failing_until > self.now;
+        if is_dead {
+            self.happened(Occasion::DiskDeadAtStart);
+            return self.after(200 * MS, Event::Start { node });
+        }
         if there.held || !there.disk.working.is_empty() {
             // R2e: the lock is free when the last write of the old process has landed.
             self.after(50 * MS, Event::Start { node });
@@ -36,14 +42,8 @@ impl World {
             can_punch: there.can_punch,
             timing: self.plan.timing,
         };
-        let image = there.disk.image();
-        let replica = match Replica::attach(config, image, there.clock(self.now)) {
-            Ok(replica) => replica,
-            Err(error) => {
-                let text = format!("{} cannot attach: {error}", there.name);
-                return self.fail(Kind::Safety, "R12", text);
-            }
-        };
+        let attached = self.attach_disk(node, config);
+        let Some(replica) = self.judge_attach(node, attached) else { return };
         self.check_newest_copy(node, replica.superblock().sequence);
         let there = &mut self.nodes[node];
         there.start_at = None;
@@ -57,10 +57,11 @@ impl World {
             device: None,
             timer_at: 0,
             session: None,
-            newest_session: 0,
+            sessions: Vec::new(),
         });
         tell!(self, "{} starts, process {}", self.nodes[node].name, self.nodes[node].lives);
         self.check_tracking();
+        self.occasions_of_start(node);
         self.step(node, Input::TimePassed);
         self.after(MS, Event::Dial);
     }
@@ -69,6 +70,7 @@ impl World {
     pub fn end_process(&mut self, node: usize) {
         let Some(process) = self.nodes[node].process.take() else { return };
         self.nodes[node].paused_until = 0;
+        self.nodes[node].clock.go_on(self.now);
         self.forget_requests(node, process.life);
         self.operator_lost(node);
         for number in 0..self.connections.len() {
@@ -105,6 +107,7 @@ impl World {
         if was_planned && there.disk.superblock().is_some_and(|superblock| superblock.clean) {
             tell!(self, "somebody writes to the disk of {}", self.nodes[node].name);
             let sector = self.draw.below(20);
+            self.happened(Occasion::UsedWithoutUs);
             let value = self.clients.foreign_write(sector);
             self.nodes[node].disk.scribble(sector, value);
         }
@@ -113,12 +116,16 @@ impl World {
     /// A process is killed; what it submitted lands, some of it seconds later.
     pub fn kill(&mut self, node: usize) {
         tell!(self, "{} is killed", self.nodes[node].name);
+        self.occasions_of_fall(node, false);
         self.end_process(node);
     }
 
     /// A machine loses its power.
     pub fn cut_power(&mut self, node: usize) {
         tell!(self, "{} loses its power", self.nodes[node].name);
+        self.occasions_of_fall(node, true);
+        let proposes = self.is_proposing(node);
+        let before = self.superblock(node).register.order();
         self.tell_history_of_power_loss(node);
         let process = self.nodes[node].process.take();
         if let Some(process) = process {
@@ -134,8 +141,11 @@ impl World {
         let there = &mut self.nodes[node];
         there.paused_until = 0;
         there.incarnation += 2;
-        there.booted_at = self.now;
-        there.failing = None;
-        there.disk.lose_power(&mut self.draw);
+        there.clock.reboot(self.now);
+        if there.failing_until <= self.now {
+            there.failing = None;
+        }
+        let torn = there.disk.lose_power(&mut self.draw);
+        self.occasions_of_loss(node, torn, proposes.then_some(before));
     }
 }

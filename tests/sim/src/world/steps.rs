@@ -27,7 +27,7 @@ impl World {
     }
 
     pub(super) fn step(&mut self, node: usize, input: Input) {
-        let local = self.nodes[node].clock(self.now);
+        let local = self.local(node);
         let process = self.nodes[node].process.as_mut().expect("a process");
         let mut effects = mem::take(&mut self.effects);
         self.tally.steps += 1;
@@ -41,11 +41,11 @@ impl World {
         self.set_timer(node);
     }
 
-    pub(super) fn set_timer(&mut self, node: usize) {
+    pub(crate) fn set_timer(&mut self, node: usize) {
         let Some(process) = &self.nodes[node].process else { return };
         let Some(deadline) = process.replica.next_deadline() else { return };
         let (life, timer_at) = (process.life, process.timer_at);
-        let at = self.nodes[node].world_time(deadline).max(self.now);
+        let at = self.nodes[node].clock.moment_of(deadline).max(self.now);
         if timer_at <= self.now || at < timer_at {
             self.nodes[node].process.as_mut().expect("a process").timer_at = at.max(self.now + 1);
             let delay = at.max(self.now + 1) - self.now;
@@ -66,7 +66,7 @@ impl World {
         if process.timer_at > self.now {
             return;
         }
-        let local = self.nodes[node].clock(self.now);
+        let local = self.local(node);
         if process.replica.next_deadline().is_some_and(|deadline| deadline <= local) {
             self.step(node, Input::TimePassed);
             let spins = self.nodes[node].process.as_ref().and_then(|process| {
@@ -140,6 +140,8 @@ impl World {
             Note::PeerJoined { .. } => self.check_diverged(node),
             _ => {}
         }
+        self.check_impostor(node, note);
+        self.occasions_of_note(node, note);
         self.spring_at_note(note);
     }
 
@@ -177,6 +179,7 @@ impl World {
         let office = self.checkers.offices;
         self.nodes[node].process.as_mut().expect("a process").device = Some(office);
         self.clients.history.tenure_changed(office);
+        self.occasions_of_office(node);
     }
 }
 

@@ -1,0 +1,270 @@
+//! Which of the scenarios that must be survived this simulator reaches, by which trouble, and by
+//! what one knows that a scenario really occurred: `sim scenarios FROM..TO` prints it with counts,
+//! and a test fails when one never occurs.
+//!
+//! The numbers are those of SCENARIOS.md. Only scenarios of the simulator that concern replication
+//! are here; those of lease, witness and services wait for the cores that decide them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::occasions::Occasion::{self, *};
+use crate::world::World;
+
+/// A scenario.
+#[derive(Debug)]
+pub struct Scenario {
+    /// Its number.
+    pub id: &'static str,
+    /// What it is, in short.
+    pub what: &'static str,
+    /// By which troubles it comes about (kinds of `plan::Fault` and of `ambush::Strike`).
+    pub by: &'static str,
+    /// What shows that it occurred: each of these must.
+    pub occasions: &'static [Occasion],
+}
+
+const fn scenario(
+    id: &'static str,
+    what: &'static str,
+    by: &'static str,
+    occasions: &'static [Occasion],
+) -> Scenario {
+    Scenario { id, what, by, occasions }
+}
+
+/// All that are reached.
+pub const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "H1",
+        "a daemon is killed, and is back at once, late, or when all is over",
+        "Kill, ambushes",
+        &[KilledPrimary, KilledSecondary, AwayForLong],
+    ),
+    scenario(
+        "H2",
+        "a daemon stands still, for less and for more than the peer's patience",
+        "Pause",
+        &[PausedPrimary, PausedSecondary, PausedBriefly, PausedBeyondSilence],
+    ),
+    scenario(
+        "H3",
+        "a machine stands still for 1 s to 10 min, its clock too or not; a restored disk",
+        "LongPause, RestoredDisk",
+        &[MachineStoodStill, MachineSleptOn, AwayForMinutes, RestoredDiskResynced],
+    ),
+    scenario(
+        "H4",
+        "one machine, or both, lose their power and their caches",
+        "PowerCut, BothPowerCut, ambushes",
+        &[PowerCutPrimary, PowerCutSecondary, PowerCutBoth, CachesLost],
+    ),
+    scenario(
+        "H7",
+        "a cold start in every order, with one missing, with a stale one first",
+        "BothPowerCut, ambushes",
+        &[ColdStartAlpha, ColdStartBeta, ColdStartStaleFirst, ColdStartOneMissing],
+    ),
+    scenario("P1", "a node is isolated", "Partition, Flap", &[IsolatedPrimary]),
+    scenario("P2", "only the link between the data nodes is cut", "Partition", &[IsolatedPrimary]),
+    scenario("P3", "loss in one direction", "OneWay", &[DeafPrimary, DeafSecondary]),
+    scenario(
+        "P5",
+        "loss, delay, an MTU black hole, connections that overtake each other",
+        "FrameLoss, SlowLink, BlackHole, LateConnection",
+        &[
+            FrameLost,
+            ConnectionTimedOut,
+            FrameDelayed,
+            LargeFrameSwallowed,
+            LateConnection,
+            ConnectionsCrossed,
+        ],
+    ),
+    scenario("P6", "a link that flaps", "Flap", &[LinkFlapped, DroppedThreeTimes]),
+    scenario(
+        "P8",
+        "a partition heals in the middle of a promotion, a resync, a set change",
+        "ambushes: Heal",
+        &[HealedInPromotion, HealedInResync, HealedInSetChange],
+    ),
+    scenario(
+        "D1",
+        "EIO on read, write, flush and metadata, on either node, once and for a while",
+        "DiskError, DeadDisk",
+        &[
+            WriteErrorPrimary,
+            WriteErrorSecondary,
+            ReadErrorPrimary,
+            FlushErrorPrimary,
+            FlushErrorSecondary,
+            MetaErrorPrimary,
+            MetaErrorSecondary,
+            DiskDeadAtStart,
+        ],
+    ),
+    scenario(
+        "D2",
+        "a disk hangs for longer than its peer waits",
+        "HungDisk, SlowDisk, ambushes: Hang",
+        &[HungPrimary, HungSecondary],
+    ),
+    scenario("D3", "ENOSPC", "DiskFull", &[FullPrimary, FullSecondary]),
+    scenario(
+        "D4",
+        "metadata torn at any byte; unflushed writes lost and reordered",
+        "PowerCut, ambushes",
+        &[MetaTornAtSector, MetaTornInSector, CachesLost, CachesReordered],
+    ),
+    scenario("D5", "metadata that rot (data: verify)", "BitRot", &[SuperblockRot, LogRot, BitsRot]),
+    scenario(
+        "D6",
+        "swapped, cloned, re-created, restored, shrunk and grown disks",
+        "ForeignDisk, NewDisk, RestoredDisk",
+        &[
+            SwappedDiskRefused,
+            ClonedDiskRefused,
+            NewDiskResynced,
+            RestoredDiskResynced,
+            ShrunkDiskRefused,
+            GrownDiskRefused,
+        ],
+    ),
+    scenario("D7", "a peer with a smaller disk", "ForeignDisk", &[SmallerDiskRefused]),
+    scenario(
+        "D8",
+        "failover in the middle of a resync; what is inconsistent is not promoted",
+        "ambushes at ResyncStart, Fence",
+        &[FailoverInResync, InconsistentRefused],
+    ),
+    scenario(
+        "D9",
+        "death between proposal and commit, and between commit and acknowledgement",
+        "ambushes at Proposed and Commit",
+        &[DiedProposing, DiedCommitted],
+    ),
+    scenario(
+        "D10",
+        "source and target of a resync die, also in turn",
+        "ambushes at ResyncStart: Turns",
+        &[SourceDied, TargetDied, SourceAndTargetDied],
+    ),
+    scenario(
+        "D11",
+        "both lose their power with a full log",
+        "BothPowerCut in wide seeds, ambushes",
+        &[PowerCutFullLog],
+    ),
+    scenario(
+        "D12",
+        "a stale replica alone is refused, the last member alone serves",
+        "Fence, ambushes",
+        &[StaleAloneRefused, LastMemberServes],
+    ),
+    scenario(
+        "D13",
+        "a primary whose lineage was given up is refused until an operator says so",
+        "ForcedPromotion",
+        &[DivergedRefused, DivergedDiscarded],
+    ),
+    scenario("D14", "equal generations with bits set", "Reset, Kill", &[EqualGenerationsWithBits]),
+    scenario(
+        "D15",
+        "overlapping writes in flight at a crash and during a resync",
+        "Kill, PowerCut, ambushes",
+        &[OverlapAtCrash, OverlapInResync],
+    ),
+    scenario(
+        "D16",
+        "trims and zeroes in flight at a crash and during a resync",
+        "Kill, PowerCut, ambushes",
+        &[ZeroesAtCrash, ZeroesInResync],
+    ),
+    scenario(
+        "D17",
+        "a member without power is back before anyone noticed",
+        "ambushes: Doom, Flicker",
+        &[BackUnnoticed],
+    ),
+    scenario(
+        "D18",
+        "the outcome of a change is unknown, then either way",
+        "ambushes at Proposed",
+        &[ProposalLanded, ProposalLost],
+    ),
+    scenario(
+        "D19",
+        "A to B to A to B with outages between, bitmaps on both",
+        "ambushes: PingPong; Fence",
+        &[FourthFailover, BitsOnBoth],
+    ),
+    scenario("D20", "a disk that was used without us", "ForeignUse", &[UsedWithoutUs]),
+    scenario("D21", "a killed process's writes land late", "Kill with HungDisk", &[LandedLate]),
+    scenario("D22", "the last member's disk fails", "DiskError, DeadDisk", &[LastDiskFailed]),
+    scenario(
+        "O1",
+        "drift of 10 %, clocks that jump",
+        "plan, ClockJump",
+        &[DriftedApart, ClockJumped],
+    ),
+    scenario(
+        "O3",
+        "switchover under load; its target dies half-way",
+        "Switchover, ambushes",
+        &[SwitchoverUnderLoad, SwitchoverTargetDied],
+    ),
+    scenario("O7", "a data node is replaced", "NewDisk", &[NewDiskResynced]),
+    scenario(
+        "R5b",
+        "a client is gone while its requests are under way, and comes back",
+        "ClientGone",
+        &[ClientReconnected],
+    ),
+];
+
+/// Runs seeds until each occasion occurred or there are no more seeds; how often each did.
+pub fn count_until_all(seeds: Range<u64>) -> BTreeMap<Occasion, u64> {
+    let mut counts = BTreeMap::new();
+    for seed in seeds {
+        add(&mut counts, seed);
+        if missing(&counts).is_empty() {
+            break;
+        }
+    }
+    counts
+}
+
+/// Runs seeds; how often each occasion occurred.
+pub fn count(seeds: Range<u64>) -> BTreeMap<Occasion, u64> {
+    let mut counts = BTreeMap::new();
+    seeds.for_each(|seed| add(&mut counts, seed));
+    counts
+}
+
+fn add(counts: &mut BTreeMap<Occasion, u64>, seed: u64) {
+    let mut world = World::new(seed, false);
+    world.run();
+    for (&occasion, count) in &world.tally.occasions {
+        *counts.entry(occasion).or_default() += count;
+    }
+}
+
+/// Prints the table with the counts.
+pub fn print(counts: &BTreeMap<Occasion, u64>) {
+    for scenario in SCENARIOS {
+        println!("{:4} {} [{}]", scenario.id, scenario.what, scenario.by);
+        for occasion in scenario.occasions {
+            let count = counts.get(occasion).copied().unwrap_or(0);
+            let mark = if count == 0 { "  NEVER" } else { "" };
+            println!("     {count:>8} {occasion:?}{mark}");
+        }
+    }
+}
+
+/// What never occurred.
+pub fn missing(counts: &BTreeMap<Occasion, u64>) -> Vec<(&'static str, Occasion)> {
+    let all = SCENARIOS.iter().flat_map(|scenario| {
+        scenario.occasions.iter().map(move |occasion| (scenario.id, *occasion))
+    });
+    all.filter(|(_, occasion)| counts.get(occasion).is_none_or(|count| *count == 0)).collect()
+}
