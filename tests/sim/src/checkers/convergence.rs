@@ -72,7 +72,7 @@ impl World {
         let oldest = self.clients.oldest().map(|since| (self.now - since) / MS);
         let nodes = self.nodes.each_ref().map(|there| {
             let process = there.process.as_ref()?;
-            let status = process.replica.status(there.clock(self.now));
+            let status = process.replica.status(there.clock.shows(self.now));
             Some((there.name, process.buffers.used(), status))
         });
         format!(
