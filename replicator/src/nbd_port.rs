@@ -324,8 +324,13 @@ impl NbdPort {
         while let Some(c) = self.to_send.pop() {
             let connection = &mut self.connections[c as usize];
             connection.sends_queued = false;
+            let instant_sends = io.instant_sends;
             if let Some(stream) = &connection.stream {
                 connection.outbox.start(io, stream.as_raw_fd(), Token::ClientSent(c));
+            }
+            if connection.life == Life::Draining {
+                // The connection may end with this, so its completion is waited for.
+                io.instant_sends = instant_sends;
             }
         }
     }

@@ -183,6 +183,7 @@ impl PeerLinks {
 
     /// The core ends a session; what it ordered before is sent first.
     pub fn close(&mut self, io: &mut Io, peer: PeerIndex, session: SessionId, retry: Retry) {
+        io.forget_session((peer, session));
         let Some(l) = self.open_link(peer, session) else { return };
         let link = &mut self.links[l as usize];
         drop_payload(io, link);
@@ -254,8 +255,13 @@ impl PeerLinks {
         while let Some(l) = self.to_send.pop() {
             let link = &mut self.links[l as usize];
             link.sends_queued = false;
+            let instant_sends = io.instant_sends;
             if let Some(stream) = &link.stream {
                 link.outbox.start(io, stream.as_raw_fd(), Token::PeerSent(l));
+            }
+            if matches!(link.life, Life::Closing { .. }) {
+                // The session ends when this is sent, so its completion is waited for.
+                io.instant_sends = instant_sends;
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use replicator_core::{Input, Time};
+use replicator_core::{Input, PeerIndex, SessionId, Time};
 
 use super::Counters;
 use crate::buffers::Pool;
@@ -45,6 +45,22 @@ impl Io {
     /// Tells the core something, before the next wait.
     pub fn tell(&mut self, input: Input) {
         self.inputs.push_back(input);
+    }
+
+    /// The core has closed a session: it hears nothing of it any more, not even what came in the
+    /// same turn as that which made it close.
+    pub fn forget_session(&mut self, closed: (PeerIndex, SessionId)) {
+        let Self { inputs, pool, .. } = self;
+        inputs.retain(|input| match *input {
+            Input::PeerSaid { peer, session, data, .. } if (peer, session) == closed => {
+                data.into_iter().for_each(|buf| pool.release(buf));
+                false
+            }
+            Input::PeerConnected { peer, session } | Input::LinkLost { peer, session, .. } => {
+                (peer, session) != closed
+            }
+            _ => true,
+        });
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nbd_frontend::client::{Content, encode_request, extents, parse_reply};
 use nbd_frontend::protocol::{
@@ -304,6 +305,24 @@ fn goodbye_is_answered_by_what_is_outstanding_and_the_end_of_the_stream() {
         assert_eq!(client.reply().error, 0);
     }
     client.until_closed();
+}
+
+#[test]
+fn a_client_that_is_answered_and_leaves_is_closed_at_once() {
+    let backing = Backing::new(SIZE);
+    let running = Running::single(&backing, TestBacking::Off, PATIENT);
+    let took = (0..5).map(|_| {
+        let mut client = Client::new(running.client(true));
+        let began = Instant::now();
+        client.send(CMD_READ, 0, 0, 4096, &[]);
+        client.send(CMD_DISC, 0, 0, 0, &[]);
+        assert_eq!(client.reply().error, 0);
+        client.until_closed();
+        began.elapsed()
+    });
+    // Well below the second after which an idle loop looks around.
+    let shortest = took.min().expect("five clients");
+    assert!(shortest < Duration::from_millis(500), "it was closed after {shortest:?}");
 }
 
 #[test]

@@ -221,6 +221,22 @@ fn a_session_that_the_core_closes_sends_what_was_ordered_before() {
 }
 
 #[test]
+fn a_session_that_is_sent_whole_ends_at_once() {
+    let backing = Backing::new(SIZE);
+    let (running, _losses) = start(&backing);
+    let took = (1..=5).map(|session| {
+        let mut stream = connect(&running, session, Vec::new());
+        let began = Instant::now();
+        stream.write_all(&frame(&Message::Leave { sequence: 1 }, &[])).expect("a frame sent");
+        while receive(&mut stream).is_some() {}
+        began.elapsed()
+    });
+    // Well below the second after which an idle loop looks around.
+    let shortest = took.min().expect("five sessions");
+    assert!(shortest < Duration::from_millis(500), "the end came after {shortest:?}");
+}
+
+#[test]
 fn a_closing_session_whose_peer_does_not_read_is_cut_off_in_time() {
     let backing = Backing::new(SIZE);
     let (running, _losses) = start(&backing);

@@ -22,7 +22,10 @@ use crate::plan::{Fault, Plan};
 mod disk_port;
 mod links;
 mod processes;
+mod stand_in;
 mod steps;
+
+pub use stand_in::StandIn;
 
 /// A millisecond of virtual time.
 pub const MS: u64 = 1_000_000;
@@ -159,6 +162,8 @@ pub struct World {
     pub tally: Tally,
     /// Whether to print the story.
     pub trace: bool,
+    /// Takes the inputs instead of the cores.
+    stand_in: Option<StandIn>,
 }
 
 /// Prints a line of the story.
@@ -204,6 +209,7 @@ impl World {
             done: false,
             tally: Tally::default(),
             trace,
+            stand_in: None,
             plan,
         };
         tell!(world, "plan {:?}", world.plan);

@@ -173,9 +173,13 @@ impl World {
             node.retry_at = self.now + 1_000 * MS;
         }
         self.after(1_000 * MS, Event::Dial);
+        self.open_connection([one, two]);
+    }
+
+    pub(super) fn open_connection(&mut self, lives: [u64; 2]) {
         let number = self.connections.len();
         tell!(self, "connection {} opens", number + 1);
-        self.connections.push(Connection::new([one, two]));
+        self.connections.push(Connection::new(lives));
         for node in 0..2 {
             self.put(number, node, Parcel::Open);
         }

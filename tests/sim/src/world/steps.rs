@@ -27,6 +27,9 @@ impl World {
     }
 
     pub(super) fn step(&mut self, node: usize, input: Input) {
+        if self.stand_in.is_some() {
+            return self.step_stand_in(node, input);
+        }
         let local = self.local(node);
         let process = self.nodes[node].process.as_mut().expect("a process");
         let mut effects = mem::take(&mut self.effects);
