@@ -171,6 +171,9 @@ impl ActivityLog {
             if unlogged {
                 self.slots[usize::from(at)].state = SlotState::Hot;
             } else {
+                if defect(Defect::BitAfterAck) {
+                    self.slots[usize::from(at)].state = SlotState::Hot;
+                }
                 self.queued.push(at);
             }
             self.hot += 1;
@@ -239,7 +242,8 @@ impl ActivityLog {
     pub fn block_done(&mut self) {
         for at in self.in_flight.drain(..) {
             let slot = &mut self.slots[usize::from(at)];
-            assert_eq!(slot.state, SlotState::Activating, "slot {at}");
+            let expected = slot.state == SlotState::Activating || defect(Defect::BitAfterAck);
+            assert!(expected, "slot {at} is {:?}", slot.state);
             slot.state = SlotState::Hot;
         }
     }

@@ -19,6 +19,8 @@ defects! {
     AckWithoutMember,
     /// R2a: a follower is ready before the tenure is durable.
     TenureNotDurable,
+    /// R2b: a taker still applies what it had of the old primary's writes.
+    TakerStillApplies,
     /// R2c: a promotion does not wait for the old leader's writes.
     NoDrainAtPromotion,
     /// R2c: a promotion does not flush.
@@ -29,6 +31,8 @@ defects! {
     AckWhileRemovalProposed,
     /// R3: what was sent and not acknowledged is not dirty when the peer is lost.
     OutstandingForgotten,
+    /// R3, R9: a write does not wait until it is durable that an absent peer may lack it.
+    BitAfterAck,
     /// R3: no flush of the own disk before a member is removed.
     NoFlushAtShrink,
     /// R4a: joins while frames are outstanding.
@@ -105,6 +109,8 @@ defects! {
     StaleBase,
     /// R13: an unfinished resync is forgotten.
     SyncingForgotten,
+    /// R14: a new process speaks before its own open proposal is settled.
+    OpenProposalNotSettled,
     /// R15: requests of a closed device go on.
     OldInstanceGoesOn,
     /// R16: a primary hands over to a peer that is not up to date.

@@ -178,6 +178,8 @@ impl Replica {
             if core::mem::take(&mut self.barriers[at].evicts) {
                 self.eviction_failed(effects);
             }
+            // No release follows (R6c): the office ends without one.
+            self.barriers[at].releases = false;
         }
         self.check_barrier(at, effects);
     }

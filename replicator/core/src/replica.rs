@@ -385,6 +385,10 @@ impl Replica {
 
     /// The bits are durable: the log of the new epoch may be used from the next superblock on.
     fn bits_recovered(&mut self, effects: &mut Effects) {
+        if defect(Defect::OpenProposalNotSettled) {
+            self.persist(After::Nothing, effects);
+            return self.recovered(effects);
+        }
         self.persist(After::Recovered, effects);
     }
 

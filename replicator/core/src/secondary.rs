@@ -243,6 +243,9 @@ impl Replica {
     /// The session ended: what is not on its way to the disk is dropped; the rest must end before
     /// a new session begins (R2d).
     pub(crate) fn drop_unsubmitted(&mut self, effects: &mut Effects) {
+        if defect(Defect::TakerStillApplies) {
+            return;
+        }
         let waiting: alloc::vec::Vec<usize> = self
             .applied_order
             .iter()

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::other_disk::{Impostor, Other};
 use crate::plan::Plan;
+use crate::rules::View;
 
 const NAMES: [&str; 2] = ["alpha", "beta"];
 /// Extents of the activity log: the smallest, so that extents must leave.
@@ -101,6 +102,8 @@ pub struct Process {
     pub session: Option<u64>,
     /// The connections that its sessions are, in the order in which they came in.
     pub sessions: Vec<usize>,
+    /// Who watches whether it keeps the rules.
+    pub view: View,
 }
 
 impl Node {

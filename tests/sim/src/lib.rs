@@ -22,6 +22,7 @@ pub mod plan;
 pub mod pretence;
 pub mod replay;
 pub mod report;
+pub mod rules;
 pub mod runner;
 pub mod scenarios;
 pub mod sectors;

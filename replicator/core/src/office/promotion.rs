@@ -287,7 +287,8 @@ impl Replica {
 
     /// The own disk has nothing of an old leader under way any more.
     pub(crate) fn applied_drained(&mut self, effects: &mut Effects) {
-        if !self.applied.is_empty() && !defect(Defect::NoDrainAtPromotion) {
+        let waits = !defect(Defect::NoDrainAtPromotion) && !defect(Defect::TakerStillApplies);
+        if !self.applied.is_empty() && waits {
             return;
         }
         if let Some(leader) = self.following {

@@ -182,7 +182,13 @@ impl Replica {
     /// the set and the other one gets the authority: it learns of it when they meet again, after
     /// it is durable here. The last member goes on, and every failure is told.
     pub(crate) fn primary_disk_failed(&mut self, effects: &mut Effects) {
-        let Some(heir) = self.heir() else { return };
+        let Some(heir) = self.heir() else {
+            if self.releasing {
+                // R6c: a flush failed, so the release cannot call the data durable.
+                self.step_down(None, effects);
+            }
+            return;
+        };
         self.disk_failed = true;
         let mut next = self.register.without(self.superblock.replica);
         next.primary = None;

@@ -5,6 +5,8 @@ mod convergence;
 mod metadata;
 mod tracking;
 
+use crate::rules::Held;
+
 /// What the checkers remember.
 #[derive(Debug, Default)]
 pub struct Checkers {
@@ -19,6 +21,8 @@ pub struct Checkers {
     pub offices: u64,
     /// The changes of both disks when the tracking of differences was checked last.
     pub tracked: [u64; 2],
+    /// The last office of each node (R6a).
+    pub held: [Option<Held>; 2],
     /// The final reading has begun.
     pub reading: bool,
 }

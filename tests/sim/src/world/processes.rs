@@ -10,6 +10,7 @@ use crate::failure::Kind;
 use crate::host::{Buffers, Failing, Process};
 use crate::network::Parcel;
 use crate::occasions::Occasion;
+use crate::rules::View;
 use crate::tell;
 use crate::world::{Event, MS, World};
 
@@ -46,6 +47,7 @@ impl World {
         let Some(replica) = self.judge_attach(node, attached) else { return };
         self.check_newest_copy(node, replica.superblock().sequence);
         let there = &mut self.nodes[node];
+        let view = View::new(&there.disk, there.incarnation);
         there.start_at = None;
         there.lives += 1;
         there.flush_failed = false;
@@ -58,6 +60,7 @@ impl World {
             timer_at: 0,
             session: None,
             sessions: Vec::new(),
+            view,
         });
         tell!(self, "{} starts, process {}", self.nodes[node].name, self.nodes[node].lives);
         self.check_tracking();

@@ -37,8 +37,10 @@ impl World {
         if self.tells_steps && !matches!(input, Input::TimePassed) {
             println!("{:>12.6}   {} <- {:?}", self.now as f64 / 1e9, self.nodes[node].name, input);
         }
+        process.view.told(&input);
         process.replica.step(local, input, &mut effects);
         process.replica.check_invariants();
+        self.watch_orders(node, &effects);
         self.carry_out(node, &mut effects);
         self.effects = effects;
         self.set_timer(node);
