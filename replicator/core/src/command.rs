@@ -56,3 +56,41 @@ pub struct Refusal {
     /// What the operator may do now.
     pub next: String,
 }
+
+/// The codes of all refusals.
+pub const REFUSAL_CODES: &[&str] = &[
+    "authority_refused",
+    "busy",
+    "disk_hangs",
+    "last_copy",
+    "no_disk",
+    "not_diverged",
+    "not_primary",
+    "not_secondary",
+    "not_spoken",
+    "not_up_to_date",
+    "peer_is_primary",
+    "peer_unreachable",
+    "power_was_lost",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_listed_and_made_somewhere() {
+        let sources = [
+            include_str!("office.rs"),
+            include_str!("office/promotion.rs"),
+            include_str!("office/release.rs"),
+            include_str!("office/stop.rs"),
+        ];
+        let made = sources.iter().flat_map(|source| source.split("code: \"").skip(1));
+        let mut made: alloc::vec::Vec<&str> =
+            made.filter_map(|text| text.split('"').next()).collect();
+        made.sort_unstable();
+        made.dedup();
+        assert_eq!(made, REFUSAL_CODES);
+    }
+}

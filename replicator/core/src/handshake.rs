@@ -34,11 +34,36 @@ pub enum Relation {
     Wait,
     /// They cannot replicate.
     Refuse {
+        /// Which of the reasons.
+        cause: Cause,
         /// In words, for both sides' status.
         reason: Box<str>,
         /// Whose data diverged, if that is the reason.
         diverged: Option<Diverged>,
     },
+}
+
+/// Why two replicas cannot replicate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// Their metadata belong to two resources.
+    OtherResource,
+    /// One disk is a copy of the other.
+    OneId,
+    /// Their data areas differ in size.
+    Sizes,
+    /// Their block sizes differ.
+    BlockSizes,
+    /// The peer sent impossible values.
+    Impossible,
+    /// Two different registers have one generation.
+    TwoRegisters,
+    /// Writes of a lineage that was given up (R11d).
+    Diverged,
+    /// The disk of one of them failed, and the other is primary.
+    NoDisk,
+    /// The peer claims an office that its register gives to somebody else (R2a).
+    FalseClaim,
 }
 
 /// Whose data are not those of the newer lineage.
@@ -52,8 +77,9 @@ pub enum Diverged {
 
 /// Decides from the two greetings.
 pub fn relation(mine: &Hello, theirs: &Hello) -> Relation {
-    if let Some(reason) = mismatch(mine, theirs) {
-        return Relation::Refuse { reason, diverged: None };
+    let refuse = |cause, reason| Relation::Refuse { cause, reason, diverged: None };
+    if let Some((cause, reason)) = mismatch(mine, theirs) {
+        return refuse(cause, reason);
     }
     let (me, they) = (mine.register.order(), theirs.register.order());
     if me == they && mine.register != theirs.register {
@@ -62,7 +88,7 @@ pub fn relation(mine: &Hello, theirs: &Hello) -> Relation {
              right and overwrite the other: replctl resync --discard",
             me.1, me.0
         );
-        return Relation::Refuse { reason: reason.into(), diverged: None };
+        return refuse(Cause::TwoRegisters, reason.into());
     }
     if me < they && has_diverged(mine, theirs) {
         return diverged(mine.is_primary, Diverged::Mine);
@@ -76,12 +102,12 @@ pub fn relation(mine: &Hello, theirs: &Hello) -> Relation {
             return Relation::Idle { adopt: me < they };
         }
         let reason = if mine.has_disk { "its disk failed" } else { "this replica's disk failed" };
-        return Relation::Refuse { reason: reason.into(), diverged: None };
+        return refuse(Cause::NoDisk, reason.into());
     }
     // R2a: only whom the register names may lead.
     if theirs.is_primary && theirs.register.primary != Some(theirs.replica) {
         let reason = "it claims an office that its own register does not give it";
-        return Relation::Refuse { reason: reason.into(), diverged: None };
+        return refuse(Cause::FalseClaim, reason.into());
     }
     match (mine.is_primary, theirs.is_primary, me < they) {
         (true, _, true) => Relation::Deposed,
@@ -102,7 +128,7 @@ fn diverged(still_primary: bool, whose: Diverged) -> Relation {
         Diverged::Mine => "this replica has writes that the new lineage does not have",
         Diverged::Theirs => "it has writes that the new lineage does not have",
     };
-    Relation::Refuse { reason: reason.into(), diverged: Some(whose) }
+    Relation::Refuse { cause: Cause::Diverged, reason: reason.into(), diverged: Some(whose) }
 }
 
 /// R11d: whether the replica with the older register may hold acknowledged writes that the newer
@@ -124,39 +150,43 @@ pub fn diverged_from(mine: &Hello, theirs: &Hello) -> bool {
     mine.register.order() < theirs.register.order() && has_diverged(mine, theirs)
 }
 
-fn mismatch(mine: &Hello, theirs: &Hello) -> Option<Box<str>> {
-    let text = if mine.resource_id != theirs.resource_id {
-        "its metadata belong to another resource of the same name; create one of the two anew"
-            .into()
+fn mismatch(mine: &Hello, theirs: &Hello) -> Option<(Cause, Box<str>)> {
+    let (cause, text) = if mine.resource_id != theirs.resource_id {
+        let text =
+            "its metadata belong to another resource of the same name; create one of the two anew";
+        (Cause::OtherResource, text.into())
     } else if mine.replica == theirs.replica {
-        format!(
+        let text = format!(
             "both disks carry the replica id {:032x}: one is a copy of the other; create the \
              copy anew with replctl create --force",
             mine.replica.0
-        )
+        );
+        (Cause::OneId, text)
     } else if mine.size_bytes != theirs.size_bytes {
-        format!(
+        let text = format!(
             "its data area has {} bytes, this one {}; create the larger one anew with --size {}",
             theirs.size_bytes,
             mine.size_bytes,
             mine.size_bytes.min(theirs.size_bytes)
-        )
+        );
+        (Cause::Sizes, text)
     } else if mine.block_bytes != theirs.block_bytes {
-        format!(
+        let text = format!(
             "its block size is {} bytes, this one's {}; create both with --block-size {}",
             theirs.block_bytes,
             mine.block_bytes,
             mine.block_bytes.max(theirs.block_bytes)
-        )
+        );
+        (Cause::BlockSizes, text)
     } else if theirs.replica == ReplicaId::NONE
         || theirs.register.set.len() > crate::limits::PEERS_MAX
             && !theirs.register.contains(mine.replica)
     {
-        "it sent impossible values".into()
+        (Cause::Impossible, "it sent impossible values".into())
     } else {
         return None;
     };
-    Some(text.into())
+    Some((cause, text.into()))
 }
 
 /// How a follower is brought up to date.

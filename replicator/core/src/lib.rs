@@ -21,6 +21,7 @@ mod log_keeper;
 mod membership;
 pub mod metadata;
 pub mod note;
+pub mod observe;
 mod office;
 mod peer;
 mod persist;

@@ -524,7 +524,7 @@ impl Replica {
         Status {
             role: self.role.name(),
             has_disk: !self.disk_failed && !self.metadata_failed,
-            data: self.data_state(),
+            data: self.data_state().name(),
             register: self.register.clone(),
             replica: self.superblock.replica.0,
             size_bytes: self.superblock.data_bytes,
@@ -532,24 +532,6 @@ impl Replica {
             waits: self.waits(now),
             log_extents: self.log.fill_level(),
             peers: self.peers.iter().map(|peer| self.peer_status(peer)).collect(),
-        }
-    }
-
-    fn data_state(&self) -> &'static str {
-        if self.disk_failed || self.metadata_failed {
-            "failed"
-        } else if self.superblock.diverged && !self.superblock.discard_diverged {
-            "diverged"
-        } else if self.superblock.invalid {
-            "invalid"
-        } else if self.superblock.syncing {
-            "inconsistent"
-        } else if self.is_up_to_date() {
-            "up_to_date"
-        } else if self.register.generation == 0 {
-            "unknown"
-        } else {
-            "outdated"
         }
     }
 

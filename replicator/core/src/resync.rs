@@ -61,6 +61,11 @@ impl Resync {
         !self.to_copy.is_empty() && self.to_copy.contains_all(blocks)
     }
 
+    /// Whether everything is sent, and waits to be durable there.
+    pub(crate) fn is_clearing(&self) -> bool {
+        self.to_copy.is_empty() && self.in_flight_bytes == 0
+    }
+
     /// Bytes not yet acknowledged.
     pub(crate) fn remaining_bytes(&self) -> u64 {
         dirty_bytes(self.to_copy.count()) + self.in_flight_bytes

@@ -164,7 +164,7 @@ impl Replica {
         let mine = mine.clone();
         self.peers[at].hello = Some(theirs.clone());
         match handshake::relation(&mine, &theirs) {
-            Relation::Refuse { reason, diverged } => {
+            Relation::Refuse { reason, diverged, .. } => {
                 let blocks = match diverged {
                     Some(Diverged::Mine) => mine.dirty_blocks,
                     Some(Diverged::Theirs) => theirs.dirty_blocks,

@@ -25,6 +25,8 @@ pub struct Campaign {
     pub to: u64,
     /// No seed begins after this moment.
     pub until: Option<Instant>,
+    /// Whether to tell how often everything was reached.
+    pub tells_all: bool,
     /// Arguments for the children, and for the commands that replay.
     pub arguments: Vec<String>,
 }
@@ -49,6 +51,9 @@ impl Campaign {
         });
         let report = shared.report.into_inner().expect("no worker panics");
         let cpu_seconds = shared.cpu_ns.into_inner() as f64 / 1e9;
+        if self.tells_all {
+            report.coverage.print_all();
+        }
         report.print(began.elapsed().as_secs_f64(), cpu_seconds, cores);
         report.exit_code()
     }

@@ -75,6 +75,7 @@ impl World {
                 self.flap(times, period_ms);
             }
             Fault::LateConnection => self.connect_late(node),
+            Fault::Careless => self.careless(node),
             Fault::Reset => self.reset_connection(node),
             Fault::SlowDisk => {
                 self.nodes[node].slow_until = until;
@@ -190,8 +191,35 @@ impl World {
     fn reset_connection(&mut self, node: usize) {
         let session = self.nodes[node].process.as_ref().and_then(|process| process.session);
         if let Some(number) = session {
-            self.end_connection(number as usize, node, LinkLoss::Io(104));
+            let why = [LinkLoss::Io(104), LinkLoss::Garbled][self.draw.below(2) as usize];
+            self.end_connection(number as usize, node, why);
         }
+    }
+
+    /// A command that may not fit: nobody looked at the status before.
+    fn careless(&mut self, node: usize) {
+        let local = self.local(node);
+        let Some(process) = &self.nodes[node].process else { return };
+        let status = process.replica.status(local);
+        // It must come to nothing: what it says of the other node is not true. A replica that
+        // starts keeps it for later, and one that stands still may be something else then.
+        let awake = self.nodes[node].paused_until <= self.now;
+        let has_office = awake && ["promoting", "primary", "demoting"].contains(&status.role);
+        let command = match self.draw.below(7) {
+            0 if has_office => {
+                let [old_primary_is_off, allow_data_loss, alone] =
+                    [0; 3].map(|_| self.draw.chance(50));
+                Command::Promote { old_primary_is_off, allow_data_loss, alone }
+            }
+            1 | 2 => Command::Demote,
+            3 => Command::ResyncFull(PEER),
+            4 => Command::Connect(PEER),
+            5 if has_office => Command::Invalidate,
+            // What diverged is given up where the history learns of it.
+            _ if status.data != "diverged" => Command::DiscardDiverged,
+            _ => Command::Connect(PEER),
+        };
+        self.order_besides(node, command);
     }
 
     fn routine(&mut self, fault: Fault, node: usize) {

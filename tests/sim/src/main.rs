@@ -24,6 +24,7 @@ PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
   --end N           the troubles end after N
 --trace             the story with every step of the cores; nothing is minimised
 --story             the story without the steps
+--coverage          a campaign tells how often everything was reached, and what is impossible
 --defect NAME       breaks a rule on purpose (names: see sim mutants)
 --pretend KIND      every seed fails as crash, liveness or safety, to test what reports that
 
@@ -43,6 +44,7 @@ struct Arguments {
     parts: Parts,
     trace: bool,
     story: bool,
+    coverage: bool,
     /// What children and replays need too.
     passed_on: Vec<String>,
 }
@@ -92,6 +94,7 @@ fn read(words: &[String]) -> Result<(Arguments, Mode), String> {
         match word.as_str() {
             "--trace" => read.trace = true,
             "--story" => read.story = true,
+            "--coverage" => read.coverage = true,
             "--only" => read.parts.option(true, argument()?)?,
             "--without" => read.parts.option(false, argument()?)?,
             "--end" => read.parts.end = Some(number(argument()?)?),
@@ -165,6 +168,7 @@ fn campaign(arguments: &Arguments) -> i32 {
         from,
         to,
         until: arguments.minutes.map(|minutes| Instant::now() + length(minutes)),
+        tells_all: arguments.coverage,
         arguments: arguments.passed_on.clone(),
     };
     campaign.run()

@@ -202,8 +202,11 @@ impl World {
             tell!(self, "the operator accepts the loss of data");
             self.clients.history.data_loss_allowed();
         }
-        let command =
-            Command::Promote { old_primary_is_off: true, allow_data_loss: lossy, alone: false };
+        // Who holds the authority need only know that nobody took it meanwhile.
+        let mine = self.superblock(node);
+        let alone = mine.register.authority == Some(mine.replica) && self.draw.chance(50);
+        let old_primary_is_off = !alone;
+        let command = Command::Promote { old_primary_is_off, allow_data_loss: lossy, alone };
         let other = self.superblock(1 - node);
         let diverges = !self.holds_everything(node) && other.register.contains(other.replica);
         self.order(node, command, true);
@@ -268,6 +271,19 @@ impl World {
         }
         let input = Input::Ordered { ticket: Ticket(ticket), command };
         self.fact(node, life, Box::new(input));
+    }
+
+    /// Gives a command without waiting for its answer.
+    pub fn order_besides(&mut self, node: usize, command: Command) {
+        let Some(process) = &self.nodes[node].process else { return };
+        let life = process.life;
+        self.operator.tickets += 1;
+        let ticket = self.operator.tickets;
+        tell!(self, "somebody to {}: {command:?} ({ticket})", self.nodes[node].name);
+        if self.parts.orders.has(ticket) {
+            let input = Input::Ordered { ticket: Ticket(ticket), command };
+            self.fact(node, life, Box::new(input));
+        }
     }
 
     /// A core answers a command.

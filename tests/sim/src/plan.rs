@@ -75,12 +75,14 @@ pub enum Fault {
     BitRot,
     /// A client is gone and comes back.
     ClientGone,
+    /// The operator gives a command that does not fit.
+    Careless,
     /// Trouble that waits for a certain moment: a commit, a resync, an acknowledgement (D9, P8).
     Ambush,
 }
 
 /// All kinds, for drawing and counting.
-pub const FAULTS: [Fault; 33] = [
+pub const FAULTS: [Fault; 34] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::BothPowerCut,
@@ -113,6 +115,7 @@ pub const FAULTS: [Fault; 33] = [
     Fault::RestoredDisk,
     Fault::BitRot,
     Fault::ClientGone,
+    Fault::Careless,
     Fault::Ambush,
 ];
 
@@ -219,7 +222,7 @@ impl Plan {
                 peer_silence: Span::from_ms(silence),
                 ping_interval: Span::from_ms(silence / 4),
                 ack_limit: Span::from_ms(1_000 + draw.below(3_000)),
-                drain_limit: Span::from_ms(10_000),
+                drain_limit: Span::from_ms([10_000, 10_000, 1_500][draw.below(3) as usize]),
                 join_grace: Span::from_ms(200 + draw.below(800)),
                 power_loss_wait: Span::from_ms(500 + draw.below(4_000)),
             },

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::coverage::Coverage;
 use crate::failure::Kind;
 use crate::plan::FAULTS;
 use crate::runner::{Found, Outcome};
@@ -51,6 +52,8 @@ impl Tally {
 pub struct Report {
     /// What the seeds did.
     pub tally: Tally,
+    /// What they reached.
+    pub coverage: Coverage,
     /// Which failed, and how.
     pub failures: Vec<(u64, Found)>,
     /// Seeds that ran.
@@ -62,6 +65,7 @@ impl Report {
     pub fn add(&mut self, seed: u64, outcome: &Outcome) {
         self.seeds += 1;
         self.tally.add(&outcome.tally);
+        self.coverage.add(&outcome.coverage);
         if let Some(found) = &outcome.failure {
             self.failures.push((seed, found.clone()));
         }
@@ -108,6 +112,7 @@ impl Report {
         let kinds: Vec<String> =
             self.tally.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
         println!("faults by kind: {}", kinds.join(", "));
+        self.coverage.print();
         let mut classes: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for (seed, found) in &self.failures {
             classes.entry(format!("{:?} {}", found.kind, found.rule)).or_default().push(*seed);

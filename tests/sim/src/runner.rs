@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 use std::{fs, io, panic, thread};
 
+use crate::coverage::Coverage;
 use crate::failure::{Failure, Kind};
 use crate::parts::Parts;
 use crate::world::{Tally, World};
@@ -53,6 +54,8 @@ pub struct Outcome {
     pub failure: Option<Found>,
     /// What it did.
     pub tally: Tally,
+    /// What it reached.
+    pub coverage: Coverage,
     /// Client requests made.
     pub made: u64,
     /// Orders that the operator gave.
@@ -165,6 +168,7 @@ impl Outcome {
         let numbers = || rest.split_whitespace().filter_map(|word| word.parse().ok());
         match what {
             "failure" => self.failure = decode_failure(rest),
+            "coverage" => self.coverage.set(&numbers().collect::<Vec<u64>>()),
             "tally" => self.tally.set(&numbers().collect::<Vec<u64>>()),
             "run" => {
                 let mut numbers = numbers();
@@ -207,7 +211,7 @@ pub fn serve() {
         if let Some(failure) = world.run() {
             println!("{}", encode_failure(&Found::from(&failure)));
         }
-        println!("{}", world.tally.line());
+        println!("{}\n{}", world.tally.line(), world.coverage.line());
         println!("run {} {} {}", world.tally.requests, world.orders(), cpu_ns());
         println!("end");
     }

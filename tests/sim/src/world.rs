@@ -11,6 +11,7 @@ use crate::ambush::{Ambush, Strike};
 use crate::chance::Moments;
 use crate::checkers::Checkers;
 use crate::clients::Clients;
+use crate::coverage::{Coverage, Observed};
 use crate::failure::{Failure, Kind};
 use crate::host::Node;
 use crate::network::{Connection, Weather};
@@ -150,6 +151,10 @@ pub struct World {
     pub scene: Scene,
     /// For chance.
     pub moments: Moments,
+    /// What was reached.
+    pub coverage: Coverage,
+    /// What is remembered of each node's process to see that.
+    pub observed: [Observed; 2],
     /// The run ends at this time, whatever happened.
     pub gives_up_at: u64,
     /// Whether the story has every step of the cores.
@@ -203,6 +208,8 @@ impl World {
             caused: Vec::new(),
             scene: Scene::default(),
             moments: Moments::default(),
+            coverage: Coverage::default(),
+            observed: Default::default(),
             gives_up_at: u64::MAX,
             tells_steps: trace,
             failure: None,

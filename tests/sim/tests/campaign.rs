@@ -53,7 +53,14 @@ fn a_campaign_without_failures_ends_with_a_report() {
     let output = sim(&["--seeds", "6000..6004"]);
     let told = text(&output);
     assert_eq!(output.status.code(), Some(0), "{told}");
-    for part in ["seeds/s", "processor time", "h simulated", "tenures", "faults by kind: Kill "] {
+    for part in [
+        "seeds/s",
+        "processor time",
+        "h simulated",
+        "tenures",
+        "faults by kind: Kill ",
+        "coverage: ",
+    ] {
         assert!(told.contains(part), "{part} is missing in {told}");
     }
     assert!(told.ends_with("0 failures\n"), "{told}");

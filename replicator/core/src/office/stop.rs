@@ -1,4 +1,4 @@
-//! Stopping orderly: leave the leader or release the office, flush, fingerprint, mark the disk clean.
+//! Stopping orderly: leave the leader or release the office, flush, fingerprint, mark the disk.
 
 use super::busy;
 use crate::block::Ticket;

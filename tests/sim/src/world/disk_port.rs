@@ -1,4 +1,4 @@
-//! What the cores order of a disk: begun after its fate and its time are drawn, ended with an answer.
+//! What the cores order of a disk: begun when its fate and time are drawn, ended with an answer.
 
 use replicator_core::{BufId, ByteRange, DiskFailure, DiskOutcome, Effect, Input};
 

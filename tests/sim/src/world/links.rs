@@ -45,7 +45,8 @@ impl World {
     }
 
     pub(super) fn arrive(&mut self, number: usize, node: usize) {
-        let wait = self.blocked_until[node].max(self.nodes[node].paused_until);
+        // After a pause first what the process is to learn of itself: the loss of a session.
+        let wait = self.blocked_until[node].max(self.nodes[node].paused_until + 1);
         if wait > self.now {
             let delay = wait - self.now;
             self.after(delay, Event::Arrival { connection: number, node });

@@ -30,6 +30,7 @@ impl World {
         if self.stand_in.is_some() {
             return self.step_stand_in(node, input);
         }
+        self.cover_input(node, &input);
         let local = self.local(node);
         let process = self.nodes[node].process.as_mut().expect("a process");
         let mut effects = mem::take(&mut self.effects);
@@ -41,6 +42,7 @@ impl World {
         process.replica.step(local, input, &mut effects);
         process.replica.check_invariants();
         self.watch_orders(node, &effects);
+        self.cover_step(node, &effects);
         self.carry_out(node, &mut effects);
         self.effects = effects;
         self.set_timer(node);
