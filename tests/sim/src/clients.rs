@@ -129,6 +129,10 @@ impl World {
             return self.after(delay, Event::Client { worker });
         };
         let number = self.plan.requests - self.clients.left + 1;
+        if self.is_ahead_of_the_troubles(number) {
+            let delay = (1 + self.draw.below(200)) * MS;
+            return self.after(delay, Event::Client { worker });
+        }
         self.clients.left -= 1;
         self.begin_request(number);
         let what = self.draw_request();
@@ -138,6 +142,11 @@ impl World {
         }
         self.spring(Moment::Requested);
         self.request(Some(worker), node, tenure, what);
+    }
+
+    fn is_ahead_of_the_troubles(&self, number: u64) -> bool {
+        let Some(ahead) = self.plan.ahead.filter(|_| !self.is_calm()) else { return false };
+        number > self.plan.requests * self.troubles / self.plan.troubles + ahead
     }
 
     /// The node that serves, and the tenure of its device.

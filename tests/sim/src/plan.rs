@@ -132,6 +132,9 @@ pub struct Plan {
     pub is_wide: bool,
     /// Client requests in all.
     pub requests: u64,
+    /// The requests are spread over the troubles, with so many ahead of them at most: few requests
+    /// meet many troubles then, and those that waited come together. Else clients only think.
+    pub ahead: Option<u64>,
     /// Clients at work.
     pub workers: usize,
     /// Longest pause of a client, in milliseconds.
@@ -201,7 +204,8 @@ impl Plan {
             block_bytes: [512, 4096, 4096, 4096][draw.below(4) as usize],
             spots,
             is_wide: wide,
-            requests: 100 + draw.below(200) + if wide { 200 } else { 0 },
+            requests: 40 + draw.below(120) + if wide { 100 } else { 0 },
+            ahead: draw.chance(50).then(|| [1, 4, 12][draw.below(3) as usize]),
             workers: if wide { 8 } else { 1 + draw.below(8) as usize },
             think_ms: [20, 300, if wide { 100 } else { 1500 }][draw.below(3) as usize],
             percent_read: 10 + draw.below(40),

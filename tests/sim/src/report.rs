@@ -58,12 +58,16 @@ pub struct Report {
     pub failures: Vec<(u64, Found)>,
     /// Seeds that ran.
     pub seeds: u64,
+    /// Seeds that were eventful: at least 20 troubles and two tenures.
+    pub eventful: u64,
 }
 
 impl Report {
     /// A seed ended.
     pub fn add(&mut self, seed: u64, outcome: &Outcome) {
         self.seeds += 1;
+        let faults: u64 = outcome.tally.faults.values().sum();
+        self.eventful += u64::from(faults >= 20 && outcome.tally.tenures >= 2);
         self.tally.add(&outcome.tally);
         self.coverage.add(&outcome.coverage);
         if let Some(found) = &outcome.failure {
@@ -102,12 +106,15 @@ impl Report {
             self.tally.resyncs,
         );
         println!(
-            "a seed: {:.0} requests, {:.0} steps, {:.1} tenures, {:.1} resyncs, {:.0} faults",
+            "a seed: {:.0} requests, {:.0} steps, {:.1} tenures, {:.1} resyncs, {:.0} faults, \
+             {:.0} s simulated; {:.0} % had at least 20 faults and two tenures",
             of_a_seed(self.tally.requests),
             of_a_seed(self.tally.steps),
             of_a_seed(self.tally.tenures),
             of_a_seed(self.tally.resyncs),
             of_a_seed(faults),
+            of_a_seed(self.tally.virtual_ns) / 1e9,
+            100.0 * of_a_seed(self.eventful),
         );
         let kinds: Vec<String> =
             self.tally.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
