@@ -60,7 +60,7 @@ impl World {
         self.operator.reconnect.retain(|(_, at)| *at > self.now);
         for node in due {
             self.nodes[node].retry_at = self.now;
-            self.after(1, Event::Dial);
+            self.dial_in(1);
             self.order(node, Command::Connect(PEER), false);
         }
         self.replace_failed_disks();

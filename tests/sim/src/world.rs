@@ -123,6 +123,8 @@ pub struct World {
     pub now: u64,
     queue: BinaryHeap<Entry>,
     events: u64,
+    /// When the drivers look next whether to connect; events for other times are void.
+    dial_at: Option<u64>,
     /// Empty; kept for its memory.
     effects: Effects,
     /// The two machines.
@@ -194,6 +196,7 @@ impl World {
             now: 0,
             queue: BinaryHeap::new(),
             events: 0,
+            dial_at: None,
             effects: Effects::new(),
             nodes,
             connections: Vec::new(),
@@ -270,7 +273,7 @@ impl World {
             Event::Operator => self.operator_turn(),
             Event::Trouble => self.trouble(),
             Event::Start { node } => self.start_process(node),
-            Event::Dial => self.dial(),
+            Event::Dial => self.dial_if_due(),
             Event::Look => self.look(),
             Event::Strike { strike } => self.strike(strike),
             Event::TimesOut { connection, node } => self.time_out(connection, node),

@@ -113,7 +113,7 @@ impl World {
         }
         let delay = (50 + self.draw.below(400)) * MS;
         self.nodes[node].retry_at = self.now + delay;
-        self.after(delay, Event::Dial);
+        self.dial_in(delay);
         let process = self.nodes[node].process.as_mut().expect("an open end has a process");
         process.session = None;
         let life = process.life;
@@ -139,7 +139,7 @@ impl World {
         };
         self.nodes[node].retry_at = self.now + delay;
         if retry != Retry::Never {
-            self.after(delay, Event::Dial);
+            self.dial_in(delay);
         }
         if mem::replace(&mut self.connections[number].open[node], false) {
             let process = self.nodes[node].process.as_mut().expect("a process");
@@ -148,8 +148,25 @@ impl World {
         }
     }
 
+    /// The drivers look whether to connect, unless they do so earlier: a look that comes too early
+    /// plans the next one.
+    pub fn dial_in(&mut self, delay: u64) {
+        let at = self.now + delay;
+        if self.dial_at.is_none_or(|planned| at < planned) {
+            self.dial_at = Some(at);
+            self.after(delay, Event::Dial);
+        }
+    }
+
+    pub(super) fn dial_if_due(&mut self) {
+        if self.dial_at == Some(self.now) {
+            self.dial_at = None;
+            self.dial();
+        }
+    }
+
     /// Connects the two processes when both are there and one of them wants to.
-    pub(super) fn dial(&mut self) {
+    fn dial(&mut self) {
         let lives = [0, 1].map(|node| self.nodes[node].process.as_ref().map(|p| p.life));
         let [Some(one), Some(two)] = lives else { return };
         let sessions = self.nodes.each_ref().map(|node| node.process.as_ref().unwrap().session);
@@ -160,20 +177,20 @@ impl World {
         if retry_at > self.now {
             if retry_at < u64::MAX / 4 {
                 let delay = retry_at - self.now;
-                self.after(delay, Event::Dial);
+                self.dial_in(delay);
             }
             return;
         }
         let blocked = self.blocked_until[0].max(self.blocked_until[1]);
         if blocked > self.now {
             let delay = blocked - self.now + self.draw.below(300) * MS;
-            self.after(delay, Event::Dial);
+            self.dial_in(delay);
             return;
         }
         for node in &mut self.nodes {
             node.retry_at = self.now + 1_000 * MS;
         }
-        self.after(1_000 * MS, Event::Dial);
+        self.dial_in(1_000 * MS);
         self.open_connection([one, two]);
     }
 

@@ -66,7 +66,7 @@ impl World {
         self.check_tracking();
         self.occasions_of_start(node);
         self.step(node, Input::TimePassed);
-        self.after(MS, Event::Dial);
+        self.dial_in(MS);
     }
 
     /// A process is gone: its requests have an unknown outcome, its connections are closed.
