@@ -149,6 +149,7 @@ impl Replica {
                 }
             }
         }
+        self.announce_waiting(effects);
         self.membership_changed(effects);
         self.greet_waiting(effects);
     }
@@ -223,15 +224,28 @@ impl Replica {
         self.send(PeerIndex(at as u8), Message::Grow(Box::new(next)), None, effects);
     }
 
+    /// A change is over: who was ready to join meanwhile gets a new generation.
+    fn announce_waiting(&mut self, effects: &mut Effects) {
+        for at in 0..self.peers.len() {
+            if self.peers[at].link == Link::Leading(Lead::Joining(Join::Waiting)) {
+                self.announce(at, effects);
+            }
+        }
+    }
+
     /// R4e: propose, unless the register moved on meanwhile.
     pub(crate) fn grow_ready(&mut self, at: usize, generation: u64, effects: &mut Effects) {
         let index = PeerIndex(at as u8);
         if self.peers[at].link != Link::Leading(Lead::Joining(Join::Recording(generation))) {
             return self.misbehaved(index, "it joins out of order", effects);
         }
-        if self.change.is_some() || generation != self.register.generation + 1 {
-            self.announce(at, effects);
+        if self.change.is_some() {
+            // Announced again when that is over: until then the answer could only be the same.
+            self.peers[at].link = Link::Leading(Lead::Joining(Join::Waiting));
             return;
+        }
+        if generation != self.register.generation + 1 {
+            return self.announce(at, effects);
         }
         let peer = &mut self.peers[at];
         peer.link = Link::Leading(Lead::Joining(Join::Proposed));

@@ -74,6 +74,8 @@ pub(crate) enum Join {
     Flushing,
     /// The coming generation becomes durable there.
     Recording(u64),
+    /// It is, and another change of the register is under way.
+    Waiting,
     /// Proposed; required until the outcome is known.
     Proposed,
 }

@@ -4,6 +4,9 @@
 
 pub mod disk;
 pub mod hash;
+pub mod oracle;
 pub mod pair;
+pub mod scene;
 pub mod script;
+pub mod search;
 pub mod story;
