@@ -201,7 +201,8 @@ fn session(link: &Link) -> Session {
             Lead::Syncing => Session::Syncing,
             Lead::Joining(Join::Draining(_)) => Session::Draining,
             Lead::Joining(Join::Flushing) => Session::Flushing,
-            Lead::Joining(Join::Recording(_)) => Session::Recording,
+            // Announced, and to be announced once more, are one for those who watch.
+            Lead::Joining(Join::Recording(_) | Join::Waiting) => Session::Recording,
             Lead::Joining(Join::Proposed) => Session::Proposed,
             Lead::Current => Session::Current,
             Lead::Leaving { flushed: false } => Session::Leaving,
