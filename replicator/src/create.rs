@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::device_use;
+use crate::disk::block_bytes_of;
 use crate::incarnation;
 use crate::key::ClusterKey;
 use crate::signature::{self, Finding};
@@ -229,7 +230,9 @@ impl Claimed {
         let mut file =
             Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| in_use())?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(|source| io("measure", source))?;
-        let sector_bytes = sector_bytes(&file).map_err(|source| io("measure", source))?;
+        let is_device = kind.is_block_device();
+        let sector_bytes =
+            block_bytes_of(&file, is_device).map_err(|source| io("measure", source))?;
         Ok(Self { path: path.to_owned(), file, bytes, sector_bytes })
     }
 
@@ -257,24 +260,21 @@ impl Claimed {
     }
 }
 
-fn sector_bytes(file: &File) -> io::Result<u32> {
-    let metadata = file.metadata()?;
-    let is_device = metadata.file_type().is_block_device();
-    let number = if is_device { metadata.rdev() } else { metadata.dev() };
-    let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
-    let of_disk = format!("/sys/dev/block/{major}:{minor}/queue/logical_block_size");
-    let of_partition = format!("/sys/dev/block/{major}:{minor}/../queue/logical_block_size");
-    let text = fs::read_to_string(of_disk).or_else(|_| fs::read_to_string(of_partition));
-    // Files of a file system without a disk (overlay, tmpfs) have no sectors.
-    Ok(text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(512))
-}
-
 /// Makes the disk of a node a replica of a resource.
 pub fn create(request: &CreateRequest<'_>) -> Result<Created, CreateError> {
     let copy = request.resource.copy_on(&request.node.name);
     let name = &request.resource.name;
     let disk = Claimed::open(&copy.disk, name)?;
-    let sector = disk.sector_bytes;
+    let peers = peer_names(request.cluster, &request.node.name);
+    let external = match &copy.metadata {
+        None => None,
+        Some(path) => {
+            let wanted = request.size_bytes.unwrap_or(disk.bytes & !4095);
+            let needs = Layout::new(u64::MAX / 2, wanted, peers.len()).region_bytes;
+            Some(open_metadata(path, needs, name)?)
+        }
+    };
+    let sector = external.as_ref().map_or(0, |device| device.sector_bytes).max(disk.sector_bytes);
     let block_bytes = request.block_bytes.unwrap_or(BLOCK_BYTES_DEFAULT.max(sector));
     if block_bytes < sector {
         return Err(CreateError::BlockSize {
@@ -283,8 +283,8 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, CreateError> {
             wanted: block_bytes,
         });
     }
-    let mut format = FormatRequest {
-        device_bytes: disk.bytes,
+    let format = FormatRequest {
+        device_bytes: external.as_ref().unwrap_or(&disk).bytes,
         internal: copy.metadata.is_none(),
         disk_bytes: disk.bytes,
         data_bytes: request.size_bytes,
@@ -294,23 +294,13 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, CreateError> {
         resource_id: request.key.resource_id(&request.cluster.cluster, name, &request.life),
         node: request.node.name.clone(),
         replica: ReplicaId(incarnation::random_id().map_err(CreateError::Id)?),
-        peers: peer_names(request.cluster, &request.node.name),
+        peers,
         incarnation: incarnation::of_this_boot().map_err(CreateError::Id)?,
         origin: request.origin,
         assume_equal: request.assume_equal,
     };
     let refused = |source| CreateError::Format { path: copy.disk.clone(), source };
 
-    let external = match &copy.metadata {
-        None => None,
-        Some(path) => {
-            let wanted = request.size_bytes.unwrap_or(disk.bytes & !4095);
-            let needs = Layout::new(u64::MAX / 2, wanted, format.peers.len()).region_bytes;
-            let device = open_metadata(path, needs, name)?;
-            format.device_bytes = device.bytes;
-            Some(device)
-        }
-    };
     let formatted = metadata::format(&format).map_err(refused)?;
 
     let mut findings = signature::find(&disk.file, disk.bytes).map_err(disk.io("read"))?;

@@ -21,6 +21,7 @@ mod outbox;
 pub(crate) mod socket;
 mod status;
 mod turn;
+mod volatile_cache;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

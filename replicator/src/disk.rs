@@ -31,7 +31,7 @@ pub enum TestBacking {
     #[default]
     Off,
     /// Writes stay in the memory of the process until a flush, so that SIGKILL loses what was not
-    /// flushed, as a power cut would. Slow: everything is done one after the other.
+    /// flushed, as a power cut would.
     Volatile,
     /// Data reads, writes and flushes succeed at once and do nothing; metadata is written. For
     /// measuring everything but the disk.
@@ -473,7 +473,7 @@ impl Part {
 }
 
 /// The unit of direct I/O: the logical block size of the device, or of the device below a file.
-fn block_bytes_of(file: &File, is_device: bool) -> io::Result<u32> {
+pub(crate) fn block_bytes_of(file: &File, is_device: bool) -> io::Result<u32> {
     let told = queue_number(file, is_device, "logical_block_size");
     Ok(told
         .and_then(|bytes| u32::try_from(bytes).ok())

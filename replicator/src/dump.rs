@@ -67,6 +67,8 @@ pub struct RegisterDump {
     pub authority: String,
     /// Replica ids of the in-sync set.
     pub set: Vec<String>,
+    /// The boot ids that its members were recorded with, in the same order.
+    pub set_incarnations: Vec<String>,
     /// Whether the last primary released its office orderly.
     pub released_clean: bool,
 }
@@ -208,6 +210,7 @@ fn describe(
             primary: register.primary.map_or(String::new(), |replica| id(replica.0)),
             authority: register.authority.map_or(String::new(), |replica| id(replica.0)),
             set: register.set.iter().map(|member| id(member.replica.0)).collect(),
+            set_incarnations: register.set.iter().map(|member| id(member.incarnation.0)).collect(),
             released_clean: register.released_clean,
         },
         flags: flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, name)| name).collect(),

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use replicator_core::{Retry, SessionId};
 
-/// First and longest delay between attempts when nothing is wrong but the peer's absence.
-const DELAY_MIN: Duration = Duration::from_millis(200);
+/// First and longest delay between attempts when nothing is wrong but the peer's absence. The
+/// first is short because every change of roles closes the session and waits for the next one.
+const DELAY_MIN: Duration = Duration::from_millis(20);
 const DELAY_MAX: Duration = Duration::from_secs(2);
 /// Delay when something needs a person.
 const DELAY_RARELY: Duration = Duration::from_secs(5);
@@ -149,13 +150,13 @@ mod tests {
         let mut link = Link::new(start);
         assert_eq!(link.due(start), Due::Now);
         let mut waits = Vec::new();
-        for _ in 0..9 {
+        for _ in 0..13 {
             link.failed("refused".into(), false, start);
             let Due::After(wait) = link.due(start) else { panic!("{link:?}") };
             waits.push(wait.as_millis());
         }
-        assert_eq!(waits[..3], [200, 300, 450]);
-        assert_eq!(waits[8], 2000);
+        assert_eq!(waits[..3], [20, 30, 45]);
+        assert_eq!(waits[12], 2000);
         link.began(SessionId(1), start);
         link.ended(SessionId(1), Retry::Later, "closed", start + GOOD_SESSION);
         assert_eq!(link.due(start + GOOD_SESSION), Due::After(DELAY_MIN));

@@ -92,7 +92,7 @@ def fails_to_run(node, *words):
     node.stop()
 
 
-def wrong_disks_are_told_apart_and_left_alone():
+def d6_wrong_disks_are_told_apart_and_left_alone():
     with Cluster() as cluster:
         alpha, beta = cluster.create().alpha, cluster.beta
         disk, saved = alpha.disk(), alpha.dir / "saved"
@@ -307,8 +307,7 @@ def fill_until_full(node, size):
     return written
 
 
-def a_full_disk_of_the_secondary_takes_it_out_and_no_client_sees_it():
-    """D3."""
+def d3_a_full_disk_of_the_secondary_takes_it_out_and_no_client_sees_it():
     with SmallFileSystem(24) as small:
         with Cluster(disks={("demo", "beta"): small.disk(64)}) as cluster:
             alpha, beta = cluster.start().alpha, cluster.beta
@@ -323,8 +322,8 @@ def a_full_disk_of_the_secondary_takes_it_out_and_no_client_sees_it():
             expect(alpha.status()["counters"]["errors"] == 0, "clients saw errors")
 
 
-def a_full_disk_of_the_primary_loses_nothing_that_was_acknowledged():
-    """D3, R16: the request that does not fit fails with ENOSPC; the secondary, where it fitted, is
+def d3_a_full_disk_of_the_primary_loses_nothing_that_was_acknowledged():
+    """R16: the request that does not fit fails with ENOSPC; the secondary, where it fitted, is
     made equal again."""
     with SmallFileSystem(24) as small:
         with Cluster(disks={("demo", "alpha"): small.disk(64)}) as cluster:
@@ -349,13 +348,13 @@ SCENARIOS = [
     wrong_configurations_are_refused_with_the_place_and_a_hint,
     the_example_configurations_are_good,
     a_key_that_is_missing_open_to_others_or_too_short_is_refused,
-    wrong_disks_are_told_apart_and_left_alone,
+    d6_wrong_disks_are_told_apart_and_left_alone,
     a_disk_that_holds_something_is_not_made_a_replica_unasked,
     another_key_is_refused_on_both_sides,
     another_cluster_with_the_same_key_is_refused,
     strangers_and_garbage_on_the_peer_port_disturb_nobody,
     random_frames_of_a_proved_member_never_panic_and_never_change_data,
     garbage_on_the_control_socket_disturbs_nobody,
-    a_full_disk_of_the_secondary_takes_it_out_and_no_client_sees_it,
-    a_full_disk_of_the_primary_loses_nothing_that_was_acknowledged,
+    d3_a_full_disk_of_the_secondary_takes_it_out_and_no_client_sees_it,
+    d3_a_full_disk_of_the_primary_loses_nothing_that_was_acknowledged,
 ]

@@ -4,7 +4,7 @@ import json
 import signal
 import time
 
-from cluster import MIB, Cluster, expect, run, wait_until
+from cluster import MIB, Cluster, expect, on_each_backing, run, wait_until
 from nbd_client import WRITE
 from throttled_disk import ThrottledDisk
 
@@ -60,15 +60,17 @@ def wait_for_writes(node, count, deadline_s=20):
                lambda: node.status()["counters"]["writes"] >= began + count, deadline_s)
 
 
-def a_killed_secondary_returns_under_load_and_no_client_sees_it():
-    with Cluster(size_mib=96) as cluster:
+def h1_a_killed_secondary_returns_under_load_and_no_client_sees_it(backing):
+    with Cluster(size_mib=96, backing=backing) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         load = start_fio(cluster, 7)
         wait_for_writes(alpha, 300)
-        for _ in range(2):
+        for away_s in (0.1, 2):
             beta.kill()
-            wait_for_writes(alpha, 500)
+            killed = time.monotonic()
+            wait_for_writes(alpha, 200)
             expect(alpha.peer()["dirty_bytes"] > 0, "no dirty blocks while the secondary is away")
+            wait_until("it was away long enough", lambda: time.monotonic() > killed + away_s)
             beta.start()
             cluster.wait_in_sync()
             wait_for_writes(alpha, 100)
@@ -103,7 +105,7 @@ def a_returning_secondary_gets_the_dirty_blocks_and_no_more():
         cluster.expect_identical()
 
 
-def fail_over_under_load(backing):
+def h1_a_killed_primary_loses_nothing_when_the_other_node_takes_over(backing):
     with Cluster(size_mib=64, backing=backing) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         blkload = Blkload(cluster, alpha, beta)
@@ -123,15 +125,7 @@ def fail_over_under_load(backing):
         print(f"    {took:.2f} s from SIGKILL to 100 answered writes on the other node")
 
 
-def a_killed_primary_loses_nothing_when_the_other_node_takes_over():
-    fail_over_under_load("normal")
-
-
-def a_killed_primary_loses_nothing_when_its_unflushed_writes_are_gone_too():
-    fail_over_under_load("volatile")
-
-
-def both_lose_their_unflushed_writes_at_once_and_flushed_ones_stay():
+def d11_both_lose_their_unflushed_writes_at_once_and_flushed_ones_stay():
     with Cluster(size_mib=64, backing="volatile") as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         blkload = Blkload(cluster, alpha, beta)
@@ -152,9 +146,9 @@ def both_lose_their_unflushed_writes_at_once_and_flushed_ones_stay():
         cluster.expect_identical()
 
 
-def four_fail_overs_in_a_row_with_outages_in_between():
-    """D19: bitmaps on both sides, each node ahead of the other in turn."""
-    with Cluster(size_mib=64) as cluster:
+def d19_four_fail_overs_in_a_row_with_outages_in_between(backing):
+    """Bitmaps on both sides, each node ahead of the other in turn."""
+    with Cluster(size_mib=64, backing=backing) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         blkload = Blkload(cluster, alpha, beta)
         load = blkload.start(10)
@@ -172,7 +166,7 @@ def four_fail_overs_in_a_row_with_outages_in_between():
         cluster.expect_identical()
 
 
-def a_killed_primary_that_is_restarted_at_once_resumes_its_office():
+def h1_a_killed_primary_that_is_restarted_at_once_resumes_its_office():
     with Cluster(size_mib=64) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         tenure = alpha.replica()["tenure"]
@@ -190,8 +184,45 @@ def a_killed_primary_that_is_restarted_at_once_resumes_its_office():
         cluster.expect_identical()
 
 
-def writes_of_a_killed_daemon_that_land_late_do_no_harm():
-    """R2e, D21: the disk of the primary takes a few MiB a second; what was on its way to it when
+def h1_a_killed_primary_that_lost_its_cache_does_not_resume_its_office():
+    """The other one has what was lost here: it is the one to serve."""
+    with Cluster(size_mib=64, backing="volatile") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        blkload = Blkload(cluster, alpha, beta)
+        load = blkload.start(5)
+        wait_for_writes(alpha, 300)
+        alpha.kill()
+        alpha.start()
+        wait_until("the two have met", lambda: beta.peer()["state"] == "idle")
+        alpha.refuses("promote", "demo", code="power_was_lost")
+        beta.promote()
+        wait_for_writes(beta, 100)
+        blkload.finish(load)
+        blkload.verify()
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+
+
+def h2_a_primary_stopped_for_a_moment_goes_on_as_if_nothing_had_been():
+    with Cluster(size_mib=64) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        tenure = alpha.replica()["tenure"]
+        load = start_fio(cluster, 5)
+        for stopped_s in (0.4, 2):
+            wait_for_writes(alpha, 200)
+            alpha.signal(signal.SIGSTOP)
+            began = time.monotonic()
+            wait_until("it was stopped", lambda: time.monotonic() > began + stopped_s)
+            alpha.signal(signal.SIGCONT)
+        finish(cluster, load, "fio")
+        cluster.wait_in_sync()
+        expect(alpha.replica()["tenure"] == tenure, "another tenure began")
+        expect(alpha.status()["counters"]["errors"] == 0, "clients saw errors")
+        cluster.expect_identical()
+
+
+def d21_writes_of_a_killed_daemon_that_land_late_do_no_harm():
+    """R2e: the disk of the primary takes a few MiB a second; what was on its way to it when
     the daemon was killed lands seconds later, and the next daemon waits for that, visibly."""
     with ThrottledDisk(64) as disk, Cluster(disks={("demo", "alpha"): disk.path}) as cluster:
         alpha, beta = cluster.create().alpha, cluster.beta
@@ -225,8 +256,8 @@ def writes_of_a_killed_daemon_that_land_late_do_no_harm():
         cluster.expect_identical()
 
 
-def a_stopped_process_of_the_secondary_is_left_out_and_comes_back():
-    """H2: SIGSTOP; nothing closes the connection, only silence tells."""
+def h2_a_stopped_process_of_the_secondary_is_left_out_and_comes_back():
+    """SIGSTOP; nothing closes the connection, only silence tells."""
     with Cluster(size_mib=64) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         load = start_fio(cluster, 5)
@@ -242,8 +273,8 @@ def a_stopped_process_of_the_secondary_is_left_out_and_comes_back():
         cluster.expect_identical()
 
 
-def a_primary_stopped_for_a_while_and_replaced_meanwhile_never_serves_again():
-    """H2: the operator was wrong, the old primary was not off. Its client gets no answer from the
+def h2_a_primary_stopped_for_a_while_and_replaced_meanwhile_never_serves_again():
+    """The operator was wrong, the old primary was not off. Its client gets no answer from the
     old tenure after the other node took over, and what only it has is reported, not merged."""
     with Cluster(size_mib=64) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
@@ -272,14 +303,15 @@ def a_primary_stopped_for_a_while_and_replaced_meanwhile_never_serves_again():
 
 
 SCENARIOS = [
-    a_killed_secondary_returns_under_load_and_no_client_sees_it,
+    *on_each_backing(h1_a_killed_secondary_returns_under_load_and_no_client_sees_it),
     a_returning_secondary_gets_the_dirty_blocks_and_no_more,
-    a_killed_primary_loses_nothing_when_the_other_node_takes_over,
-    a_killed_primary_loses_nothing_when_its_unflushed_writes_are_gone_too,
-    both_lose_their_unflushed_writes_at_once_and_flushed_ones_stay,
-    four_fail_overs_in_a_row_with_outages_in_between,
-    a_killed_primary_that_is_restarted_at_once_resumes_its_office,
-    writes_of_a_killed_daemon_that_land_late_do_no_harm,
-    a_stopped_process_of_the_secondary_is_left_out_and_comes_back,
-    a_primary_stopped_for_a_while_and_replaced_meanwhile_never_serves_again,
+    *on_each_backing(h1_a_killed_primary_loses_nothing_when_the_other_node_takes_over),
+    d11_both_lose_their_unflushed_writes_at_once_and_flushed_ones_stay,
+    *on_each_backing(d19_four_fail_overs_in_a_row_with_outages_in_between),
+    h1_a_killed_primary_that_is_restarted_at_once_resumes_its_office,
+    h1_a_killed_primary_that_lost_its_cache_does_not_resume_its_office,
+    h2_a_primary_stopped_for_a_moment_goes_on_as_if_nothing_had_been,
+    d21_writes_of_a_killed_daemon_that_land_late_do_no_harm,
+    h2_a_stopped_process_of_the_secondary_is_left_out_and_comes_back,
+    h2_a_primary_stopped_for_a_while_and_replaced_meanwhile_never_serves_again,
 ]

@@ -15,7 +15,7 @@ def namespaces_or_skip():
 
 
 def survive_a_cut(direction):
-    """P3: nothing of `direction` arrives; the connection itself looks alive."""
+    """Nothing of `direction` arrives; the connection itself looks alive."""
     with namespaces_or_skip() as cluster:
         alpha = cluster.start().alpha
         load = start_fio(cluster, 5)
@@ -33,20 +33,20 @@ def survive_a_cut(direction):
         cluster.expect_identical()
 
 
-def a_cut_from_the_primary_to_the_secondary_is_survived():
+def p3_a_cut_from_the_primary_to_the_secondary_is_survived():
     survive_a_cut(["alpha"])
 
 
-def a_cut_from_the_secondary_to_the_primary_is_survived():
+def p3_a_cut_from_the_secondary_to_the_primary_is_survived():
     survive_a_cut(["beta"])
 
 
-def a_cut_in_both_directions_is_survived():
+def p1_a_cut_in_both_directions_is_survived():
     survive_a_cut(["alpha", "beta"])
 
 
-def a_link_that_flaps_never_leaves_the_replicas_different():
-    """P6: cut and healed again and again under load."""
+def p6_a_link_that_flaps_never_leaves_the_replicas_different():
+    """Cut and healed again and again under load."""
     with namespaces_or_skip() as cluster:
         alpha = cluster.start().alpha
         load = start_fio(cluster, 9)
@@ -63,8 +63,8 @@ def a_link_that_flaps_never_leaves_the_replicas_different():
 
 
 SCENARIOS = [
-    a_cut_from_the_primary_to_the_secondary_is_survived,
-    a_cut_from_the_secondary_to_the_primary_is_survived,
-    a_cut_in_both_directions_is_survived,
-    a_link_that_flaps_never_leaves_the_replicas_different,
+    p3_a_cut_from_the_primary_to_the_secondary_is_survived,
+    p3_a_cut_from_the_secondary_to_the_primary_is_survived,
+    p1_a_cut_in_both_directions_is_survived,
+    p6_a_link_that_flaps_never_leaves_the_replicas_different,
 ]

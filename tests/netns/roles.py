@@ -1,6 +1,6 @@
 """Scenarios: who may become primary, who may not, and what becomes of data that diverged."""
 
-from cluster import BLOCK, MIB, Cluster, expect, wait_until
+from cluster import BLOCK, MIB, Cluster, expect, on_each_backing, wait_until
 
 
 def fill(node, numbers, byte, resource="demo"):
@@ -58,8 +58,8 @@ def nobody_is_promoted_without_the_word_of_an_operator_while_the_other_node_is_s
         expect(beta.replica()["role"] == "secondary", "it was promoted all the same")
 
 
-def a_stale_replica_is_refused_and_when_forced_the_old_primary_is_too():
-    """D12, D13, R11: it needs --allow-data-loss; the old primary is then refused with the number
+def d13_a_stale_replica_is_refused_and_when_forced_the_old_primary_is_too():
+    """D12, R11: it needs --allow-data-loss; the old primary is then refused with the number
     of its blocks that nobody else has, and is overwritten only when the operator says so."""
     with Cluster(size_mib=64) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
@@ -94,15 +94,16 @@ def a_stale_replica_is_refused_and_when_forced_the_old_primary_is_too():
                "the discarded data came back")
 
 
-def an_unfinished_resync_is_never_promoted():
-    """D8: half of the blocks are new, half are old."""
-    with Cluster(size_mib=256, assume_equal=False) as cluster:
+def d8_an_unfinished_resync_is_never_promoted(backing):
+    """Half of the blocks are new, half are old."""
+    with Cluster(size_mib=256, assume_equal=False, backing=backing) as cluster:
         alpha, beta = cluster.create().alpha, cluster.beta
         alpha.start()
         alpha.promote("--alone")
         with alpha.client() as client:
             for at in range(0, 240 * MIB, MIB):
                 client.write(at, b"d" * MIB)
+            client.flush()
         beta.start()
         wait_until("the resync runs", lambda: (
             beta.peer().get("received_bytes", (0,))[0] > 0), 30)
@@ -112,9 +113,11 @@ def an_unfinished_resync_is_never_promoted():
         expect(state == "inconsistent", f"the resync was over too soon to interrupt it: {state}")
         beta.refuses("promote", "demo", "--old-primary-is-off", code="not_up_to_date")
         alpha.start()
-        if alpha.replica()["role"] != "primary":
-            wait_until("alpha is primary again", lambda: alpha.replica()["role"] == "primary")
+        if backing == "volatile":
+            alpha.promote("--alone")
+        wait_until("alpha is primary again", lambda: alpha.replica()["role"] == "primary")
         cluster.wait_in_sync()
+        expect(holds(alpha, range(0, 240 * 256, 1000), b"d"), "data are missing")
         cluster.expect_identical()
 
 
@@ -133,8 +136,8 @@ def a_full_resync_and_an_invalidated_replica_end_in_equal_disks():
         cluster.expect_identical()
 
 
-def a_disk_that_was_changed_without_us_is_found_out():
-    """D20, R12: mounted elsewhere between an orderly stop and the next start."""
+def d20_a_disk_that_was_changed_without_us_is_found_out():
+    """R12: mounted elsewhere between an orderly stop and the next start."""
     with Cluster(size_mib=64) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         fill(alpha, range(50), b"g")
@@ -185,10 +188,10 @@ SCENARIOS = [
     a_planned_switchover_copies_nothing_and_loses_nothing,
     a_demotion_is_refused_while_clients_are_connected,
     nobody_is_promoted_without_the_word_of_an_operator_while_the_other_node_is_silent,
-    a_stale_replica_is_refused_and_when_forced_the_old_primary_is_too,
-    an_unfinished_resync_is_never_promoted,
+    d13_a_stale_replica_is_refused_and_when_forced_the_old_primary_is_too,
+    *on_each_backing(d8_an_unfinished_resync_is_never_promoted),
     a_full_resync_and_an_invalidated_replica_end_in_equal_disks,
-    a_disk_that_was_changed_without_us_is_found_out,
+    d20_a_disk_that_was_changed_without_us_is_found_out,
     a_disconnected_peer_stays_away_until_it_is_connected_again,
     two_resources_live_side_by_side_with_different_primaries,
 ]

@@ -18,10 +18,11 @@ import kills
 import networks
 import recordings
 import roles
+import storage
 from cluster import Refused, Skip, TestFailed
 
-SCENARIOS = kills.SCENARIOS + roles.SCENARIOS + networks.SCENARIOS + bad_input.SCENARIOS
-SCENARIOS += recordings.SCENARIOS
+SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
+             + bad_input.SCENARIOS + recordings.SCENARIOS)
 
 
 def sentence(scenario):

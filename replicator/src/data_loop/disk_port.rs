@@ -2,16 +2,16 @@
 //! transfers are continued and interrupted ones repeated; a failed one is reported and never
 //! repeated, because the kernel may answer the second try with a success that means nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use nix::sys::eventfd::EventFd;
 use replicator_core::{BufId, ByteRange, DiskFailure, DiskOutcome, Input, OpId, Time, limits};
 
+use super::volatile_cache::VolatileCache;
 use super::{Io, Token};
 use crate::buffers::{Pool, Share};
 use crate::disk::{Disk, TestBacking};
@@ -93,9 +93,8 @@ pub(crate) struct DiskPort {
     zero_best: ZeroBy,
     zeroes: BufId,
     scratch: Vec<u8>,
-    /// Unflushed blocks of a volatile test disk, by their number.
-    volatile: HashMap<u64, Box<[u8]>>,
-    volatile_bounce: BufId,
+    /// For [`TestBacking::Volatile`].
+    volatile: VolatileCache,
     samples: Vec<ByteRange>,
     fingerprints: (mpsc::Sender<Fingerprint>, mpsc::Receiver<Fingerprint>),
     bell: Arc<EventFd>,
@@ -105,8 +104,7 @@ impl DiskPort {
     pub fn new(disk: Disk, samples: Vec<ByteRange>, bell: Arc<EventFd>, pool: &mut Pool) -> Self {
         let zeroes = pool.take(Share::Internal, ZEROES_BYTES).expect("the pool is new");
         pool.bytes_mut(zeroes, 0..ZEROES_BYTES).fill(0);
-        let block_bytes = disk.layout().block_bytes as usize;
-        let volatile_bounce = pool.take(Share::Internal, block_bytes).expect("the pool is new");
+        let volatile = VolatileCache::new(disk.layout().block_bytes, bell.clone());
         let zero_best = if disk.can_punch() { ZeroBy::Punching } else { ZeroBy::Zeroing };
         Self {
             disk,
@@ -116,8 +114,7 @@ impl DiskPort {
             zero_best,
             zeroes,
             scratch: Vec::new(),
-            volatile: HashMap::new(),
-            volatile_bounce,
+            volatile,
             samples,
             fingerprints: mpsc::channel(),
             bell,
@@ -126,7 +123,7 @@ impl DiskPort {
 
     /// Operations under way.
     pub fn in_flight(&self) -> usize {
-        self.operations.len() - self.free.len()
+        self.operations.len() - self.free.len() + self.volatile.flushes()
     }
 
     pub fn block_bytes(&self) -> u32 {
@@ -138,7 +135,7 @@ impl DiskPort {
             TestBacking::Off => self.begin(io, op, range, Kind::Read { buf }),
             TestBacking::NoDisk => succeed(io, op),
             TestBacking::Volatile => {
-                let result = self.volatile_read(io, range, buf, 0);
+                let result = self.volatile_read(io, range, buf);
                 tell(io, op, result.map(|()| DiskOutcome::Done));
             }
         }
@@ -150,11 +147,7 @@ impl DiskPort {
             TestBacking::NoDisk => succeed(io, op),
             TestBacking::Volatile => {
                 let bytes = io.pool.bytes(buf, 0..range.length as usize);
-                let block_bytes = u64::from(self.disk.layout().block_bytes);
-                let first = range.start / block_bytes;
-                for (block, bytes) in (first..).zip(bytes.chunks(block_bytes as usize)) {
-                    self.volatile.insert(block, bytes.into());
-                }
+                self.volatile.write(range, bytes);
                 succeed(io, op);
             }
         }
@@ -196,11 +189,7 @@ impl DiskPort {
             }
             TestBacking::NoDisk => succeed(io, op),
             TestBacking::Volatile => {
-                let block_bytes = u64::from(self.disk.layout().block_bytes);
-                for block in range.start / block_bytes..range.end() / block_bytes {
-                    let zeroes = vec![0; block_bytes as usize].into_boxed_slice();
-                    self.volatile.insert(block, zeroes);
-                }
+                self.volatile.zero(range);
                 succeed(io, op);
             }
         }
@@ -211,8 +200,9 @@ impl DiskPort {
             TestBacking::Off => self.begin(io, op, ByteRange::default(), Kind::Flush),
             TestBacking::NoDisk => succeed(io, op),
             TestBacking::Volatile => {
-                let result = self.volatile_flush(io);
-                tell(io, op, result.map(|()| DiskOutcome::Done));
+                if let Err(error) = self.volatile.flush(op, self.disk.data_file()) {
+                    tell(io, op, Err(failure(error)));
+                }
             }
         }
     }
@@ -242,10 +232,13 @@ impl DiskPort {
         }
     }
 
-    /// Passes on the fingerprints that were taken; the bell rang.
-    pub fn fingerprints_taken(&mut self, io: &mut Io) {
+    /// Passes on what helper threads have done; the bell rang.
+    pub fn helpers_done(&mut self, io: &mut Io) {
         while let Ok((op, result)) = self.fingerprints.1.try_recv() {
             tell(io, op, result);
+        }
+        while let Some((op, result)) = self.volatile.landed() {
+            tell(io, op, result.map(|()| DiskOutcome::Done).map_err(failure));
         }
     }
 
@@ -278,7 +271,7 @@ impl DiskPort {
             TestBacking::Off => self.begin(io, op, range, Kind::Resync { buf }),
             TestBacking::NoDisk => tell(io, op, Ok(DiskOutcome::Read { data: Some(buf) })),
             TestBacking::Volatile => {
-                let result = self.volatile_read(io, range, buf, 0);
+                let result = self.volatile_read(io, range, buf);
                 let result = resync_outcome(io, buf, range.length as usize, result);
                 tell(io, op, result);
             }
@@ -398,7 +391,7 @@ impl DiskPort {
         if self.disk.test_backing() == TestBacking::Volatile
             && let Kind::Edges { bounce, .. } = operation.kind
         {
-            match self.volatile_read(io, range, bounce, 0) {
+            match self.volatile_read(io, range, bounce) {
                 Ok(()) => {
                     self.step_done(io, slot);
                     return self.next_step(io, slot);
@@ -479,37 +472,14 @@ impl DiskPort {
         operation
     }
 
-    /// Reads from the file and puts the unflushed blocks over it.
     fn volatile_read(
         &mut self,
         io: &mut Io,
         range: ByteRange,
         buf: BufId,
-        at: usize,
     ) -> Result<(), DiskFailure> {
-        let block_bytes = u64::from(self.disk.layout().block_bytes);
-        let bytes = io.pool.bytes_mut(buf, at..at + range.length as usize);
-        self.disk.data_file().read_exact_at(bytes, range.start).map_err(failure)?;
-        let first = range.start / block_bytes;
-        for (block, bytes) in (first..).zip(bytes.chunks_mut(block_bytes as usize)) {
-            if let Some(unflushed) = self.volatile.get(&block) {
-                bytes.copy_from_slice(unflushed);
-            }
-        }
-        Ok(())
-    }
-
-    fn volatile_flush(&mut self, io: &mut Io) -> Result<(), DiskFailure> {
-        let block_bytes = self.disk.layout().block_bytes as usize;
-        let bounce = self.volatile_bounce;
-        let file = self.disk.data_file();
-        let mut result = Ok(());
-        for (block, bytes) in self.volatile.drain() {
-            io.pool.bytes_mut(bounce, 0..block_bytes).copy_from_slice(&bytes);
-            let aligned = io.pool.bytes(bounce, 0..block_bytes);
-            result = result.and(file.write_all_at(aligned, block * block_bytes as u64));
-        }
-        result.and_then(|()| file.sync_data()).map_err(failure)
+        let bytes = io.pool.bytes_mut(buf, 0..range.length as usize);
+        self.volatile.read(self.disk.data_file(), range, bytes).map_err(failure)
     }
 }
 

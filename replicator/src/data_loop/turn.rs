@@ -160,7 +160,7 @@ impl<C: Core> DataLoop<C> {
             Token::PeerSent(l) => self.peers.sent(&mut self.io, l, result, back),
             Token::Bell => {
                 self.take_orders();
-                self.disk.fingerprints_taken(&mut self.io);
+                self.disk.helpers_done(&mut self.io);
                 if let Back::Bytes(bytes) = back {
                     self.await_bell(bytes);
                 }

@@ -37,6 +37,9 @@ export must then read as zeroes, or give --wipe) and goes on with every later ru
   --io-timeout SECONDS   a connection without an answer for so long is given up (30)
   --reconnect-seconds N  look for a server for so long after a loss (0: the run ends)
   --note tenure-changed|power-lost   what happened since the journal was last used; repeatable
+  --notes-stdin          take such notes also while it runs: one a line on standard input, each
+                         answered with `noted NOTE` on stdout once the checker knows it;
+                         the line `stop` ends the run early
   --show N               violations printed in full (10)
   --json                 result as one JSON object on stdout
 
@@ -93,6 +96,7 @@ pub struct Args {
     pub io_timeout: Duration,
     pub reconnect: Duration,
     pub notes: Vec<Record>,
+    pub notes_stdin: bool,
     pub show: usize,
     pub json: bool,
 }
@@ -114,6 +118,7 @@ impl Args {
             match option.as_str() {
                 "--json" => args.json = true,
                 "--wipe" => args.wipe = true,
+                "--notes-stdin" => args.notes_stdin = true,
                 _ => {
                     let value = words.next().ok_or(format!("{option} needs a value"))?;
                     args.set(&option, &value)?;
@@ -145,6 +150,7 @@ impl Args {
             io_timeout: Duration::from_secs(30),
             reconnect: Duration::ZERO,
             notes: Vec::new(),
+            notes_stdin: false,
             show: 10,
             json: false,
         }
@@ -175,11 +181,7 @@ impl Args {
             "--io-timeout" => self.io_timeout = seconds()?,
             "--reconnect-seconds" => self.reconnect = seconds()?,
             "--show" => self.show = number()? as usize,
-            "--note" => self.notes.push(match value {
-                "tenure-changed" => Record::TenureChanged,
-                "power-lost" => Record::PowerLost,
-                _ => return Err(format!("--note {value}: tenure-changed or power-lost")),
-            }),
+            "--note" => self.notes.push(parse_note(value)?),
             _ => return Err(format!("unknown option {option}; see blkload --help")),
         }
         Ok(())
@@ -205,6 +207,15 @@ impl Args {
             return Err("--io-timeout must be above 0".into());
         }
         Ok(())
+    }
+}
+
+/// Something that happened to the device, in the words of `--note`.
+pub fn parse_note(text: &str) -> Result<Record, String> {
+    match text {
+        "tenure-changed" => Ok(Record::TenureChanged),
+        "power-lost" => Ok(Record::PowerLost),
+        _ => Err(format!("--note {text}: tenure-changed or power-lost")),
     }
 }
 

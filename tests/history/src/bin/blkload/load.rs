@@ -1,16 +1,16 @@
 //! The connections of a run: each has a thread that sends and a thread that takes the replies.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use history::Seen;
 use history::draw::mix;
 
-use crate::args::Args;
+use crate::args::{Args, parse_note};
 use crate::content;
 use crate::engine::{Engine, Pending};
 use crate::journal::{Layout, Record};
@@ -60,8 +60,13 @@ impl<'a> Load<'a> {
                 .map(|number| scope.spawn(move || self.connection(number as u64)))
                 .collect();
             let mut next_report = Instant::now() + Duration::from_secs(1);
+            let notes = self.args.notes_stdin.then(lines_of_stdin);
             while connections.iter().any(|thread| !thread.is_finished()) {
-                thread::sleep(RETRY);
+                match notes.as_ref().map(|lines| lines.recv_timeout(RETRY)) {
+                    Some(Ok(line)) => self.take_note(&line),
+                    Some(Err(mpsc::RecvTimeoutError::Timeout)) => {}
+                    Some(Err(mpsc::RecvTimeoutError::Disconnected)) | None => thread::sleep(RETRY),
+                }
                 if self.time_is_up() {
                     self.stop.store(true, Ordering::Relaxed);
                 }
@@ -83,6 +88,21 @@ impl<'a> Load<'a> {
 
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.time_is_up()
+    }
+
+    /// Tells the checker what happened to the device, and whoever said so that it knows.
+    fn take_note(&self, line: &str) {
+        if line.trim() == "stop" {
+            self.stop.store(true, Ordering::Relaxed);
+            return;
+        }
+        match parse_note(line.trim()) {
+            Ok(note) => {
+                self.engine().tell(&note);
+                println!("noted {}", line.trim());
+            }
+            Err(reason) => eprintln!("{reason}"),
+        }
     }
 
     fn report_progress(&self) {
@@ -305,6 +325,19 @@ impl Window {
             .expect("plain numbers");
         *guard == (0, false)
     }
+}
+
+/// The lines of standard input as they come. The thread that waits for them ends with the process.
+fn lines_of_stdin() -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 /// Tries every address once, from `first` on.
