@@ -96,8 +96,33 @@ pub struct Ambush {
 }
 
 impl Ambush {
-    /// Lays one.
+    /// Lays one: a known bad combination, or anything at any moment.
     pub fn draw(draw: &mut Draw) -> Self {
+        if draw.chance(40) { Self::draw_classic(draw) } else { Self::draw_any(draw) }
+    }
+
+    /// What a rule is there for, so that a broken one shows in some hundred seeds.
+    fn draw_classic(draw: &mut Draw) -> Self {
+        let power = draw.chance(50);
+        let over = Strike::PingPong { left: 1 };
+        let (waits_for, strikes) = match draw.below(7) {
+            // R4c, R8: the new member loses its caches, and the old one is gone.
+            0 | 1 => (Moment::Growth, vec![(Strike::Doom, 200_000)]),
+            2 => (Moment::Commit, vec![(Strike::Doom, 20_000)]),
+            // R4b, R4e: cut off in the middle of a growth, and the other one takes over.
+            3 => (Moment::Growth, vec![(Strike::Cut, 1_000), (over, 300_000)]),
+            // R5c, R9: what differs after a crash is read, and the other one takes over.
+            4 | 5 => (
+                Moment::Requested,
+                vec![(Strike::Cut, 1_000), (Strike::Blink, 100_000), (over, 900_000)],
+            ),
+            // R14: the outcome of a proposal is unknown.
+            _ => (Moment::Proposal, vec![(Strike::Primary { power }, 20_000)]),
+        };
+        Self { waits_for, strikes, draw: Draw::new(draw.number()) }
+    }
+
+    fn draw_any(draw: &mut Draw) -> Self {
         let moments = [
             Moment::Commit,
             Moment::Commit,

@@ -267,17 +267,17 @@ impl Disk {
         copy
     }
 
-    /// Some metadata change by themselves: one superblock copy while the other verifies, one block
-    /// of the log, or a sector of a bitmap. What rots is found by its checksum.
+    /// Some metadata change by themselves: one superblock copy while the other is the same, one
+    /// block of the log, or a sector of a bitmap. What rots is found by its checksum.
     ///
     /// The newest block of the log is spared: without it the log looks as after a power cut that
     /// tore the next block, and the extents that only it names are forgotten.
     fn rot(&mut self, draw: &mut history::draw::Draw) -> Option<Occasion> {
-        let copies = self.superblocks();
+        let copies = self.copies();
         let superblock = self.superblock()?;
         let layout = superblock.layout();
         let (part, occasion) = match draw.below(3) {
-            0 if copies.iter().all(Option::is_some) => {
+            0 if copies[0].is_some() && copies[0] == copies[1] => {
                 let at = layout.superblocks[draw.below(2) as usize];
                 (at..at + 4096, Occasion::SuperblockRot)
             }
