@@ -53,9 +53,7 @@ impl World {
                 let other = self.draw.below(3000) * MS;
                 self.fall(1 - node, other, true);
             }
-            Fault::Pause => {
-                self.stand_still(node, some_time);
-            }
+            Fault::Pause => self.stand_still(node, some_time),
             Fault::LongPause => self.pause_machine(node),
             Fault::ClockJump => self.upset_clock(node),
             Fault::Partition => {
@@ -77,40 +75,10 @@ impl World {
             Fault::LateConnection => self.connect_late(node),
             Fault::Careless => self.careless(node),
             Fault::Reset => self.reset_connection(node),
-            Fault::SlowDisk => {
-                self.nodes[node].slow_until = until;
-                self.nodes[node].slowness = [5, 50, 500][self.draw.below(3) as usize];
-            }
-            Fault::HungDisk => {
-                self.nodes[node].hung_until = until;
-                if self.draw.chance(30) {
-                    let delay = self.draw.below(some_time);
-                    self.after(delay, Event::Strike { strike: Strike::Kill { node } });
-                }
-            }
-            Fault::DiskError => {
-                let kinds = [Failing::Write, Failing::Read, Failing::Flush, Failing::Meta];
-                self.nodes[node].failing = Some(kinds[self.draw.below(4) as usize]);
-            }
-            Fault::DiskFull => self.nodes[node].failing = Some(Failing::Space),
             Fault::Switchover | Fault::Restart | Fault::Disconnect => self.routine(fault, node),
             Fault::Invalidate | Fault::ResyncFull => self.routine(fault, node),
-            Fault::DeadDisk => {
-                let kinds = [Failing::Write, Failing::Read, Failing::Flush, Failing::Meta];
-                let more = [Failing::Space, Failing::Everything, Failing::Everything];
-                let all = [&kinds[..], &more[..]].concat();
-                self.nodes[node].failing = Some(all[self.draw.below(7) as usize]);
-                self.nodes[node].failing_until = until;
-            }
-            Fault::ForeignDisk => self.put_in_another_disk(node, some_time),
-            Fault::RestoredDisk => self.copy_disk(),
-            Fault::BitRot => {
-                self.nodes[node].rots = true;
-                self.fall(node, some_time, false);
-            }
             Fault::ClientGone => self.client_goes(),
             Fault::Ambush => self.lay_ambush(),
-            Fault::NewDisk => self.replace_disk(some_time),
             Fault::ForeignUse => {
                 if let Some((primary, _)) = self.device()
                     && self.nodes[1 - primary].process.is_some()
@@ -136,6 +104,43 @@ impl World {
                     self.order_forced(node, true);
                 }
             }
+            disk => self.trouble_disk(disk, node, some_time),
+        }
+    }
+
+    fn trouble_disk(&mut self, fault: Fault, node: usize, some_time: u64) {
+        let until = self.now + some_time;
+        let kinds = [Failing::Write, Failing::Read, Failing::Flush, Failing::Meta];
+        match fault {
+            Fault::SlowDisk => {
+                self.nodes[node].slow_until = until;
+                self.nodes[node].slowness = [5, 50, 500][self.draw.below(3) as usize];
+            }
+            Fault::HungDisk => {
+                self.nodes[node].hung_until = until;
+                if self.draw.chance(30) {
+                    let delay = self.draw.below(some_time);
+                    self.after(delay, Event::Strike { strike: Strike::Kill { node } });
+                }
+            }
+            Fault::DiskError => {
+                self.nodes[node].failing = Some(kinds[self.draw.below(4) as usize]);
+            }
+            Fault::DiskFull => self.nodes[node].failing = Some(Failing::Space),
+            Fault::DeadDisk => {
+                let more = [Failing::Space, Failing::Everything, Failing::Everything];
+                let all = [&kinds[..], &more[..]].concat();
+                self.nodes[node].failing = Some(all[self.draw.below(7) as usize]);
+                self.nodes[node].failing_until = until;
+            }
+            Fault::ForeignDisk => self.put_in_another_disk(node, some_time),
+            Fault::RestoredDisk => self.copy_disk(),
+            Fault::NewDisk => self.replace_disk(some_time),
+            Fault::BitRot => {
+                self.nodes[node].rots = true;
+                self.fall(node, some_time, false);
+            }
+            other => unreachable!("no trouble of a disk: {other:?}"),
         }
     }
 

@@ -172,8 +172,9 @@ impl World {
 
     /// Promotes a node with the other one off, whatever is lost.
     pub fn order_forced(&mut self, node: usize, lossy: bool) {
-        let impostor = self.nodes[node].impostor.is_some();
-        if self.nodes[node].process.is_none() || self.operator.pending.is_some() || impostor {
+        // A disk restored from a copy cannot know how old it is while its peer is off.
+        let foreign = self.nodes[node].impostor.is_some() || self.is_restored(node);
+        if self.nodes[node].process.is_none() || self.operator.pending.is_some() || foreign {
             return;
         }
         if !self.parts.orders.has(self.operator.tickets + 1) {
@@ -369,6 +370,7 @@ impl World {
         // A join that it was told of and that was made is the end of its resync (R4d).
         let joined = mine.coming != 0 && mine.coming <= newest.register.generation;
         self.nodes[node].impostor.is_none()
+            && !self.is_restored(node)
             && newest.register.contains(mine.replica)
             && !mine.invalid
             && (!mine.syncing || joined)

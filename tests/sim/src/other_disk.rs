@@ -128,6 +128,11 @@ impl World {
         }
     }
 
+    /// Whether a disk was restored from an older copy and not yet resynced.
+    pub fn is_restored(&self, node: usize) -> bool {
+        self.scene.other_disk[node] == Some(Occasion::RestoredDiskResynced)
+    }
+
     /// Two nodes of which one has an impostor must refuse each other.
     pub fn check_impostor(&mut self, noting: usize, note: &Note) {
         let Some(node) = (0..2).find(|&node| self.nodes[node].impostor.is_some()) else { return };
