@@ -114,6 +114,21 @@ pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
             );
             (Weight::Error, text)
         }
+        Note::LeaseLapsed => {
+            (Weight::Warning, "the lease ended: clients wait until it is back".into())
+        }
+        Note::LeaseBack { after } => {
+            let text = format!("the lease is back: clients waited {} ms", after.as_ms());
+            (Weight::Info, text)
+        }
+        Note::OfficeLost { why } => (Weight::Error, format!("no longer primary: {why}")),
+        Note::RegisterWentBack { here, there } => {
+            let text = format!(
+                "the register went back: generation {here} is on this disk, {there} at the \
+                 majority (R11c); this replica stops"
+            );
+            (Weight::Error, text)
+        }
         Note::HotExtentsMarked { extents } => {
             let text =
                 format!("after the crash {extents} extents of the activity log count as different");

@@ -63,8 +63,11 @@ pub const REFUSAL_CODES: &[&str] = &[
     "busy",
     "disk_hangs",
     "last_copy",
+    "lost_the_race",
     "no_disk",
+    "no_lease",
     "not_diverged",
+    "not_now",
     "not_primary",
     "not_secondary",
     "not_spoken",
@@ -72,6 +75,9 @@ pub const REFUSAL_CODES: &[&str] = &[
     "peer_is_primary",
     "peer_unreachable",
     "power_was_lost",
+    "register_unknown",
+    "register_went_back",
+    "sole_primary",
 ];
 
 #[cfg(test)]
@@ -81,6 +87,7 @@ mod tests {
     #[test]
     fn every_refusal_is_listed_and_made_somewhere() {
         let sources = [
+            include_str!("majority.rs"),
             include_str!("office.rs"),
             include_str!("office/promotion.rs"),
             include_str!("office/release.rs"),

@@ -18,8 +18,20 @@ pub struct Config {
     pub incarnation: Incarnation,
     /// Whether the backing reads zeroes after a punched hole (R17).
     pub can_punch: bool,
+    /// Who keeps the register.
+    pub register: RegisterKeeper,
     /// Time-outs.
     pub timing: Timing,
+}
+
+/// Where a change of the register is committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum RegisterKeeper {
+    /// In the superblock of the node that holds the authority (no witness).
+    #[default]
+    OwnSuperblock,
+    /// By a majority outside of this core: changes are proposed, a lease allows answers.
+    Majority,
 }
 
 /// One peer.
@@ -44,6 +56,8 @@ pub struct Timing {
     pub join_grace: Span,
     /// After a power loss of every member, how long the others may be silent (R11a).
     pub power_loss_wait: Span,
+    /// A primary without a lease for so long gives its office up (L4; only with a majority).
+    pub demote_after: Span,
 }
 
 impl Default for Timing {
@@ -55,6 +69,7 @@ impl Default for Timing {
             drain_limit: Span::from_ms(30_000),
             join_grace: Span::from_ms(1_000),
             power_loss_wait: Span::from_ms(120_000),
+            demote_after: Span::from_ms(10_000),
         }
     }
 }

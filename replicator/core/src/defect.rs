@@ -47,6 +47,18 @@ defects! {
     UnknownOutcomeIsFailed,
     /// R4f: resync reads over live writes.
     ResyncOverLiveWrite,
+    /// R5a: reads are answered without a lease.
+    LeaseIgnoredForReads,
+    /// R5a: writes are acknowledged without a lease.
+    LeaseIgnoredForAcks,
+    /// R2c: a new primary serves before it has a lease.
+    ServesBeforeLease,
+    /// R3, R6c: a proposal without a decision counts as failed after a while.
+    UndecidedIsFailed,
+    /// R11c: a register that went back is followed.
+    RegisterMayGoBack,
+    /// R14: peers are met before the register is known.
+    RegisterNotAwaited,
     /// R5b: a read does not wait for a write in flight.
     ReadOfWriteInFlight,
     /// R5c: the set is kept by a new process, which reads hot extents.

@@ -20,6 +20,7 @@ impl Replica {
             register,
             change,
             change_number,
+            majority,
             superblock,
             superblock_writer,
             pages,
@@ -57,6 +58,7 @@ impl Replica {
             recovered_extents,
         } = self;
         (now, started_at, started_from, role, register, change, change_number).hash(state);
+        majority.hash(state);
         (superblock, superblock_writer, pages, peers, disk_failed, metadata_failed).hash(state);
         (queue, held, waiting_flushes, client_barrier, active, log, log_keeper).hash(state);
         (gate, barriers, next_barrier, resync_may_go_on, office_since).hash(state);

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use crate::block::{BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Ticket};
 use crate::command::{Answer, Refusal};
 use crate::note::Note;
+use crate::register::RegisterState;
 use crate::wire::Message;
 
 /// An order to the driver.
@@ -144,6 +145,18 @@ pub enum Effect {
     /// have been or will be answered by `ReplyClient`.
     CloseDevice {
         /// Whether it was taken away (deposed) rather than given up.
+        forced: bool,
+    },
+    /// Ask the majority to commit a state. Answered by exactly one
+    /// [`Input::Decided`](crate::Input::Decided); until then the outcome is unknown.
+    Propose {
+        /// The core's name for the proposal.
+        number: u64,
+        /// What is to be committed.
+        next: Box<RegisterState>,
+        /// The generation it replaces; in no other may it be committed.
+        expected: u64,
+        /// An operator's word stands for the end of the old primary's lease.
         forced: bool,
     },
     /// Something worth a log line or a counter.

@@ -13,6 +13,7 @@ use alloc::format;
 use crate::block::ReplicaId;
 use crate::defect::{Defect, defect};
 use crate::metadata::PeerRecord;
+use crate::register::RegisterState;
 use crate::wire::Hello;
 
 /// What a peer is to this replica.
@@ -135,14 +136,25 @@ fn diverged(still_primary: bool, whose: Diverged) -> Relation {
 /// lineage does not have. It cannot, when the taker was a member and the older register still says
 /// so: then nothing was ever acknowledged without the taker.
 fn has_diverged(older: &Hello, newer: &Hello) -> bool {
+    let gave_up = older.discard_diverged;
+    has_other_writes(&older.register, older.replica, gave_up, &newer.register, newer.replica)
+}
+
+/// The same of two registers, the replica that has the older one, whether its data were given up,
+/// and the taker of the newer lineage.
+pub(crate) fn has_other_writes(
+    older: &RegisterState,
+    holder: ReplicaId,
+    gave_up: bool,
+    newer: &RegisterState,
+    taker: ReplicaId,
+) -> bool {
     if defect(Defect::DivergedAccepted) {
         return false;
     }
-    let basis = newer.register.basis;
-    let lineages = basis.lineage - older.register.basis.lineage;
-    let continued =
-        lineages == 1 && basis.taker_was_member && older.register.contains(newer.replica);
-    lineages > 0 && !continued && !older.discard_diverged && older.register.contains(older.replica)
+    let lineages = newer.basis.lineage.saturating_sub(older.basis.lineage);
+    let continued = lineages == 1 && newer.basis.taker_was_member && older.contains(taker);
+    lineages > 0 && !continued && !gave_up && older.contains(holder)
 }
 
 /// Whether this replica's data are not those of the peer's newer lineage.
@@ -252,7 +264,7 @@ pub fn joined_unknowingly(leader: &Hello, follower: &Hello) -> bool {
 mod tests {
     use super::*;
     use crate::block::Incarnation;
-    use crate::register::{Basis, RegisterState};
+    use crate::register::Basis;
 
     const ALPHA: ReplicaId = ReplicaId(1);
     const BETA: ReplicaId = ReplicaId(2);

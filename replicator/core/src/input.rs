@@ -1,7 +1,12 @@
 //! Everything that can happen to a replica, as facts in the past tense.
 
+use alloc::boxed::Box;
+use alloc::string::String;
+
 use crate::block::{BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Ticket};
 use crate::command::Command;
+use crate::register::RegisterState;
+use crate::time::Time;
 use crate::wire::Message;
 
 /// A fact the driver tells the core. See [`Replica::step`](crate::Replica::step).
@@ -57,6 +62,22 @@ pub enum Input {
         ticket: Ticket,
         /// The command.
         command: Command,
+    },
+    /// The majority decided on an [`Effect::Propose`](crate::Effect::Propose): exactly one for each.
+    Decided {
+        /// Which proposal.
+        number: u64,
+        /// The committed state, or why it was not committed.
+        result: Result<Box<RegisterState>, Undecided>,
+    },
+    /// The newest committed state, as the majority knows it: once after a start, from a quorum read
+    /// made since then (R14), and whenever it changes. Only where a majority keeps the register.
+    RegisterLearned(Box<RegisterState>),
+    /// The lease of this node was granted, prolonged or lost. Only where a majority keeps the
+    /// register.
+    LeaseChanged {
+        /// It lasts to just before this time; `Time(u64::MAX)`: without end (R5d); `None`: no lease.
+        until: Option<Time>,
     },
     /// A deadline of [`Replica::next_deadline`](crate::Replica::next_deadline) has come.
     TimePassed,
@@ -131,6 +152,18 @@ pub enum DiskFailure {
     Io(i32),
     /// No space left on a sparse backing file (ENOSPC, EDQUOT).
     NoSpace,
+}
+
+/// Why a proposal is not committed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Undecided {
+    /// It never will be: this is the newest committed state, and not what it was to replace.
+    Newer(Box<RegisterState>),
+    /// It is not and will not be, but may be proposed again.
+    NotNow {
+        /// In words, for people: for example, that the lease of the old primary still runs.
+        why: String,
+    },
 }
 
 /// Why a connection ended.

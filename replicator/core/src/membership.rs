@@ -4,6 +4,7 @@
 use alloc::boxed::Box;
 
 use crate::block::{PeerIndex, ReplicaId, SessionId};
+use crate::command::Answer;
 use crate::defect::{Defect, defect};
 use crate::effect::Effect;
 use crate::effect::{Effects, Retry};
@@ -12,7 +13,7 @@ use crate::input::DiskFailure;
 use crate::note::Note;
 use crate::peer::{FlushPurpose, Join, Lead, Link};
 use crate::persist::After;
-use crate::register::RegisterState;
+use crate::register::{Member, RegisterState};
 use crate::replica::{Replica, Role};
 use crate::wire::Message;
 
@@ -27,14 +28,30 @@ pub(crate) enum Change {
     TakeOver,
     /// This replica gives the office up.
     Release,
+    /// The office goes to nobody, without a clean release: the disk failed (R16), or the office was
+    /// lost in this process. Only with a majority.
+    HandOver,
+    /// A set of the own tenure that the majority has committed is recorded.
+    Adopt,
     /// The authority goes to a peer.
     GiveAuthority { peer: PeerIndex, session: SessionId },
 }
 
 impl Replica {
-    /// R1: whether writes and flushes may be acknowledged now: every member of the newest known
-    /// set, and every replica proposed for it, is there and has to acknowledge too.
+    /// R1, R5a: whether writes and flushes may be acknowledged now.
     pub(crate) fn acks_allowed(&self) -> bool {
+        self.members_complete()
+            && (self.holds_lease(self.now) || defect(Defect::LeaseIgnoredForAcks))
+    }
+
+    /// R5a: whether reads may be answered now.
+    pub(crate) fn reads_allowed(&self) -> bool {
+        self.holds_lease(self.now) || defect(Defect::LeaseIgnoredForReads)
+    }
+
+    /// R1: every member of the newest known set, and every replica proposed for it, is there and
+    /// has to acknowledge too.
+    pub(crate) fn members_complete(&self) -> bool {
         if !self.role.serves() {
             return false;
         }
@@ -52,8 +69,11 @@ impl Replica {
             matches!(self.change, Some(Change::Shrink { replica: gone, .. })
             if gone == replica && defect(Defect::AckWhileRemovalProposed))
         };
+        // What a majority committed counts before it is recorded, and the old set until then.
+        let recorded: &[Member] =
+            if self.by_majority() { &self.superblock.register.set } else { &[] };
         proposed
-            && self.register.set.iter().all(|member| {
+            && self.register.set.iter().chain(recorded).all(|member| {
                 member.replica == self.superblock.replica
                     || leaves(member.replica)
                     || self.peer_of(member.replica).is_some_and(|at| self.peers[at].is_required())
@@ -72,7 +92,8 @@ impl Replica {
 
     /// Starts to remove a member that is lost, if there is one and nothing else is changing.
     pub(crate) fn check_members(&mut self, effects: &mut Effects) {
-        if !self.role.serves() || self.change.is_some() || self.metadata_failed {
+        let waits = self.change.is_some() || self.majority.is_busy();
+        if !self.role.serves() || waits || self.metadata_failed {
             return;
         }
         let in_grace = self.now.since(self.office_since) < self.config.timing.join_grace;
@@ -110,19 +131,24 @@ impl Replica {
             self.disk_failed = true;
             return self.step_down(None, effects);
         }
-        let next = self.register.without(replica);
+        let mut next = self.register.without(replica);
+        next.sole = self.by_majority() && next.set.len() == 1;
         self.propose(Change::Shrink { replica, proposed: true }, next, effects);
     }
 
-    /// Proposes a change: it is committed when it is durable at the authority, which is this node.
+    /// Proposes a change: to a majority, or it is committed when it is durable at the authority,
+    /// which is this node.
     pub(crate) fn propose(&mut self, change: Change, next: RegisterState, effects: &mut Effects) {
         self.change = Some(change);
         self.change_number += 1;
+        if self.by_majority() {
+            return self.ask_majority(next, effects);
+        }
         self.superblock.register = next;
         self.persist(After::Committed(self.change_number), effects);
     }
 
-    /// The change is durable at the authority, which is this node: committed.
+    /// The change is committed, and durable here.
     pub(crate) fn change_committed(&mut self, number: u64, effects: &mut Effects) {
         // A change that was given up meanwhile has no say in the next one.
         let Some(change) = self.change.take_if(|_| number == self.change_number) else { return };
@@ -132,6 +158,8 @@ impl Replica {
             Change::Grow { .. } => "a replica joined the in-sync set",
             Change::TakeOver => "the office was taken",
             Change::Release => "the office was released",
+            Change::HandOver => "the office was given up",
+            Change::Adopt => "a set that was committed before",
             Change::GiveAuthority { .. } => "the authority was given away",
         };
         let generation = self.register.generation;
@@ -141,6 +169,8 @@ impl Replica {
             Change::Grow { peer, session } => self.grow_committed(peer, session, effects),
             Change::TakeOver => self.office_taken(effects),
             Change::Release => self.office_released(effects),
+            Change::HandOver => self.answer_demotion(Ok(Answer::Done), effects),
+            Change::Adopt => self.review_members(effects),
             Change::GiveAuthority { peer, session } => {
                 let at = usize::from(peer.0);
                 if self.peers[at].session == session && self.peers[at].link == Link::Idle {
@@ -152,6 +182,7 @@ impl Replica {
         self.announce_waiting(effects);
         self.membership_changed(effects);
         self.greet_waiting(effects);
+        self.take_up_pending(effects);
     }
 
     /// What a change of the set, or of who is there, sets free.
@@ -162,7 +193,7 @@ impl Replica {
         self.requests_drained(effects);
     }
 
-    fn shrink_committed(&mut self, effects: &mut Effects) {
+    pub(crate) fn shrink_committed(&mut self, effects: &mut Effects) {
         self.tell_followers(effects);
         for at in 0..self.peers.len() {
             if self.peers[at].link == Link::Leading(Lead::AwaitShrink) {
@@ -225,7 +256,7 @@ impl Replica {
     }
 
     /// A change is over: who was ready to join meanwhile gets a new generation.
-    fn announce_waiting(&mut self, effects: &mut Effects) {
+    pub(crate) fn announce_waiting(&mut self, effects: &mut Effects) {
         for at in 0..self.peers.len() {
             if self.peers[at].link == Link::Leading(Lead::Joining(Join::Waiting)) {
                 self.announce(at, effects);
@@ -239,7 +270,7 @@ impl Replica {
         if self.peers[at].link != Link::Leading(Lead::Joining(Join::Recording(generation))) {
             return self.misbehaved(index, "it joins out of order", effects);
         }
-        if self.change.is_some() {
+        if self.change.is_some() || self.majority.is_busy() {
             // Announced again when that is over: until then the answer could only be the same.
             self.peers[at].link = Link::Leading(Lead::Joining(Join::Waiting));
             return;

@@ -28,7 +28,7 @@ use crate::wire::{FrameError, Reader, put_register, take_register};
 /// Bytes of one superblock copy.
 pub const SUPERBLOCK_BYTES: usize = 4096;
 /// Version of the layout; a change that old builds cannot read raises it.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Bytes of a name (node, resource) at most.
 pub const NAME_BYTES_MAX: usize = 63;
 const MAGIC: u64 = u64::from_le_bytes(*b"REPLICA1");
@@ -331,7 +331,8 @@ impl Superblock {
             return Err(AttachError::Damaged);
         }
         let version = input.u32().map_err(|_| AttachError::Damaged)?;
-        if version != FORMAT_VERSION {
+        // 1 had no register that says `sole`; it reads as one that does not.
+        if !(1..=FORMAT_VERSION).contains(&version) {
             return Err(AttachError::Version(version));
         }
         Self::decode_body(&mut input).map_err(|_| AttachError::Damaged)

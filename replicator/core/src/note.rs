@@ -4,6 +4,7 @@ use alloc::string::String;
 
 use crate::block::{ByteRange, DIRTY_BLOCK_BYTES, PeerIndex};
 use crate::input::{DiskFailure, LinkLoss};
+use crate::time::Span;
 
 /// Something that happened and that a person may want to read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +68,25 @@ pub enum Note {
         range: ByteRange,
         /// How.
         why: DiskFailure,
+    },
+    /// The lease of a primary ended: clients wait.
+    LeaseLapsed,
+    /// It is back and the office is still ours: clients go on, none saw an error.
+    LeaseBack {
+        /// How long they waited.
+        after: Span,
+    },
+    /// An office ended without a release.
+    OfficeLost {
+        /// Why, in words.
+        why: &'static str,
+    },
+    /// The majority knows less than this replica's disk (R11c).
+    RegisterWentBack {
+        /// Generation on the disk.
+        here: u64,
+        /// Generation of the majority.
+        there: u64,
     },
     /// After an unclean start or being deposed, hot extents became dirty blocks.
     HotExtentsMarked {

@@ -26,7 +26,7 @@ macro_rules! states {
 states! {
     /// The role of a replica; a promotion with its phases.
     Office: Starting, Secondary, Asking, Draining, Flushing, Committing, Primary, Demoting, Deposed,
-    Stopping, Stopped,
+    Stopping, Stopped, AwaitLease,
 }
 
 states! {
@@ -38,6 +38,7 @@ states! {
 states! {
     /// A change of the register that is being made.
     Changing: Nothing, ShrinkFlushing, ShrinkProposed, Grow, TakeOver, Release, GiveAuthority,
+    HandOver, Adopt,
 }
 
 states! {
@@ -58,7 +59,7 @@ states! {
 states! {
     /// What is known of the own data and of the disk under them.
     Data: UpToDate, Outdated, Inconsistent, Diverged, Invalid, Unknown, DiskFailed, MetadataFailed,
-    BothFailed,
+    BothFailed, RegisterWentBack,
 }
 
 states! {
@@ -143,6 +144,7 @@ impl Replica {
             (true, true) => Data::BothFailed,
             (true, false) => Data::DiskFailed,
             (false, true) => Data::MetadataFailed,
+            _ if self.majority.register_went_back() => Data::RegisterWentBack,
             _ if superblock.diverged && !superblock.discard_diverged => Data::Diverged,
             _ if superblock.invalid => Data::Invalid,
             _ if superblock.syncing => Data::Inconsistent,
@@ -163,6 +165,7 @@ impl Data {
             Self::Diverged => "diverged",
             Self::Invalid => "invalid",
             Self::Unknown => "unknown",
+            Self::RegisterWentBack => "register_went_back",
             Self::DiskFailed | Self::MetadataFailed | Self::BothFailed => "failed",
         }
     }
@@ -177,6 +180,7 @@ fn office(role: &Role) -> Office {
             Phase::Draining => Office::Draining,
             Phase::Flushing => Office::Flushing,
             Phase::Committing => Office::Committing,
+            Phase::AwaitLease => Office::AwaitLease,
         },
         Role::Primary => Office::Primary,
         Role::Demoting => Office::Demoting,
@@ -218,6 +222,8 @@ fn changing(change: &Change) -> Changing {
         Change::Grow { .. } => Changing::Grow,
         Change::TakeOver => Changing::TakeOver,
         Change::Release => Changing::Release,
+        Change::HandOver => Changing::HandOver,
+        Change::Adopt => Changing::Adopt,
         Change::GiveAuthority { .. } => Changing::GiveAuthority,
     }
 }

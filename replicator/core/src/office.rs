@@ -20,7 +20,7 @@ use crate::note::Note;
 use crate::persist::After;
 use crate::replica::{Replica, Role};
 
-pub(crate) use promotion::Promotion;
+pub(crate) use promotion::{Phase, Promotion};
 pub(crate) use stop::Stopping;
 
 impl Replica {
@@ -78,13 +78,20 @@ impl Replica {
             });
         }
         let mine = self.superblock.replica;
-        if self.register.contains(mine) && self.register.set.len() == 1 {
+        let state = self.majority.state_that_went_back().unwrap_or(&self.register);
+        if state.contains(mine) && state.set.len() == 1 {
             return Err(Refusal {
                 code: "last_copy",
                 rule: "R16",
                 why: "this is the only replica that is up to date".into(),
                 next: "resync the other replica first".into(),
             });
+        }
+        if let Some(state) = self.majority.take_what_went_back() {
+            // These data are given up, and with them what only they knew of the register.
+            self.superblock.tenure = self.superblock.tenure.max(state.tenure);
+            self.superblock.register = (*state).clone();
+            self.register = *state;
         }
         self.superblock.invalid = true;
         self.persist(After::AnswerAndReconnect(ticket), effects);

@@ -74,7 +74,7 @@ pub(crate) enum Join {
     Flushing,
     /// The coming generation becomes durable there.
     Recording(u64),
-    /// It is, and another change of the register is under way.
+    /// It is, and another change of the register is under way, or the majority declined this one.
     Waiting,
     /// Proposed; required until the outcome is known.
     Proposed,

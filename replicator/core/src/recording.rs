@@ -7,6 +7,7 @@
 //! anywhere is good up to there. Payload never passes through a core and is in no recording.
 //! Numbers are little-endian, checksums CRC-32 (IEEE); frames have their form on the wire.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -14,15 +15,16 @@ use core::fmt;
 
 use crate::block::{BufId, ByteRange, Incarnation, OpId, PeerIndex, RequestId, SessionId, Ticket};
 use crate::command::Command;
-use crate::config::{Config, PeerConfig, Timing};
+use crate::config::{Config, PeerConfig, RegisterKeeper, Timing};
 use crate::effect::Effect;
-use crate::input::{ClientRequest, DiskFailure, DiskOutcome, Input, LinkLoss};
+use crate::input::{ClientRequest, DiskFailure, DiskOutcome, Input, LinkLoss, Undecided};
 use crate::metadata::Image;
+use crate::register::RegisterState;
 use crate::time::{Span, Time};
-use crate::wire::{self, FrameError, Reader};
+use crate::wire::{self, FrameError, Reader, put_register, take_register};
 
 /// How every title begins; then come the version of the core and the end of the line.
-pub const TITLE_START: &str = "replicator recording 1 of core ";
+pub const TITLE_START: &str = "replicator recording 2 of core ";
 /// Longest title in bytes, its line end included.
 pub const TITLE_BYTES_MAX: usize = 80;
 /// Bytes of a [`Head`].
@@ -257,9 +259,11 @@ fn put_config(out: &mut Vec<u8>, config: &Config) {
         timing.drain_limit,
         timing.join_grace,
         timing.power_loss_wait,
+        timing.demote_after,
     ] {
         put_u64(out, span.0);
     }
+    out.push(u8::from(config.register == RegisterKeeper::Majority));
 }
 
 fn take_config(from: &mut Reader<'_>) -> Result<Config, RecordError> {
@@ -282,8 +286,13 @@ fn take_config(from: &mut Reader<'_>) -> Result<Config, RecordError> {
         drain_limit: span()?,
         join_grace: span()?,
         power_loss_wait: span()?,
+        demote_after: span()?,
     };
-    Ok(Config { node, peers, incarnation, can_punch, timing })
+    let register = match take_bool(from)? {
+        true => RegisterKeeper::Majority,
+        false => RegisterKeeper::OwnSuperblock,
+    };
+    Ok(Config { node, peers, incarnation, can_punch, register, timing })
 }
 
 fn take_start(from: &mut Reader<'_>) -> Result<Record, RecordError> {
@@ -308,6 +317,9 @@ mod input_kind {
     pub const LINK_LOST: u8 = 5;
     pub const ORDERED: u8 = 6;
     pub const TIME_PASSED: u8 = 7;
+    pub const DECIDED: u8 = 8;
+    pub const REGISTER_LEARNED: u8 = 9;
+    pub const LEASE_CHANGED: u8 = 10;
 }
 
 fn encode_input(out: &mut Vec<u8>, input: &Input) {
@@ -352,6 +364,19 @@ fn encode_input(out: &mut Vec<u8>, input: &Input) {
             put_command(out, *command);
         }
         Input::TimePassed => out.push(input_kind::TIME_PASSED),
+        Input::Decided { number, result } => {
+            out.push(input_kind::DECIDED);
+            put_u64(out, *number);
+            put_decision(out, result);
+        }
+        Input::RegisterLearned(state) => {
+            out.push(input_kind::REGISTER_LEARNED);
+            put_register(state, out);
+        }
+        Input::LeaseChanged { until } => {
+            out.extend_from_slice(&[input_kind::LEASE_CHANGED, u8::from(until.is_some())]);
+            put_u64(out, until.map_or(0, |until| until.0));
+        }
     }
 }
 
@@ -391,6 +416,40 @@ fn decode_input(from: &mut Reader<'_>) -> Result<Input, RecordError> {
             Input::Ordered { ticket: Ticket(from.u64()?), command: take_command(from)? }
         }
         input_kind::TIME_PASSED => Input::TimePassed,
+        input_kind::DECIDED => Input::Decided { number: from.u64()?, result: take_decision(from)? },
+        input_kind::REGISTER_LEARNED => Input::RegisterLearned(Box::new(take_register(from)?)),
+        input_kind::LEASE_CHANGED => {
+            let (is_held, until) = (take_bool(from)?, Time(from.u64()?));
+            Input::LeaseChanged { until: is_held.then_some(until) }
+        }
+        _ => return Err(RecordError::Contents),
+    })
+}
+
+type Decision = Result<Box<RegisterState>, Undecided>;
+
+fn put_decision(out: &mut Vec<u8>, result: &Decision) {
+    match result {
+        Ok(state) => {
+            out.push(0);
+            put_register(state, out);
+        }
+        Err(Undecided::Newer(state)) => {
+            out.push(1);
+            put_register(state, out);
+        }
+        Err(Undecided::NotNow { why }) => {
+            out.push(2);
+            put_text(out, why);
+        }
+    }
+}
+
+fn take_decision(from: &mut Reader<'_>) -> Result<Decision, RecordError> {
+    Ok(match from.u8()? {
+        0 => Ok(Box::new(take_register(from)?)),
+        1 => Err(Undecided::Newer(Box::new(take_register(from)?))),
+        2 => Err(Undecided::NotNow { why: take_text(from)? }),
         _ => return Err(RecordError::Contents),
     })
 }
@@ -623,6 +682,13 @@ mod tests {
             message,
             data,
         }));
+        let state = Box::new(RegisterState { generation: 6, sole: true, ..Default::default() });
+        let newer = Err(Undecided::Newer(state.clone()));
+        let not_now = Err(Undecided::NotNow { why: "the lease runs".into() });
+        let decisions = [Ok(state.clone()), newer, not_now];
+        all.extend(decisions.map(|result| Input::Decided { number: 7, result }));
+        all.push(Input::RegisterLearned(state));
+        all.extend([None, Some(Time(9))].map(|until| Input::LeaseChanged { until }));
         all.extend(losses.map(|why| Input::LinkLost { peer, session, why }));
         all.extend(commands.map(|command| Input::Ordered { ticket: Ticket(2), command }));
         all
@@ -654,6 +720,7 @@ mod tests {
             peers: vec![PeerConfig { node: "beta".into() }],
             incarnation: Incarnation(11),
             can_punch: true,
+            register: RegisterKeeper::Majority,
             timing: Timing::default(),
         };
         let mut region = vec![0; 3 * PIECE_BYTES + 512];

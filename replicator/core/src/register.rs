@@ -3,15 +3,15 @@
 //!
 //! Without a witness the authority is one node (SAFETY.md "No witness"): a change is committed
 //! when it is durable in the superblock of the node that holds the authority, and the authority
-//! moves with the office, durable at the giver first. With a witness the same state will be kept
-//! by a majority; the core then proposes to it instead of to its own superblock.
+//! moves with the office, durable at the giver first. With a witness the same state is kept by a
+//! majority; the core then proposes to it instead of to its own superblock (`majority.rs`).
 
 use alloc::vec::Vec;
 
 use crate::block::{Incarnation, ReplicaId};
 
 /// One member of the in-sync set.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Member {
     /// Which replica.
@@ -22,7 +22,7 @@ pub struct Member {
 
 /// How the present lineage began. Every take-over without the old authority's consent starts a
 /// new one (R11d).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Basis {
     /// How many take-overs by force there were; compared before the generation.
@@ -33,7 +33,7 @@ pub struct Basis {
 }
 
 /// The state of one resource in the register.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RegisterState {
     /// Rises with every change of primary, authority or in-sync set.
@@ -42,12 +42,14 @@ pub struct RegisterState {
     pub tenure: u64,
     /// Who is primary.
     pub primary: Option<ReplicaId>,
-    /// Who may change this state (no witness).
+    /// Who may change this state (no witness); nobody where a majority keeps it.
     pub authority: Option<ReplicaId>,
     /// The in-sync set, ordered by replica id.
     pub set: Vec<Member>,
     /// Whether the last primary released its office orderly: all members are equal, all flushed.
     pub released_clean: bool,
+    /// The primary is the only member and its lease has no end (R5d).
+    pub sole: bool,
     /// The last forced take-over.
     pub basis: Basis,
 }
@@ -66,15 +68,18 @@ impl RegisterState {
     /// The same with one more member (or a member with a new incarnation), in the next generation.
     pub fn with(&self, replica: ReplicaId, incarnation: Incarnation) -> Self {
         let mut next = self.without(replica);
+        next.sole = false;
         next.set.push(Member { replica, incarnation });
         next.set.sort_by_key(|member| member.replica);
         next
     }
 
-    /// The same without a member, in the next generation.
+    /// The same without a member, in the next generation. Whether the rest is alone with the office
+    /// (`sole`) is said by whoever commits it.
     pub fn without(&self, replica: ReplicaId) -> Self {
         let mut next = self.clone();
         next.generation += 1;
+        next.sole = false;
         next.set.retain(|member| member.replica != replica);
         next
     }

@@ -17,6 +17,7 @@ use crate::flush::{Barrier, BarrierPurpose, FlushGate};
 use crate::input::{DiskFailure, DiskOutcome, Input};
 use crate::limits::VOLATILE_RANGES_MAX;
 use crate::log_keeper::LogKeeper;
+use crate::majority::Majority;
 use crate::membership::Change;
 use crate::metadata::{AttachError, Image, Layout, Superblock, read_superblocks};
 use crate::note::{Note, dirty_bytes};
@@ -120,6 +121,7 @@ pub struct Replica {
     pub(crate) change: Option<Change>,
     /// Tells changes apart: each proposal has the next number.
     pub(crate) change_number: u64,
+    pub(crate) majority: Majority,
     /// The superblock as it is or is about to be on disk.
     pub(crate) superblock: Superblock,
     pub(crate) superblock_writer: SuperblockWriter,
@@ -231,6 +233,7 @@ impl Replica {
             register: superblock.register.clone(),
             change: None,
             change_number: 0,
+            majority: Majority::new(config.register),
             superblock_writer: SuperblockWriter::new(&layout, superblock.sequence, newest),
             pages: PageWriter::default(),
             peers,
@@ -284,6 +287,9 @@ impl Replica {
             }
             Input::LinkLost { peer, session, why } => self.link_lost(peer, session, why, effects),
             Input::Ordered { ticket, command } => self.ordered(ticket, command, effects),
+            Input::Decided { number, result } => self.decided(number, result, effects),
+            Input::RegisterLearned(state) => self.register_learned(*state, effects),
+            Input::LeaseChanged { until } => self.lease_changed(until, effects),
             Input::TimePassed => self.time_passed(effects),
         }
         if self.resync_may_go_on {
@@ -398,6 +404,7 @@ impl Replica {
             self.ordered(ticket, command, effects);
         }
         self.greet_waiting(effects);
+        self.take_up_pending(effects);
     }
 
     /// R16: the last member goes on with what needs no metadata, and tells what fails; any other
@@ -411,7 +418,8 @@ impl Replica {
         // A member that is missing could never leave the set: nothing would be acknowledged any
         // more, and what clients were refused would be read all the same (R5b).
         // One that was proposed counts too: its membership may be on the disk all the same (R4e).
-        let proposed = self.superblock.register.set.len();
+        let recorded = self.superblock.register.set.len();
+        let proposed = recorded.max(self.majority.proposed_members());
         let is_alone = self.register.set.len().max(proposed) == 1 && self.is_last_member();
         let goes_on = self.role == Role::Primary && is_alone;
         self.disk_failed |= !goes_on;
@@ -440,6 +448,7 @@ impl Replica {
         if self.recovery_due {
             self.start_recovery(effects);
         }
+        self.watch_majority(effects);
         self.watch_links(effects);
         self.check_members(effects);
         self.bound_volatile(effects);
@@ -505,6 +514,7 @@ impl Replica {
         if self.recovery_due {
             at(self.now);
         }
+        self.majority_deadlines().for_each(at);
         next
     }
 
@@ -589,7 +599,9 @@ impl Replica {
                         format!("room towards {}", self.peers[usize::from(peer.0)].node)
                     }
                 },
+                Stage::Held if !self.holds_lease(now) && self.change.is_none() => "lease".into(),
                 Stage::Held => match self.change {
+                    Some(Change::HandOver) => "the hand-over to another replica".into(),
                     Some(Change::Shrink { replica, .. }) => {
                         format!("the removal of {} from the in-sync set", self.node_of(replica))
                     }
@@ -607,6 +619,7 @@ impl Replica {
                 None => waits.push(Wait { since, what }),
             }
         }
+        self.majority_waits(now, &mut waits);
         waits.sort_by_key(|wait| core::cmp::Reverse(wait.since));
         waits
     }

@@ -14,6 +14,7 @@ use crate::effect::{ClientError, Effect, Effects};
 use crate::flush::FlushWaiter;
 use crate::input::{ClientRequest, DiskFailure};
 use crate::limits::{EXTENT_BYTES, REQUESTS_MAX, ZERO_BYTES_MAX};
+use crate::membership::Change;
 use crate::note::Note;
 use crate::peer::{Link, Sent};
 use crate::replica::{Purpose, Replica, Role};
@@ -484,15 +485,23 @@ impl Replica {
 
     /// A request, or a part of it, is done on every replica that counts.
     fn complete_part(&mut self, key: usize, effects: &mut Effects) {
-        let stuck = self.metadata_failed && self.role.serves() && !self.acks_allowed();
+        let stuck = self.metadata_failed && self.role.serves() && !self.members_complete();
+        let hands_over = self.change == Some(Change::HandOver) && self.role.serves();
         let request = &mut self.requests[key];
         if stuck && request.changes_data_or_flushes() {
             // The member that is missing can never leave the set.
             request.failed.get_or_insert(ClientError::Io);
         }
-        if request.failed.is_none() && !request.changes_data_or_flushes() {
+        let waits = if request.failed.is_some() {
+            // R16: while the office goes to another replica not even a failure is told.
+            hands_over
+        } else if request.changes_data_or_flushes() {
+            !self.acks_allowed()
+        } else {
             // A read: no acknowledgement of others is needed, only the lease (R5a).
-        } else if request.failed.is_none() && !self.acks_allowed() {
+            self.role.serves() && !self.reads_allowed()
+        };
+        if waits {
             let request = &mut self.requests[key];
             if request.stage != Stage::Held {
                 request.stage = Stage::Held;
@@ -533,13 +542,20 @@ impl Replica {
         }
     }
 
-    /// Acknowledgements are allowed again: what was held is answered.
+    /// Answers are allowed again: what was held is answered, as far as it may.
     pub(crate) fn answer_held(&mut self, effects: &mut Effects) {
-        if !self.acks_allowed() {
+        let (acks, reads) = (self.acks_allowed(), self.reads_allowed());
+        if !(acks || reads && self.by_majority()) {
             return;
         }
         for key in core::mem::take(&mut self.held) {
-            self.complete_part(key, effects);
+            let may = if self.requests[key].changes_data_or_flushes() { acks } else { reads };
+            if may {
+                self.requests[key].stage = Stage::Running;
+                self.complete_part(key, effects);
+            } else {
+                self.held.push(key);
+            }
         }
     }
 
@@ -584,6 +600,7 @@ impl Replica {
             effects.push(Effect::ReplyClient { request: request.id, result });
         }
         for key in core::mem::take(&mut self.held) {
+            self.requests[key].stage = Stage::Running;
             self.complete_part(key, effects);
         }
     }

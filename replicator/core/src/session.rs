@@ -50,7 +50,7 @@ impl Replica {
     /// on its way to the disk (R2d).
     pub(crate) fn greet_waiting(&mut self, effects: &mut Effects) {
         let old_writes = !self.applied.is_empty() && !defect(Defect::SessionOverOldWrites);
-        if old_writes || self.change.is_some() {
+        if old_writes || self.change.is_some() || !self.majority.is_settled() {
             return;
         }
         let settled = match self.role {
@@ -183,6 +183,10 @@ impl Replica {
             Relation::Lead => self.begin_leading(at, effects),
             Relation::Follow => self.begin_following(at, *theirs, effects),
             Relation::Idle { adopt } => self.begin_idle(at, adopt, *theirs, effects),
+            // It only learned of our commit before we did.
+            Relation::Deposed if self.by_majority() && self.is_own_office(&theirs.register) => {
+                self.close(at, Retry::Later, effects);
+            }
             Relation::Deposed => self.deposed(at, &theirs, effects),
             Relation::Wait => self.close(at, Retry::Later, effects),
         }
@@ -235,8 +239,8 @@ impl Replica {
             self.persist(After::Adopted, effects);
         } else {
             if self.register == theirs.register {
-                // What this replica was told to expect was never committed.
-                self.superblock.coming = 0;
+                // What this replica was told to expect was never committed, or is over again.
+                self.settle_coming(at, &theirs);
             }
             self.resume_office(effects);
         }
@@ -255,13 +259,24 @@ impl Replica {
             self.joined(at, theirs.base);
         }
         self.superblock.coming = 0;
+        self.majority.forget_foreign(&self.register);
         let generation = self.register.generation;
         effects.push(Effect::Note(Note::Committed { generation, what: "learned from the peer" }));
     }
 
+    /// The peer's register is ours. A majority may have told us of it first, so the peer's word on
+    /// the commit that was expected is still to be heard.
+    fn settle_coming(&mut self, at: usize, theirs: &Hello) {
+        let met = self.superblock.peers[at].replica == theirs.replica;
+        if self.by_majority() && met && handshake::joined_unknowingly(theirs, &self.hello(at)) {
+            self.joined(at, theirs.base);
+        }
+        self.superblock.coming = 0;
+    }
+
     /// This replica became a member together with the peer in that generation: what its bitmap
     /// for the peer said is over.
-    fn joined(&mut self, at: usize, generation: u64) {
+    pub(crate) fn joined(&mut self, at: usize, generation: u64) {
         let record = &mut self.superblock.peers[at];
         if record.base != generation {
             record.base = generation;
@@ -341,6 +356,11 @@ impl Replica {
     /// proposes it.
     fn grow_announced(&mut self, at: usize, state: RegisterState, effects: &mut Effects) {
         let in_order = state.order() > self.register.order() && self.continues(&state);
+        if self.by_majority() && self.leads_us(at) && self.continues(&state) && !in_order {
+            // The leader is about to hear what we know already, and announces anew.
+            let message = Message::GrowReady { generation: state.generation };
+            return self.send(PeerIndex(at as u8), message, None, effects);
+        }
         if !self.leads_us(at) || !in_order || self.is_persisting_too_much() {
             return self.misbehaved(PeerIndex(at as u8), "an announcement out of order", effects);
         }
@@ -355,6 +375,10 @@ impl Replica {
 
     fn committed_came(&mut self, at: usize, state: RegisterState, effects: &mut Effects) {
         let in_order = state.order() >= self.register.order() && self.continues(&state);
+        if self.by_majority() && self.leads_us(at) && self.continues(&state) && !in_order {
+            // The majority told us of a later one first.
+            return;
+        }
         if !self.leads_us(at) || !in_order || self.is_persisting_too_much() {
             return self.misbehaved(PeerIndex(at as u8), "a commit out of order", effects);
         }

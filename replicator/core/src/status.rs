@@ -14,7 +14,7 @@ pub struct Status {
     /// Whether the disk is attached and usable.
     pub has_disk: bool,
     /// `up_to_date`, `outdated`, `inconsistent` (being resynced), `diverged`, `invalid`,
-    /// `failed`, `unknown`.
+    /// `failed`, `unknown`, `register_went_back` (R11c).
     pub data: &'static str,
     /// The register copy.
     pub register: RegisterState,

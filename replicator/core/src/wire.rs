@@ -7,6 +7,7 @@
 //!
 //! Protocol versions (retired numbers are never used again):
 //! - 1: the first.
+//! - 2: a register says whether its primary is the only member under a lease without end.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -16,7 +17,7 @@ use crate::limits::{CONTROL_BYTES_MAX, IO_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::register::{Basis, Member, RegisterState};
 
 /// Oldest and newest protocol version this build speaks.
-pub const VERSIONS: (u8, u8) = (1, 1);
+pub const VERSIONS: (u8, u8) = (2, 2);
 /// Length of a frame header.
 pub const HEADER_BYTES: usize = 64;
 const MAGIC: u32 = u32::from_le_bytes(*b"RPL1");
@@ -556,7 +557,9 @@ pub(crate) fn put_register(state: &RegisterState, out: &mut Vec<u8>) {
     out.extend_from_slice(&state.primary.unwrap_or_default().0.to_le_bytes());
     out.extend_from_slice(&state.authority.unwrap_or_default().0.to_le_bytes());
     out.extend_from_slice(&state.basis.lineage.to_le_bytes());
-    let flags = u8::from(state.released_clean) | u8::from(state.basis.taker_was_member) << 1;
+    let flags = u8::from(state.released_clean)
+        | u8::from(state.basis.taker_was_member) << 1
+        | u8::from(state.sole) << 2;
     out.extend_from_slice(&[flags, state.set.len() as u8]);
     for member in &state.set {
         out.extend_from_slice(&member.replica.0.to_le_bytes());
@@ -578,6 +581,7 @@ pub(crate) fn take_register(input: &mut Reader<'_>) -> Result<RegisterState, Fra
     let flags = input.u8()?;
     state.released_clean = flags & 1 != 0;
     state.basis.taker_was_member = flags & 2 != 0;
+    state.sole = flags & 4 != 0;
     // No cluster lives that long; a larger number would overflow where one is added to it.
     if state.generation.max(state.tenure).max(state.basis.lineage) > NUMBER_MAX {
         return Err(FrameError::Bounds);

@@ -356,6 +356,7 @@ fn timing(mut section: Section<'_>, from: Timing) -> Timing {
         drain_limit: take("drain_limit_ms", 1_000..=600_000, from.drain_limit),
         join_grace: take("join_grace_ms", 0..=60_000, from.join_grace),
         power_loss_wait: from.power_loss_wait,
+        demote_after: from.demote_after,
     };
     let forever = section.raw("power_loss_wait_ms").and_then(|value| value.get_ref().as_str());
     if forever == Some("forever") {

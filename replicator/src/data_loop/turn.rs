@@ -230,6 +230,7 @@ impl<C: Core> DataLoop<C> {
             Effect::AnswerOperator { ticket, result } => {
                 tell_daemon(&self.events, FromLoop::Answer { ticket, result });
             }
+            Effect::Propose { .. } => unreachable!("the register is in the own superblock"),
             Effect::Note(note) => tell_daemon(&self.events, FromLoop::Note(note)),
             Effect::Stopped => self.stop_by = Some(io.now + STOP_LIMIT),
         }

@@ -7,7 +7,9 @@ use std::sync::{OnceLock, mpsc};
 use nix::time::{ClockId, clock_gettime};
 use replicator_core::block::Incarnation;
 use replicator_core::metadata::{self, Image, Superblock};
-use replicator_core::{Config, Effects, Input, PeerConfig, Replica, Span, Status, Time};
+use replicator_core::{
+    Config, Effects, Input, PeerConfig, RegisterKeeper, Replica, Span, Status, Time,
+};
 
 use super::{Phase, Resource, Run};
 use crate::block_device::Shape;
@@ -52,6 +54,7 @@ impl Resource {
             peers: self.peers.iter().map(|node| PeerConfig { node: node.clone() }).collect(),
             incarnation: self.incarnation().map_err(|error| error.to_string())?,
             can_punch: disk.can_punch(),
+            register: RegisterKeeper::OwnSuperblock,
             timing: self.config.timing,
         };
         let now = now();

@@ -66,7 +66,8 @@ const MOVES: usize = STATES + 8;
 
 fn states<S: Copy + Debug>(title: &'static str, all: &[S]) -> Section {
     let names: Vec<String> = all.iter().map(|state| format!("{state:?}")).collect();
-    Section { title, impossible: vec![None; names.len()], names, offset: 0 }
+    let impossible = names.iter().map(|name| impossible::state(name)).collect();
+    Section { title, impossible, names, offset: 0 }
 }
 
 /// All ordered pairs; from a state to itself is no transition.
@@ -346,7 +347,8 @@ mod tests {
             (0..section.names.len()).filter(|&at| all.count_of(section, at) > 0).count()
         };
         // A promotion rarely waits for writes; an authority is rarely refused.
-        assert!(reached("roles") >= Office::ALL.len() - 1);
+        // One role needs a majority.
+        assert!(reached("roles") >= Office::ALL.len() - 2);
         assert!(reached("frames") >= Table::Frames.names().len() - 1);
         let section = &SECTIONS[MOVES];
         let impossible = (0..section.names.len())

@@ -229,6 +229,7 @@ impl Plan {
                 drain_limit: Span::from_ms([10_000, 10_000, 1_500][draw.below(3) as usize]),
                 join_grace: Span::from_ms(200 + draw.below(800)),
                 power_loss_wait: Span::from_ms(500 + draw.below(4_000)),
+                ..Timing::default()
             },
         }
     }

@@ -315,6 +315,9 @@ fn kind(input: &Input) -> &'static str {
         Input::PeerSaid { .. } => "PeerSaid",
         Input::LinkLost { .. } => "LinkLost",
         Input::Ordered { .. } => "Ordered",
+        Input::Decided { .. } => "Decided",
+        Input::RegisterLearned(_) => "RegisterLearned",
+        Input::LeaseChanged { .. } => "LeaseChanged",
         Input::TimePassed => "TimePassed",
     }
 }

@@ -12,7 +12,7 @@ use replicator_core::wire::Message;
 use replicator_core::{
     Answer, BufId, ByteRange, ClientError, ClientRequest, Command, Config, DiskFailure,
     DiskOutcome, Effect, Effects, Input, LinkLoss, Note, OpId, PeerConfig, PeerIndex, Refusal,
-    Replica, RequestId, SessionId, Ticket, Time, Timing,
+    RegisterKeeper, Replica, RequestId, SessionId, Ticket, Time, Timing,
 };
 
 use crate::disk::{Disk, Payload, SECTOR_BYTES, ZERO};
@@ -278,6 +278,7 @@ impl Pair {
             peers: vec![PeerConfig { node: NAMES[1 - node].into() }],
             incarnation: Incarnation(u128::from(there.boot) * 2 + node as u128 + 1),
             can_punch: true,
+            register: RegisterKeeper::OwnSuperblock,
             timing: self.timing,
         };
         let region = self.nodes[node].disk.region();

@@ -37,6 +37,9 @@ pub fn effect(effect: &Effect, node: &Node) -> Option<String> {
         Effect::OpenDevice { tenure } => format!("device   open, tenure {tenure}"),
         Effect::CloseDevice { forced: false } => "device   closed".into(),
         Effect::CloseDevice { forced: true } => "device   taken away".into(),
+        Effect::Propose { number, next, .. } => {
+            format!("propose  {number}: generation {}", next.generation)
+        }
         Effect::Note(told) => format!("note     {}", note(told)),
         Effect::Stopped => "stopped".into(),
     })
@@ -81,6 +84,12 @@ fn note(note: &Note) -> String {
             format!("resync finished, {} sent", size(*sent_bytes))
         }
         Note::DiskFailed { during, .. } => format!("the disk failed during a {during}"),
+        Note::LeaseLapsed => "the lease ended".into(),
+        Note::LeaseBack { after } => format!("the lease is back after {} ms", after.as_ms()),
+        Note::OfficeLost { why } => format!("the office is lost: {why}"),
+        Note::RegisterWentBack { here, there } => {
+            format!("the register went back from g{here} to g{there}")
+        }
         Note::HotExtentsMarked { extents } => format!("{extents} hot extents became dirty bits"),
     }
 }

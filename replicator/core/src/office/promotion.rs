@@ -28,9 +28,9 @@ pub(crate) struct Promotion {
     pub(crate) since: Time,
     pub(crate) phase: Phase,
     /// Without the consent of the old authority: a new lineage.
-    forced: bool,
+    pub(crate) forced: bool,
     /// The tenure is kept: a restart on the same boot (R6a).
-    resumed: bool,
+    pub(crate) resumed: bool,
 }
 
 /// How far a promotion is.
@@ -44,12 +44,14 @@ pub(crate) enum Phase {
     Flushing,
     /// The new state becomes durable.
     Committing,
+    /// Committed and durable; it serves when it has the lease.
+    AwaitLease,
 }
 
 impl Promotion {
     /// Whether it may still be given up: nothing is proposed yet.
     pub(crate) fn may_time_out(&self) -> bool {
-        self.phase != Phase::Committing
+        !matches!(self.phase, Phase::Committing | Phase::AwaitLease)
     }
 }
 
@@ -66,6 +68,9 @@ impl Replica {
             Role::Primary => return Ok(Some(Answer::Already)),
             Role::Secondary if self.change.is_none() => {}
             _ => return Err(busy(self.role.name())),
+        }
+        if self.by_majority() {
+            return self.promote_by_majority(ticket, old_primary_is_off, allow_data_loss, effects);
         }
         self.check_own_data(allow_data_loss)?;
         let mine = self.superblock.replica;
@@ -103,7 +108,7 @@ impl Replica {
         Ok(None)
     }
 
-    fn begin_promotion(&mut self, promotion: Promotion, effects: &mut Effects) {
+    pub(crate) fn begin_promotion(&mut self, promotion: Promotion, effects: &mut Effects) {
         self.set_role(Role::Promoting(promotion), effects);
         match promotion.phase {
             Phase::Asking(peer, _) => self.send(peer, Message::AuthorityWanted, None, effects),
@@ -114,7 +119,9 @@ impl Replica {
     /// Whether this replica holds every acknowledged write, as far as its register copy tells.
     pub(crate) fn is_up_to_date(&self) -> bool {
         let mine = self.superblock.replica;
-        let joins = self.superblock.coming == self.register.generation + 1;
+        // A majority knows whether the commit that was announced here was made.
+        let may_join = self.superblock.coming == self.register.generation + 1;
+        let joins = may_join && !self.by_majority();
         (self.register.contains(mine) || joins)
             && !self.superblock.invalid
             && !self.superblock.diverged
@@ -123,7 +130,7 @@ impl Replica {
             && !self.disk_failed
     }
 
-    fn check_own_data(&self, allow_data_loss: bool) -> Result<(), Refusal> {
+    pub(crate) fn check_own_data(&self, allow_data_loss: bool) -> Result<(), Refusal> {
         if self.disk_failed {
             return Err(Refusal {
                 code: "no_disk",
@@ -167,7 +174,7 @@ impl Replica {
         Err(Refusal { code: "not_up_to_date", rule: "R11a", why, next })
     }
 
-    fn peer_is_primary(&self, at: usize) -> Refusal {
+    pub(crate) fn peer_is_primary(&self, at: usize) -> Refusal {
         let node = &self.peers[at].node;
         Refusal {
             code: "peer_is_primary",
@@ -211,7 +218,7 @@ impl Replica {
 
     /// R11a: a member whose machine lost its caches may lack what was acknowledged and never
     /// flushed. Another member that kept its caches, or that may have kept them, goes first.
-    fn check_power_loss(
+    pub(crate) fn check_power_loss(
         &self,
         connected: Option<usize>,
         allow_data_loss: bool,
@@ -332,10 +339,18 @@ impl Replica {
         promotion.phase = Phase::Committing;
         self.role = Role::Promoting(promotion);
         let next = self.state_after_take_over(promotion);
-        self.superblock.tenure = next.tenure;
+        if !self.by_majority() {
+            self.superblock.tenure = next.tenure;
+            self.settle_take_over(promotion.forced);
+        }
+        self.propose(Change::TakeOver, next, effects);
+    }
+
+    /// What a take-over makes of the own superblock, with the commit.
+    pub(crate) fn settle_take_over(&mut self, forced: bool) {
         self.superblock.coming = 0;
         self.superblock.clean &= defect(Defect::CleanMarkStays);
-        if promotion.forced {
+        if forced {
             // The operator chose these data: from now on they are what the resource is.
             if self.superblock.invalid {
                 self.forget_equality();
@@ -346,7 +361,6 @@ impl Replica {
         }
         // Whoever takes the office keeps what it has.
         self.superblock.discard_diverged = false;
-        self.propose(Change::TakeOver, next, effects);
     }
 
     /// Nobody knows where this replica differs from the others: they are resynced in full.
@@ -361,7 +375,7 @@ impl Replica {
     fn state_after_take_over(&self, promotion: Promotion) -> RegisterState {
         let mine = self.superblock.replica;
         let me = Member { replica: mine, incarnation: self.config.incarnation };
-        let old = &self.register;
+        let old = self.committed();
         let was_member = self.is_up_to_date();
         let known = old.generation.max(self.superblock.coming);
         let mut next = old.clone();
@@ -381,17 +395,30 @@ impl Replica {
         next.primary = Some(mine);
         next.authority = Some(mine);
         next.released_clean = false;
+        next.sole = false;
         if promotion.forced {
             next.basis = Basis { lineage: old.basis.lineage + 1, taker_was_member: was_member };
         }
         next
     }
 
-    /// The office is ours, durably: serve.
+    /// The office is ours, durably: serve, as soon as there is a lease (R2c).
     pub(crate) fn office_taken(&mut self, effects: &mut Effects) {
-        let Role::Promoting(promotion) = self.role else {
+        let Role::Promoting(mut promotion) = self.role else {
             unreachable!("an office was taken by nobody")
         };
+        if self.holds_lease(self.now) {
+            self.serve(promotion, effects);
+        } else {
+            (promotion.phase, promotion.since) = (Phase::AwaitLease, self.now);
+            self.role = Role::Promoting(promotion);
+            self.watch_lease(effects);
+        }
+    }
+
+    /// Opens the device.
+    pub(crate) fn serve(&mut self, promotion: Promotion, effects: &mut Effects) {
+        self.note_served();
         self.office_since = self.now;
         self.lost_in_office = false;
         self.set_role(Role::Primary, effects);
@@ -401,7 +428,7 @@ impl Replica {
         }
     }
 
-    fn promotion_refused(&mut self, refusal: Refusal, effects: &mut Effects) {
+    pub(crate) fn promotion_refused(&mut self, refusal: Refusal, effects: &mut Effects) {
         let Role::Promoting(promotion) = self.role else { return };
         self.set_role(Role::Secondary, effects);
         if let Some(ticket) = promotion.ticket {
@@ -409,6 +436,7 @@ impl Replica {
             effects.push(Effect::AnswerOperator { ticket, result });
         }
         self.greet_waiting(effects);
+        self.take_up_pending(effects);
     }
 
     /// R2c: a disk that does not end what it was given, or a peer that does not answer, ends the
@@ -449,6 +477,10 @@ impl Replica {
     /// R6a: a new process on the same boot goes on with the office of the old one, once the peer
     /// has said that nobody took it.
     pub(crate) fn resume_office(&mut self, effects: &mut Effects) {
+        if self.by_majority() {
+            // The driver orders it: it knows when a majority can be reached.
+            return;
+        }
         let mine = self.superblock.replica;
         let was_primary = self.register.primary == Some(mine)
             && self.register.authority == Some(mine)

@@ -24,6 +24,13 @@ impl Replica {
         effects: &mut Effects,
     ) -> Result<Option<Answer>, Refusal> {
         match self.role {
+            Role::Secondary if self.by_majority() && self.change.is_none() => {
+                // An office that is only in the register stands in everybody's way.
+                if self.register.primary == Some(self.superblock.replica) {
+                    return self.give_up_office(ticket, effects);
+                }
+                return Ok(Some(Answer::Already));
+            }
             Role::Secondary => return Ok(Some(Answer::Already)),
             Role::Primary => {}
             _ => return Err(busy(self.role.name())),
@@ -46,7 +53,12 @@ impl Replica {
             return;
         }
         match self.role {
-            Role::Demoting if !self.releasing && self.acks_allowed() && self.change.is_none() => {
+            Role::Demoting
+                if !self.releasing
+                    && self.members_complete()
+                    && self.change.is_none()
+                    && !self.majority.is_busy() =>
+            {
                 self.releasing = true;
                 if defect(Defect::ReleaseWithoutFlush) {
                     return self.release_flushed(effects);
@@ -67,7 +79,7 @@ impl Replica {
         if self.role != Role::Demoting {
             return;
         }
-        if !self.acks_allowed() || self.change.is_some() || self.log_is_writing() {
+        if !self.members_complete() || self.change.is_some() || self.log_is_writing() {
             // A member was lost meanwhile: once more when it is out of the set.
             self.releasing = false;
             return;
@@ -76,6 +88,7 @@ impl Replica {
         next.generation += 1;
         next.primary = None;
         next.released_clean = true;
+        next.sole = false;
         self.restart_log();
         self.propose(Change::Release, next, effects);
     }
@@ -118,6 +131,10 @@ impl Replica {
     pub(crate) fn step_down(&mut self, next: Option<RegisterState>, effects: &mut Effects) {
         self.change = None;
         self.releasing = false;
+        if self.by_majority() && self.superblock.register.order() > self.register.order() {
+            // Committed, and on its way to the disk.
+            self.register = self.superblock.register.clone();
+        }
         if let Some(next) = next {
             self.superblock.tenure = self.superblock.tenure.max(next.tenure);
             self.register = next;
@@ -158,6 +175,7 @@ impl Replica {
         self.deposing = false;
         self.set_role(Role::Secondary, effects);
         self.greet_waiting(effects);
+        self.take_up_pending(effects);
         if let Some(ticket) = self.demotion_ticket.take() {
             effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
         }
@@ -182,6 +200,9 @@ impl Replica {
     /// the set and the other one gets the authority: it learns of it when they meet again, after
     /// it is durable here. The last member goes on, and every failure is told.
     pub(crate) fn primary_disk_failed(&mut self, effects: &mut Effects) {
+        if self.change == Some(Change::HandOver) {
+            return;
+        }
         let Some(heir) = self.heir() else {
             if self.releasing {
                 // R6c: a flush failed, so the release cannot call the data durable.
@@ -190,6 +211,16 @@ impl Replica {
             return;
         };
         self.disk_failed = true;
+        if self.by_majority() {
+            if self.change.is_some() || self.majority.is_busy() {
+                return self.step_down(None, effects);
+            }
+            self.propose_hand_over(effects);
+            for at in 0..self.peers.len() {
+                self.close(at, Retry::Now, effects);
+            }
+            return;
+        }
         let mut next = self.register.without(self.superblock.replica);
         next.primary = None;
         next.authority = Some(self.peers[heir].replica());

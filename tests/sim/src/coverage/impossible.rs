@@ -20,8 +20,24 @@ pub fn kind(table: Table, name: &str) -> Option<&'static str> {
         (Table::Commands, "Invalidate=Already" | "ResyncFull=Already" | "Stop=Already") => {
             Some("it is done again, or refused")
         }
+        (Table::Inputs, "Decided" | "RegisterLearned" | "LeaseChanged")
+        | (Table::Orders, "Propose")
+        | (Table::Notes, "LeaseLapsed" | "LeaseBack" | "OfficeLost" | "RegisterWentBack")
+        | (
+            Table::Refusals,
+            "lost_the_race" | "no_lease" | "not_now" | "register_unknown" | "register_went_back"
+            | "sole_primary",
+        ) => Some(NO_MAJORITY),
         _ => None,
     }
+}
+
+const NO_MAJORITY: &str = "no majority keeps the register of this pair";
+
+/// Why a state is never reached.
+pub fn state(name: &str) -> Option<&'static str> {
+    let of_a_majority = matches!(name, "AwaitLease" | "HandOver" | "Adopt" | "RegisterWentBack");
+    of_a_majority.then_some(NO_MAJORITY)
 }
 
 /// Why a role never follows another in one step.
@@ -38,9 +54,10 @@ pub fn office(from: Office, to: Office) -> Option<&'static str> {
         Demoting => matches!(to, Secondary | Deposed | Stopping),
         Deposed => matches!(to, Secondary | Stopping),
         Stopping => matches!(to, Stopped),
-        Stopped => false,
+        Stopped | AwaitLease => false,
     };
     let why = match (from, to) {
+        (AwaitLease, _) | (_, AwaitLease) => NO_MAJORITY,
         (Stopped, _) => "a process that stopped does nothing more",
         (_, Starting) => "a process starts once",
         (_, Stopped) => "a stop flushes and marks the disk first (R12)",
@@ -98,12 +115,14 @@ pub fn session(from: Session, to: Session) -> Option<&'static str> {
 pub fn changing(from: Changing, to: Changing) -> Option<&'static str> {
     use Changing::*;
     let can = match from {
-        Nothing => to != ShrinkProposed,
+        Nothing => !matches!(to, ShrinkProposed | HandOver | Adopt),
         ShrinkFlushing => matches!(to, Nothing | ShrinkProposed),
         Grow => matches!(to, Nothing | ShrinkFlushing),
         ShrinkProposed | TakeOver | Release | GiveAuthority => to == Nothing,
+        HandOver | Adopt => false,
     };
     let why = match (from, to) {
+        (HandOver | Adopt, _) | (_, HandOver | Adopt) => NO_MAJORITY,
         (_, ShrinkProposed) => "the own disk is flushed before a removal is proposed (R3)",
         (TakeOver, ShrinkFlushing) => "after a hand-over the others have a moment to come",
         _ => "one change at a time, and each begins with a disk's or a peer's word",

@@ -34,6 +34,9 @@ kinds! { InputKind of Input:
     LinkLost = Input::LinkLost { .. },
     Ordered = Input::Ordered { .. },
     TimePassed = Input::TimePassed,
+    Decided = Input::Decided { .. },
+    RegisterLearned = Input::RegisterLearned(_),
+    LeaseChanged = Input::LeaseChanged { .. },
 }
 
 kinds! { DiskAnswer of Result<DiskOutcome, DiskFailure>:
@@ -76,6 +79,7 @@ kinds! { Order of Effect:
     CloseDeviceByForce = Effect::CloseDevice { forced: true },
     Note = Effect::Note(_),
     Stopped = Effect::Stopped,
+    Propose = Effect::Propose { .. },
 }
 
 kinds! { NoteKind of Note:
@@ -88,6 +92,10 @@ kinds! { NoteKind of Note:
     ResyncFinished = Note::ResyncFinished { .. },
     DiskFailed = Note::DiskFailed { .. },
     HotExtentsMarked = Note::HotExtentsMarked { .. },
+    LeaseLapsed = Note::LeaseLapsed,
+    LeaseBack = Note::LeaseBack { .. },
+    OfficeLost = Note::OfficeLost { .. },
+    RegisterWentBack = Note::RegisterWentBack { .. },
 }
 
 kinds! { Frame of Message:

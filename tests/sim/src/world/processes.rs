@@ -3,7 +3,7 @@
 use std::mem;
 
 use replicator_core::block::Incarnation;
-use replicator_core::{Config, Input, PeerConfig};
+use replicator_core::{Config, Input, PeerConfig, RegisterKeeper};
 
 use crate::disk::Job;
 use crate::failure::Kind;
@@ -41,6 +41,7 @@ impl World {
             peers: vec![PeerConfig { node: self.nodes[1 - node].name.into() }],
             incarnation: Incarnation(there.incarnation),
             can_punch: there.can_punch,
+            register: RegisterKeeper::OwnSuperblock,
             timing: self.plan.timing,
         };
         let attached = self.attach_disk(node, config);
