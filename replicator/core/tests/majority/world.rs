@@ -433,7 +433,7 @@ fn attach(node: usize, incarnation: Incarnation, region: &[u8], now: Time) -> Re
         timing: Timing::default(),
     };
     let image = Image {
-        region: region.to_vec(),
+        region,
         device_bytes: REGION_DEVICE_BYTES,
         disk_bytes: DISK_BYTES,
         fingerprint: None,
