@@ -10,7 +10,7 @@ use replicator_core::metadata::{self, FormatRequest, Image};
 use replicator_core::recording::{HEAD_BYTES, put_effects, put_end, put_input, put_start, title};
 use replicator_core::{
     BufId, ByteRange, ClientRequest, Command, Config, DiskFailure, DiskOutcome, Effect, Input,
-    PeerConfig, Replica, RequestId, Ticket, Time, Timing,
+    PeerConfig, RegisterKeeper, Replica, RequestId, Ticket, Time, Timing,
 };
 use sim::replay::{Ending, ReplayError, Replayed, replay};
 
@@ -66,6 +66,7 @@ impl Story {
             peers: vec![PeerConfig { node: "beta".into() }],
             incarnation: Incarnation(1),
             can_punch: true,
+            register: RegisterKeeper::OwnSuperblock,
             timing: Timing::default(),
         };
         let now = Time(1_000_000_000);

@@ -376,6 +376,8 @@ impl View {
                 }
             }
             Input::LinkLost { session, .. } => self.session_over(*session),
+            // A majority keeps no register here.
+            Input::Decided { .. } | Input::RegisterLearned(_) | Input::LeaseChanged { .. } => {}
             Input::Ordered { .. } | Input::TimePassed => {}
         }
     }
@@ -580,6 +582,7 @@ impl View {
             Effect::CloseDevice { forced } => self.device_closed(*forced),
             Effect::ReleaseBuf { .. }
             | Effect::AnswerOperator { .. }
+            | Effect::Propose { .. }
             | Effect::Note(_)
             | Effect::Stopped => {}
         }
