@@ -31,7 +31,9 @@ pub mod defaults {
     pub const RUN_DIR: &str = "/run/replicator";
     /// Where the devices appear.
     pub const DEVICE_DIR: &str = "/dev/replicator";
-    /// TCP port of cluster and data.
+    /// Length of the lease of a primary in milliseconds.
+    pub const LEASE_MS: u64 = 1_000;
+    /// TCP port of data and UDP port of the cluster.
     pub const PORT: u16 = 7788;
     /// TCP port of HTTP; not used yet.
     pub const HTTP_PORT: u16 = 7790;
@@ -50,6 +52,8 @@ pub struct ClusterConfig {
     pub path: PathBuf,
     /// Name of the cluster.
     pub cluster: String,
+    /// How long a lease is; machine death is noticed a tenth later.
+    pub lease_ms: u64,
     /// All nodes, by name.
     pub nodes: Vec<NodeConfig>,
     /// All resources, by name.
@@ -161,6 +165,11 @@ impl ClusterConfig {
             text,
             problems,
         })
+    }
+
+    /// Whether a majority decides: there is a witness.
+    pub fn has_majority(&self) -> bool {
+        self.nodes.iter().any(|node| node.witness)
     }
 
     /// A node by its name.

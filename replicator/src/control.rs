@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::cluster::HistoryEntry;
 use crate::report::{EventReport, StatusReport};
 
 /// Version of this interface; a change that old commands cannot read raises it.
@@ -96,6 +97,38 @@ pub enum Order {
         /// Which.
         resource: String,
     },
+    /// Move the office to another node, without loss.
+    Switchover {
+        /// Which.
+        resource: String,
+        /// Whereto; the best other node by default.
+        to: Option<String>,
+    },
+    /// Have a node take the office by force.
+    Failover {
+        /// Which.
+        resource: String,
+        /// Where.
+        to: String,
+        /// Serve these data though they may be old.
+        allow_data_loss: bool,
+        /// The operator knows that the old primary is off.
+        old_primary_is_off: bool,
+    },
+    /// Automation off or on.
+    Pause {
+        /// Whether it is off.
+        paused: bool,
+    },
+    /// Whether a node is to hold no office.
+    Standby {
+        /// The node.
+        node: String,
+        /// Whether it is.
+        is_standby: bool,
+    },
+    /// What the register went through.
+    History,
     /// Everything that happens from now on, and the latest before; ends when the caller closes.
     Events,
 }
@@ -112,6 +145,8 @@ pub enum Reply {
     Refused(RefusalReport),
     /// The answer to `Status`.
     Status(Box<StatusReport>),
+    /// The answer to `History`, oldest first.
+    History(Vec<HistoryEntry>),
     /// One of many for `Events`.
     Event(EventReport),
 }

@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use failover::core::cluster::Force;
+
+use crate::cluster::ControlPlane;
 use crate::control::{Order, RefusalReport, Reply, read_request};
 use crate::daemon::Daemon;
 use crate::resource::Resource;
@@ -128,7 +131,31 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
         Order::DiscardDiverged { resource } => with(&resource, &|it| it.discard_diverged()),
         Order::Up { resource } => with(&resource, &|it| it.up()),
         Order::Down { resource } => with(&resource, &|it| it.down()),
+        Order::Switchover { resource, to } => {
+            with_plane(daemon, &|plane| plane.switchover(&resource, to.as_deref()))
+        }
+        Order::Failover { resource, to, allow_data_loss, old_primary_is_off } => {
+            let force = Force { allow_data_loss, old_primary_is_off };
+            with_plane(daemon, &|plane| plane.failover(&resource, &to, force))
+        }
+        Order::Pause { paused } => with_plane(daemon, &|plane| plane.pause(paused)),
+        Order::Standby { node, is_standby } => {
+            with_plane(daemon, &|plane| plane.standby(&node, is_standby))
+        }
+        Order::History => with_plane(daemon, &|plane| Reply::History(plane.history.entries())),
         Order::Events => unreachable!("handled by the caller"),
+    }
+}
+
+/// What only a majority can do.
+fn with_plane(daemon: &Daemon, act: &dyn Fn(&ControlPlane) -> Reply) -> Reply {
+    match &daemon.control_plane {
+        Some(plane) => act(plane),
+        None => Reply::Refused(RefusalReport::new(
+            "no_majority_here",
+            "this cluster has no witness: no majority decides here",
+            "use promote and demote; or add a witness to the configuration of all nodes",
+        )),
     }
 }
 

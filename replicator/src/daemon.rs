@@ -15,6 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 
+use crate::cluster::ControlPlane;
 use crate::config::{ClusterConfig, NodeConfig};
 use crate::control::Reply;
 use crate::control_server;
@@ -36,6 +37,8 @@ pub struct Daemon {
     node: NodeConfig,
     resources: Vec<Arc<Resource>>,
     peers: Arc<Peers>,
+    /// The control plane, where a majority decides.
+    pub control_plane: Option<Arc<ControlPlane>>,
     /// What has happened.
     pub events: Arc<Events>,
     warnings: Vec<String>,
@@ -47,9 +50,9 @@ pub struct Daemon {
 /// Why a daemon cannot start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The configuration makes this node a witness.
-    #[error("{0} is a witness, which has nothing to do in this version; start data nodes only")]
-    Witness(String),
+    /// The control plane cannot start.
+    #[error(transparent)]
+    ControlPlane(#[from] failover::StartError),
     /// No usable key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -87,14 +90,11 @@ impl Daemon {
         keeper: Keeper,
         mut warnings: Vec<String>,
     ) -> Result<Arc<Self>, StartError> {
-        if node.witness {
-            return Err(StartError::Witness(node.name));
-        }
         let key = ClusterKey::load(&node.key)?;
+        let plane_key = key.clone();
         make_private_dir(&node.run_dir).map_err(io_error("make", node.run_dir.display()))?;
         let lock = take_lock(&node)?;
         let control = listen(&node.control_socket)?;
-        let nbd = listen(&node.nbd_socket)?;
 
         warnings.extend(cluster.warnings.iter().cloned());
         let cluster = Arc::new(cluster);
@@ -103,6 +103,7 @@ impl Daemon {
         let resources: Vec<Arc<Resource>> = cluster
             .resources
             .iter()
+            .filter(|_| !node.witness)
             .map(|config| {
                 let (config, cluster) = (config.clone(), cluster.clone());
                 let (events, keeper) = (events.clone(), keeper.clone());
@@ -116,12 +117,21 @@ impl Daemon {
             resources.clone(),
             events.clone(),
         ));
-        peers.listen().map_err(io_error("start", "the listener for peers"))?;
-        let port = Arc::new(NbdPort::new(node.name.clone(), resources.clone(), events.clone()));
-        for address in &node.nbd_listen {
-            port.listen_tcp(*address).map_err(io_error("start", "the NBD port"))?;
+        if !node.witness {
+            peers.listen().map_err(io_error("start", "the listener for peers"))?;
+            let port = Arc::new(NbdPort::new(node.name.clone(), resources.clone(), events.clone()));
+            for address in &node.nbd_listen {
+                port.listen_tcp(*address).map_err(io_error("start", "the NBD port"))?;
+            }
+            let nbd = listen(&node.nbd_socket)?;
+            port.listen_unix(nbd).map_err(io_error("start", "the NBD socket"))?;
         }
-        port.listen_unix(nbd).map_err(io_error("start", "the NBD socket"))?;
+        let control_plane = if cluster.has_majority() {
+            let (cluster, events) = (cluster.clone(), events.clone());
+            Some(ControlPlane::start(cluster, &node, plane_key, &resources, events)?)
+        } else {
+            None
+        };
 
         let started = Instant::now();
         let daemon = Arc::new(Self {
@@ -129,6 +139,7 @@ impl Daemon {
             node,
             resources,
             peers,
+            control_plane,
             events,
             warnings,
             started,
@@ -170,6 +181,7 @@ impl Daemon {
             up_ms: self.started.elapsed().as_millis() as u64,
             warnings: self.warnings.clone(),
             refused_greetings: self.peers.refused_greetings(),
+            cluster_state: self.control_plane.as_ref().and_then(|plane| plane.report()),
             resources,
         }
     }

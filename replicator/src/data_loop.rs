@@ -31,6 +31,7 @@ use std::thread;
 
 use nbd_frontend::session::Session;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use replicator_core::register::RegisterState;
 use replicator_core::{
     Answer, ByteRange, Command, Effects, Input, Note, PeerIndex, Refusal, Retry, SessionId, Span,
     Status, Ticket, Time,
@@ -38,6 +39,7 @@ use replicator_core::{
 use thiserror::Error;
 
 pub use crate::buffers::ShareUse;
+use crate::cluster::LeaseCell;
 use crate::disk::Disk;
 pub use crate::uring::RingError;
 
@@ -59,6 +61,8 @@ pub trait Core: Send + 'static {
     fn step(&mut self, now: Time, input: Input, effects: &mut Effects);
     /// When the core wants `Input::TimePassed` at the latest.
     fn next_deadline(&self) -> Option<Time>;
+    /// Whether clients may be answered with success at this time (R5a).
+    fn holds_lease(&self, now: Time) -> bool;
     /// A snapshot for people.
     fn status(&self, now: Time) -> Status;
 }
@@ -74,6 +78,8 @@ pub struct LoopConfig {
     pub pool_bytes: usize,
     /// A client that does not read its replies for so long is dropped. An idle one is fine.
     pub client_timeout: Span,
+    /// Until when this node may act as primary; none where no majority decides.
+    pub lease: Option<Arc<LeaseCell>>,
     /// What `Effect::TakeFingerprint` hashes: `metadata::fingerprint_samples(data_bytes)`.
     pub fingerprint_samples: Vec<ByteRange>,
 }
@@ -111,6 +117,8 @@ pub enum ToLoop {
         /// What to do.
         command: Command,
     },
+    /// What a majority decided about the register.
+    Register(Input),
     /// Asks for a snapshot; the loop drops it silently when nobody listens any more.
     Status {
         /// Where to.
@@ -149,6 +157,17 @@ pub enum FromLoop {
         retry: Retry,
         /// In words, for log and status.
         why: String,
+    },
+    /// The core wants the register changed by a majority.
+    Proposed {
+        /// The core's number for it; comes back with the decision.
+        number: u64,
+        /// The state that is to follow.
+        next: Box<RegisterState>,
+        /// The generation that it replaces.
+        expected: u64,
+        /// On an operator's word.
+        forced: bool,
     },
     /// For log, history and counters.
     Note(Note),
@@ -199,6 +218,7 @@ pub enum LoopError {
 pub struct LoopHandle {
     mailbox: Mailbox,
     turned_at: Arc<AtomicU64>,
+    disk_busy_since: Arc<AtomicU64>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -212,6 +232,22 @@ impl LoopHandle {
     /// a second; an older stamp means that a system call hangs.
     pub fn turned_at(&self) -> Time {
         Time(self.turned_at.load(Ordering::Relaxed))
+    }
+
+    /// Ends the loop's wait, so that it looks at its lease and shows that it lives.
+    pub fn wake(&self) {
+        self.mailbox.ring_bell();
+    }
+
+    /// When the loop showed progress last: it turned, and its disk does not hang (L1). A loop with
+    /// nothing to do is woken by this question, so that the next answer is newer.
+    pub fn progress(&self, disk_hangs_after: Span) -> Option<Time> {
+        let since = Time(self.disk_busy_since.load(Ordering::Relaxed));
+        if since.0 != 0 && io::now().since(since) > disk_hangs_after {
+            return None;
+        }
+        self.wake();
+        Some(self.turned_at())
     }
 
     /// Waits for the end of the thread. Call it after [`FromLoop::Stopped`] or
@@ -249,15 +285,17 @@ pub fn spawn<C: Core>(
     let (sender, letters) = mpsc::sync_channel(MAILBOX_LENGTH);
     let mailbox = Mailbox { letters: Some(sender), bell: bell.clone() };
     let turned_at = Arc::new(AtomicU64::new(io::now().0));
+    let disk_busy_since = Arc::new(AtomicU64::new(0));
     let (ready, started) = mpsc::channel();
     let orders = Orders { letters, bell };
-    let stamp = turned_at.clone();
+    let stamps =
+        turn::Stamps { turned_at: turned_at.clone(), disk_busy_since: disk_busy_since.clone() };
     let thread = thread::Builder::new()
         .name(format!("data {}", config.resource))
-        .spawn(move || turn::run(config, core, orders, events, stamp, ready))
+        .spawn(move || turn::run(config, core, orders, events, stamps, ready))
         .map_err(start_error)?;
     match started.recv() {
-        Ok(Ok(())) => Ok(LoopHandle { mailbox, turned_at, thread: Some(thread) }),
+        Ok(Ok(())) => Ok(LoopHandle { mailbox, turned_at, disk_busy_since, thread: Some(thread) }),
         Ok(Err(error)) => Err(error),
         Err(mpsc::RecvError) => Err(LoopError::Ended),
     }

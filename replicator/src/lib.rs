@@ -9,6 +9,7 @@
 
 pub mod block_device;
 mod buffers;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod control_server;

@@ -134,7 +134,7 @@ fn run(config: ClusterConfig, node: NodeConfig) -> ExitCode {
     let name = node.name.clone();
     let daemon = match Daemon::start(config, node, keeper, warnings) {
         Ok(daemon) => daemon,
-        Err(error @ (StartError::Key(_) | StartError::Witness(_))) => {
+        Err(error @ StartError::Key(_)) => {
             return complain(EXIT_USAGE, &error);
         }
         Err(error) => return complain(EXIT_FAILED, &error),

@@ -97,6 +97,10 @@ impl Core for Recorded {
         recording::put_effects(&mut self.recorder.pending, &effects[before..]);
     }
 
+    fn holds_lease(&self, now: Time) -> bool {
+        self.replica.holds_lease(now)
+    }
+
     fn next_deadline(&self) -> Option<Time> {
         self.replica.next_deadline()
     }

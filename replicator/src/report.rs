@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::ClusterReport;
 use crate::verdict::Verdict;
 
 /// A whole node.
@@ -23,6 +24,9 @@ pub struct StatusReport {
     pub warnings: Vec<String>,
     /// Greetings that failed, by reason, since the start.
     pub refused_greetings: Vec<RefusedGreetings>,
+    /// The cluster, where a majority decides.
+    #[serde(default)]
+    pub cluster_state: Option<ClusterReport>,
     /// Its resources.
     pub resources: Vec<ResourceReport>,
 }

@@ -4,6 +4,7 @@
 //! longer than it says.
 
 mod bring_up;
+mod in_cluster;
 mod orders;
 mod reports;
 
@@ -12,16 +13,19 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use failover::Cluster;
 use nbd_frontend::attach::Keeper;
 use nbd_frontend::export::Export;
 use nbd_frontend::session::Session;
+use replicator_core::register::RegisterState;
 use replicator_core::{Answer, PeerIndex, Refusal, Retry, SessionId};
 
 use crate::block_device::{BlockDevice, Shape};
+use crate::cluster::LeaseCell;
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::data_loop::{FromLoop, LoopHandle, LoopStatus, ToLoop};
 use crate::events::{Events, Weight, describe};
@@ -50,6 +54,10 @@ pub struct Resource {
     changed: Condvar,
     next_session: AtomicU64,
     next_ticket: AtomicU64,
+    /// The control plane, where a majority decides.
+    cluster_handle: OnceLock<Cluster>,
+    /// Until when this node may act as primary.
+    lease: Arc<LeaseCell>,
 }
 
 struct State {
@@ -58,6 +66,8 @@ struct State {
     links: Vec<Link>,
     /// Operators who wait for an answer of the loop, by ticket.
     waiting: HashMap<u64, mpsc::Sender<OperatorResult>>,
+    /// The newest committed state, for a loop that starts later.
+    learned: Option<RegisterState>,
     /// Somebody wants this resource down.
     stop_wanted: bool,
     /// No keeper may be started any more.
@@ -106,6 +116,7 @@ impl Resource {
             run: None,
             links: peers.iter().map(|_| Link::new(now)).collect(),
             waiting: HashMap::new(),
+            learned: None,
             stop_wanted: false,
             is_closing: false,
         };
@@ -120,6 +131,8 @@ impl Resource {
             changed: Condvar::new(),
             next_session: AtomicU64::new(1),
             next_ticket: AtomicU64::new(1),
+            cluster_handle: OnceLock::new(),
+            lease: Arc::default(),
         }
     }
 
@@ -248,6 +261,7 @@ impl Resource {
                 let (weight, text) = describe(&note, &self.peers);
                 self.emit(weight, text);
             }
+            proposal @ FromLoop::Proposed { .. } => self.proposed(proposal),
             FromLoop::Stopped | FromLoop::Fatal(_) => unreachable!("follow handles the ends"),
         }
     }

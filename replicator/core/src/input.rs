@@ -63,7 +63,8 @@ pub enum Input {
         /// The command.
         command: Command,
     },
-    /// The majority decided on an [`Effect::Propose`](crate::Effect::Propose): exactly one for each.
+    /// The majority decided on an [`Effect::Propose`](crate::Effect::Propose): exactly one for
+    /// each.
     Decided {
         /// Which proposal.
         number: u64,
@@ -76,7 +77,8 @@ pub enum Input {
     /// The lease of this node was granted, prolonged or lost. Only where a majority keeps the
     /// register.
     LeaseChanged {
-        /// It lasts to just before this time; `Time(u64::MAX)`: without end (R5d); `None`: no lease.
+        /// It lasts to just before this time; `Time(u64::MAX)`: without end (R5d); `None`: no
+        /// lease.
         until: Option<Time>,
     },
     /// A deadline of [`Replica::next_deadline`](crate::Replica::next_deadline) has come.

@@ -2,7 +2,7 @@
 //! what it committed is learned, and the lease it grants decides what may be answered.
 //!
 //! ```text
-//!   propose --> Effect::Propose ..unknown.. Input::Decided --Ok--> superblock --> as in the other mode
+//!   propose --> Effect::Propose ..?.. Input::Decided --Ok--> superblock --> as in the other mode
 //!                                                    | Newer: void; deposed, or taken over
 //!                                                    | NotNow: once more a little later
 //! ```
@@ -664,10 +664,6 @@ impl Replica {
         let mine = self.superblock.replica;
         let state = self.committed();
         let is_named = |replica: ReplicaId| state.primary == Some(replica);
-        let leader = self.following.map(|leader| usize::from(leader.peer.0));
-        if let Some(at) = leader.filter(|&at| is_named(self.peers[at].replica())) {
-            return Err(self.peer_is_primary(at));
-        }
         let of_another = state.primary.is_some_and(|primary| primary != mine);
         if state.sole && of_another && !old_primary_is_off {
             return Err(Refusal {
@@ -701,6 +697,18 @@ impl Replica {
         };
         self.begin_promotion(promotion, effects);
         Ok(None)
+    }
+
+    /// Why a promotion would be refused for what this replica is and has.
+    pub(crate) fn promotion_hindrance(&self) -> Option<Refusal> {
+        if !self.by_majority() {
+            return None;
+        }
+        let connected = self.peers.iter().position(|peer| peer.link == Link::Idle);
+        self.check_settled()
+            .and_then(|()| self.check_own_data(false))
+            .and_then(|()| self.check_power_loss(connected, false))
+            .err()
     }
 
     /// R14, R11c: whether this replica knows where it stands.

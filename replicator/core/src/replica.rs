@@ -535,6 +535,7 @@ impl Replica {
             role: self.role.name(),
             has_disk: !self.disk_failed && !self.metadata_failed,
             data: self.data_state().name(),
+            hindrance: self.promotion_hindrance(),
             register: self.register.clone(),
             replica: self.superblock.replica.0,
             size_bytes: self.superblock.data_bytes,

@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::command::Refusal;
 use crate::register::RegisterState;
 use crate::time::Span;
 
@@ -16,6 +17,9 @@ pub struct Status {
     /// `up_to_date`, `outdated`, `inconsistent` (being resynced), `diverged`, `invalid`,
     /// `failed`, `unknown`, `register_went_back` (R11c).
     pub data: &'static str,
+    /// Why it could not be promoted without force now, as far as its data go; none where it keeps
+    /// the register itself.
+    pub hindrance: Option<Refusal>,
     /// The register copy.
     pub register: RegisterState,
     /// This replica's id.

@@ -55,6 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         disk,
         pool_bytes: POOL_BYTES_DEFAULT,
         client_timeout: Span::from_ms(60_000),
+        lease: None,
         fingerprint_samples: Vec::new(),
     };
     let (events, event_receiver) = mpsc::channel();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use replicator_core::{Span, Timing, limits};
@@ -17,6 +18,8 @@ use super::{
 /// Data nodes that this version supports; more need model checking first (SAFETY.md R13).
 const DATA_NODES_MAX: usize = 2;
 const NAME_MAX: usize = 63;
+/// Below, the scheduling of a busy machine lets leases lapse.
+const LEASE_RANGE_MS: RangeInclusive<u64> = 200..=60_000;
 
 /// Paths and ports of the top level: what a node has unless it says otherwise.
 struct NodeDefaults {
@@ -61,6 +64,7 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
         nbd_port: port(&mut top, "nbd_port").unwrap_or(defaults::NBD_PORT),
     };
     port(&mut top, "http_port");
+    let lease_ms = top.number("lease_ms", LEASE_RANGE_MS).unwrap_or(defaults::LEASE_MS);
     let timing = match top.section("timing") {
         Some(section) => timing(section, Timing::default()),
         None => Timing::default(),
@@ -70,7 +74,7 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
     let mut nodes = Vec::new();
     for (name, section) in top.named_sections("node") {
         check_name(problems, "a node", &name);
-        if let Some(node) = node(&name, section, &node_defaults, problems, &mut warnings) {
+        if let Some(node) = node(&name, section, &node_defaults, problems) {
             let data_nodes = nodes.iter().filter(|node: &&NodeConfig| !node.witness).count();
             if !node.witness && data_nodes == DATA_NODES_MAX {
                 problems.add(
@@ -101,7 +105,7 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
     }
     top.finish();
     let cluster = cluster?.value;
-    Some(ClusterConfig { path: path.to_owned(), cluster, nodes, resources, warnings })
+    Some(ClusterConfig { path: path.to_owned(), cluster, lease_ms, nodes, resources, warnings })
 }
 
 /// Names appear in paths, NBD exports and commands: letters, digits, `-`, `_` and `.`.
@@ -128,7 +132,6 @@ fn node(
     mut section: Section<'_>,
     from: &NodeDefaults,
     problems: &Problems,
-    warnings: &mut Vec<String>,
 ) -> Option<NodeConfig> {
     let witness = section.boolean("witness").unwrap_or(false);
     let peer_port = port(&mut section, "port").unwrap_or(from.port);
@@ -158,12 +161,6 @@ fn node(
         device_dir: section.path("device_dir").unwrap_or_else(|| from.device_dir.clone()),
         run_dir,
     };
-    if witness {
-        warnings.push(format!(
-            "{} is a witness and is not used yet: roles change by hand in this version",
-            node.name
-        ));
-    }
     section.finish();
     Some(node)
 }
@@ -356,7 +353,7 @@ fn timing(mut section: Section<'_>, from: Timing) -> Timing {
         drain_limit: take("drain_limit_ms", 1_000..=600_000, from.drain_limit),
         join_grace: take("join_grace_ms", 0..=60_000, from.join_grace),
         power_loss_wait: from.power_loss_wait,
-        demote_after: from.demote_after,
+        demote_after: take("demote_after_ms", 1_000..=600_000, from.demote_after),
     };
     let forever = section.raw("power_loss_wait_ms").and_then(|value| value.get_ref().as_str());
     if forever == Some("forever") {

@@ -51,8 +51,9 @@ fn a_good_file_has_its_values_and_defaults() {
     assert_eq!(beta.addresses[0], "[2001:db8::2]:7788".parse().unwrap());
     assert_eq!(beta.nbd_listen[0], "127.0.0.1:10809".parse().unwrap());
     assert_eq!(beta.nbd_socket, Path::new("/tmp/beta/nbd.sock"));
-    assert_eq!(config.warnings.len(), 1);
-    assert!(config.warnings[0].contains("gamma is a witness and is not used yet"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(config.has_majority());
+    assert_eq!(config.lease_ms, 1000);
     assert_eq!(config.peers_of("beta").len(), 1);
 
     let web = config.resource("web").unwrap();

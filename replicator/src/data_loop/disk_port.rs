@@ -121,6 +121,11 @@ impl DiskPort {
         }
     }
 
+    /// When the oldest operation under way began.
+    pub fn busy_since(&self) -> Option<Time> {
+        self.operations.iter().flatten().map(|operation| operation.began).min()
+    }
+
     /// Operations under way.
     pub fn in_flight(&self) -> usize {
         self.operations.len() - self.free.len() + self.volatile.flushes()

@@ -14,6 +14,7 @@ use super::io::now;
 use super::{Core, Counters, FromLoop, Io, LoopConfig, LoopError, LoopStatus, Orders, PoolStatus};
 use super::{ToLoop, Token};
 use crate::buffers::{Pool, Share};
+use crate::cluster::LeaseCell;
 use crate::nbd_port::NbdPort;
 use crate::peer_link::PeerLinks;
 use crate::uring::{Back, Completion, Done, Ring};
@@ -28,8 +29,18 @@ const TURN_LIMIT: Span = Span::from_ms(1_000);
 const GATHER_SHARE: usize = 3;
 const GATHER_MAX: usize = 10;
 const GATHER_EACH: Span = Span(20_000);
+/// How often the loop looks since when its disk is busy.
+const STAMP_EVERY: Span = Span::from_ms(100);
 /// How long replies and frames may take to get out after the core has stopped.
 const STOP_LIMIT: Span = Span::from_ms(2_000);
+
+/// What others see of the loop without asking it.
+pub(super) struct Stamps {
+    /// When the latest turn began.
+    pub(super) turned_at: Arc<AtomicU64>,
+    /// Since when the disk has not ended its oldest operation; 0: nothing is under way.
+    pub(super) disk_busy_since: Arc<AtomicU64>,
+}
 
 /// The body of the thread.
 pub(super) fn run<C: Core>(
@@ -37,10 +48,10 @@ pub(super) fn run<C: Core>(
     core: C,
     orders: Orders,
     events: mpsc::Sender<FromLoop>,
-    turned_at: Arc<AtomicU64>,
+    stamps: Stamps,
     ready: mpsc::Sender<Result<(), LoopError>>,
 ) {
-    let started = DataLoop::new(config, core, orders, events, turned_at);
+    let started = DataLoop::new(config, core, orders, events, stamps);
     // The receiver waits for exactly this.
     let _ = match started {
         Ok(mut data_loop) => {
@@ -61,7 +72,11 @@ struct DataLoop<C> {
     effects: Effects,
     orders: Orders,
     events: mpsc::Sender<FromLoop>,
-    turned_at: Arc<AtomicU64>,
+    stamps: Stamps,
+    lease: Option<Arc<LeaseCell>>,
+    /// What the core was told of the lease last.
+    lease_told: Option<Time>,
+    next_stamp: Time,
     next_look: Time,
     /// The core has stopped; replies and last frames may be sent until then.
     stop_by: Option<Time>,
@@ -75,7 +90,7 @@ impl<C: Core> DataLoop<C> {
         core: C,
         orders: Orders,
         events: mpsc::Sender<FromLoop>,
-        turned_at: Arc<AtomicU64>,
+        stamps: Stamps,
     ) -> Result<Self, LoopError> {
         let bytes = config.pool_bytes;
         let mut pool = Pool::new(bytes).map_err(|source| LoopError::Pool { bytes, source })?;
@@ -103,7 +118,10 @@ impl<C: Core> DataLoop<C> {
             effects: Effects::new(),
             orders,
             events,
-            turned_at,
+            stamps,
+            lease: config.lease,
+            lease_told: None,
+            next_stamp: Time(0),
             next_look: Time(0),
             stop_by: None,
             is_abandoned: false,
@@ -118,19 +136,24 @@ impl<C: Core> DataLoop<C> {
         loop {
             self.io.now = now();
             self.io.counters.turns += 1;
-            self.turned_at.store(self.io.now.0, Ordering::Relaxed);
+            self.stamps.turned_at.store(self.io.now.0, Ordering::Relaxed);
+            self.stamp_disk();
             self.io.ring.take_completions(&mut completions);
             let has_news = !completions.is_empty();
             for completion in completions.drain(..) {
                 let done = self.io.ring.finish(completion, &mut self.io.pool);
                 self.completed(done);
             }
+            self.look_at_lease();
             if self.core.next_deadline().is_some_and(|deadline| deadline <= self.io.now) {
                 self.io.tell(Input::TimePassed);
             }
             self.settle();
             let next_look = self.look_after();
-            self.clients.start_sends(&mut self.io);
+            // R5a: the lease is looked at again right before replies leave.
+            if self.core.holds_lease(now()) {
+                self.clients.start_sends(&mut self.io);
+            }
             self.peers.start_sends(&mut self.io);
             for event in self.peers.ended.drain(..) {
                 tell_daemon(&self.events, event);
@@ -147,6 +170,26 @@ impl<C: Core> DataLoop<C> {
                 tell_daemon(&self.events, FromLoop::Fatal(text));
                 return;
             }
+        }
+    }
+
+    /// L1: now and then, not in every turn, since it looks at every operation.
+    fn stamp_disk(&mut self) {
+        if self.io.now < self.next_stamp {
+            return;
+        }
+        self.next_stamp = self.io.now + STAMP_EVERY;
+        let busy_since = self.disk.busy_since().map_or(0, |since| since.0);
+        self.stamps.disk_busy_since.store(busy_since, Ordering::Relaxed);
+    }
+
+    /// The lease is one number that the control plane writes and this loop reads.
+    fn look_at_lease(&mut self) {
+        let Some(lease) = &self.lease else { return };
+        let until = lease.get();
+        if until != self.lease_told {
+            self.lease_told = until;
+            self.io.tell(Input::LeaseChanged { until });
         }
     }
 
@@ -230,7 +273,10 @@ impl<C: Core> DataLoop<C> {
             Effect::AnswerOperator { ticket, result } => {
                 tell_daemon(&self.events, FromLoop::Answer { ticket, result });
             }
-            Effect::Propose { .. } => unreachable!("the register is in the own superblock"),
+            Effect::Propose { number, next, expected, forced } => {
+                let proposal = FromLoop::Proposed { number, next, expected, forced };
+                tell_daemon(&self.events, proposal);
+            }
             Effect::Note(note) => tell_daemon(&self.events, FromLoop::Note(note)),
             Effect::Stopped => self.stop_by = Some(io.now + STOP_LIMIT),
         }
@@ -259,6 +305,7 @@ impl<C: Core> DataLoop<C> {
                 self.peers.add(io, peer, session, stream, &leftover);
             }
             ToLoop::Command { ticket, command } => io.tell(Input::Ordered { ticket, command }),
+            ToLoop::Register(input) => io.tell(input),
             ToLoop::Status { reply } => {
                 // Who asked may have gone.
                 let _ = reply.send(self.status());

@@ -14,7 +14,7 @@ use replicator_core::{
 use super::{Phase, Resource, Run};
 use crate::block_device::Shape;
 use crate::config::TestBackingWish;
-use crate::data_loop::{self, FromLoop, LoopConfig};
+use crate::data_loop::{self, FromLoop, LoopConfig, ToLoop};
 use crate::disk::{Disk, DiskLayout, Opening, TestBacking};
 use crate::events::Weight;
 use crate::incarnation;
@@ -54,8 +54,12 @@ impl Resource {
             peers: self.peers.iter().map(|node| PeerConfig { node: node.clone() }).collect(),
             incarnation: self.incarnation().map_err(|error| error.to_string())?,
             can_punch: disk.can_punch(),
-            register: RegisterKeeper::OwnSuperblock,
             timing: self.config.timing,
+            register: if self.is_in_cluster() {
+                RegisterKeeper::Majority
+            } else {
+                RegisterKeeper::OwnSuperblock
+            },
         };
         let now = now();
         let recorder = self.start_recording(now, &config, &image)?;
@@ -168,6 +172,7 @@ impl Resource {
             disk,
             pool_bytes: self.config.pool_bytes,
             client_timeout: Span::from_ms(self.config.client_timeout_ms),
+            lease: self.is_in_cluster().then(|| self.lease.clone()),
             fingerprint_samples,
         };
         // Held while the loop starts, so that its first event finds the run in its place.
@@ -178,6 +183,10 @@ impl Resource {
         };
         let handle = spawned.map_err(|error| error.to_string())?;
         state.run = Some(Run { handle, shape, serving: None, is_retiring: false });
+        if let (Some(learned), Some(run)) = (&state.learned, &state.run) {
+            let told = Input::RegisterLearned(Box::new(learned.clone()));
+            run.handle.send(ToLoop::Register(told)).map_err(|error| error.to_string())?;
+        }
         state.phase = Phase::Up;
         drop(state);
         self.changed.notify_all();
@@ -193,6 +202,10 @@ impl data_loop::Core for Replica {
 
     fn next_deadline(&self) -> Option<Time> {
         Replica::next_deadline(self)
+    }
+
+    fn holds_lease(&self, now: Time) -> bool {
+        Replica::holds_lease(self, now)
     }
 
     fn status(&self, now: Time) -> Status {

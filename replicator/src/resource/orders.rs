@@ -35,6 +35,9 @@ impl Resource {
         allow_data_loss: bool,
         alone: bool,
     ) -> Reply {
+        if self.is_in_cluster() {
+            return Reply::Refused(decided_by_majority("promote"));
+        }
         let users = self.device.leftover_users();
         if !users.is_empty() {
             return Reply::Refused(RefusalReport {
@@ -388,6 +391,11 @@ impl Resource {
     }
 
     /// Gives the core a command and waits for its answer.
+    /// A promotion that the cluster ordered: the core waits for disks, majority and lease.
+    pub(super) fn order_role(&self, command: Command) -> Reply {
+        self.order(command, ROLE_PATIENCE)
+    }
+
     fn order(&self, command: Command, patience: Duration) -> Reply {
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = mpsc::channel();
@@ -433,7 +441,7 @@ impl Resource {
     }
 
     /// The core does not know what its resource is called.
-    fn refusal_report(&self, refusal: &Refusal) -> RefusalReport {
+    pub(super) fn refusal_report(&self, refusal: &Refusal) -> RefusalReport {
         let named = |text: &str| text.replace("RESOURCE", self.name());
         RefusalReport {
             code: refusal.code.to_owned(),
@@ -460,4 +468,13 @@ fn why(text: &str) -> String {
 
 fn refused(code: &str, why: impl Into<String>, next: impl Into<String>) -> Reply {
     Reply::Refused(RefusalReport::new(code, why, next))
+}
+
+/// Roles are not given by hand where a majority decides.
+fn decided_by_majority(verb: &str) -> RefusalReport {
+    RefusalReport::new(
+        "majority_decides",
+        format!("`{verb}` is for clusters without a witness: here a majority decides"),
+        "move the office with replctl switchover; by force with replctl failover",
+    )
 }

@@ -77,6 +77,7 @@ impl Running {
             disk,
             pool_bytes: POOL_BYTES_DEFAULT,
             client_timeout,
+            lease: None,
             fingerprint_samples: vec![ByteRange::new(0, 4096)],
         };
         let (sender, events) = mpsc::channel();

@@ -80,6 +80,10 @@ impl Core for Secondary {
         }
     }
 
+    fn holds_lease(&self, _: Time) -> bool {
+        true
+    }
+
     fn next_deadline(&self) -> Option<Time> {
         None
     }

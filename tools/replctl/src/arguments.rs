@@ -155,6 +155,68 @@ Examples:
         #[arg(long, requires = "wait")]
         timeout_s: Option<u64>,
     },
+    /// Move a resource to another node, without loss.
+    #[command(after_help = "\
+Examples:
+  replctl switchover mariadb             to the best other node
+  replctl switchover mariadb --to beta
+It is refused, with the reason, unless the other node has every acknowledged write. Needs a witness:
+without one it is demote here and promote there.")]
+    Switchover {
+        /// Which.
+        resource: String,
+        /// Whereto.
+        #[arg(long)]
+        to: Option<String>,
+    },
+    /// Have a node become primary by force: acknowledged writes may be lost.
+    #[command(after_help = "\
+A failover that loses nothing happens by itself. This is for the case that it cannot:
+  --allow-data-loss       the nodes that have everything are gone for ever: serve what TO has
+  --old-primary-is-off    the old primary held its office without end (it was the only member in
+                          sync) and is switched off for sure
+What only the old primary has is reported when it comes back, and overwritten only on your word.")]
+    Failover {
+        /// Which.
+        resource: String,
+        /// The node that becomes primary.
+        #[arg(long)]
+        to: String,
+        /// Serve these data although they may be old.
+        #[arg(long, required = true)]
+        allow_data_loss: bool,
+        /// The old primary is switched off, you know it.
+        #[arg(long)]
+        old_primary_is_off: bool,
+    },
+    /// Stop all automatic failovers until `resume`.
+    Pause,
+    /// Let failovers happen again.
+    Resume,
+    /// Have a node hold no office: what it holds moves away as soon as that loses nothing.
+    Standby {
+        /// The node.
+        name: String,
+    },
+    /// End a standby.
+    Online {
+        /// The node.
+        name: String,
+    },
+    /// Show what happened to the register: every change with its cause.
+    History {
+        /// Only of this resource.
+        resource: Option<String>,
+        /// How many of the latest.
+        #[arg(long, short, default_value_t = 20)]
+        number: usize,
+    },
+    /// Say why things are as they are: for every node why it is not primary, with the rule, the
+    /// values compared, since when, and what would change it.
+    Explain {
+        /// Only this resource.
+        resource: Option<String>,
+    },
     /// Show the events of the daemon.
     Events {
         /// Go on with those to come until interrupted.

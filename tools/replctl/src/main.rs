@@ -6,6 +6,7 @@ mod local;
 mod progress;
 mod remote;
 mod show;
+mod show_cluster;
 
 use std::process::ExitCode;
 

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::arguments::{Arguments, Command};
 use crate::progress;
 use crate::show;
+use crate::show_cluster;
 use crate::{EXIT_DONE, EXIT_NO_DAEMON, EXIT_NOT_SAFE, EXIT_REFUSED, Failure};
 
 /// Longer than any wait inside the daemon.
@@ -32,6 +33,10 @@ pub fn run(node: &NodeConfig, arguments: &Arguments) -> Result<u8, Failure> {
         Command::Status { resource, watch: true } => {
             watch(socket, resource.as_deref(), arguments.json)
         }
+        Command::History { resource, number } => {
+            history(socket, resource.as_deref(), *number, arguments.json)
+        }
+        Command::Explain { resource } => explain(socket, resource.as_deref(), arguments.json),
         Command::Dump { resource, .. } => status(socket, Some(resource), true),
         Command::Events { follow } => events(socket, *follow, arguments.json),
         Command::Resync { resource, full, discard, peer, wait, timeout_s } => {
@@ -89,6 +94,21 @@ fn order_of(command: &Command) -> Order {
             Order::Disconnect { resource: resource.clone(), peer: peer.clone() }
         }
         Command::Invalidate { resource } => Order::Invalidate { resource: resource.clone() },
+        Command::Switchover { resource, to } => {
+            Order::Switchover { resource: resource.clone(), to: to.clone() }
+        }
+        Command::Failover { resource, to, allow_data_loss, old_primary_is_off } => {
+            Order::Failover {
+                resource: resource.clone(),
+                to: to.clone(),
+                allow_data_loss: *allow_data_loss,
+                old_primary_is_off: *old_primary_is_off,
+            }
+        }
+        Command::Pause => Order::Pause { paused: true },
+        Command::Resume => Order::Pause { paused: false },
+        Command::Standby { name } => Order::Standby { node: name.clone(), is_standby: true },
+        Command::Online { name } => Order::Standby { node: name.clone(), is_standby: false },
         _ => unreachable!("the other commands are handled before"),
     }
 }
@@ -123,6 +143,54 @@ fn simple(socket: &Path, order: Order, wants_json: bool) -> Result<u8, Failure> 
     } else if let Reply::Done(text) | Reply::Already(text) = &reply {
         println!("{text}");
     }
+    Ok(EXIT_DONE)
+}
+
+fn history(
+    socket: &Path,
+    resource: Option<&str>,
+    number: usize,
+    wants_json: bool,
+) -> Result<u8, Failure> {
+    let mut entries = match ask_daemon(socket, Order::History)? {
+        Reply::History(entries) => entries,
+        Reply::Refused(refusal) => return Err(refusal_failure(&refusal)),
+        other => return Err(Failure::new(EXIT_NO_DAEMON, format!("unexpected answer: {other:?}"))),
+    };
+    entries.retain(|entry| resource.is_none_or(|name| entry.resource == name));
+    let first = entries.len().saturating_sub(number);
+    if wants_json {
+        println!("{}", serde_json::to_string_pretty(&entries[first..]).expect("plain values"));
+        return Ok(EXIT_DONE);
+    }
+    for entry in &entries[first..] {
+        println!("{}", show_cluster::history(entry));
+    }
+    Ok(EXIT_DONE)
+}
+
+fn explain(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8, Failure> {
+    let report = fetch_status(socket, None)?;
+    let Some(cluster) = &report.cluster_state else {
+        return Err(Failure::new(
+            EXIT_REFUSED,
+            "this cluster has no witness, so nothing is decided by itself: replctl status says \
+             what is safe",
+        ));
+    };
+    let offices: Vec<_> =
+        cluster.resources.iter().filter(|it| resource.is_none_or(|name| it.name == name)).collect();
+    if wants_json {
+        println!("{}", serde_json::to_string_pretty(&offices).expect("plain values"));
+        return Ok(EXIT_DONE);
+    }
+    let mut out = String::new();
+    show_cluster::head(&mut out, cluster);
+    for office in offices {
+        show_cluster::explain(&mut out, office, &report.node);
+    }
+    show_cluster::nodes(&mut out, cluster);
+    print!("{out}");
     Ok(EXIT_DONE)
 }
 

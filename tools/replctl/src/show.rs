@@ -3,10 +3,13 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use replicator::cluster::OfficeReport;
 use replicator::config::{ClusterConfig, NodeConfig};
 use replicator::control::RefusalReport;
 use replicator::dump::Dump;
 use replicator::report::{EventReport, PeerReport, ReplicaReport, ResourceReport, StatusReport};
+
+use crate::show_cluster;
 
 /// A size with a unit.
 pub fn bytes(bytes: u64) -> String {
@@ -21,7 +24,7 @@ pub fn bytes(bytes: u64) -> String {
 }
 
 /// A span of time in the unit that fits.
-fn span(ms: u64) -> String {
+pub fn span(ms: u64) -> String {
     match ms / 1000 {
         0 => format!("{ms} ms"),
         s @ 1..60 => format!("{}.{} s", s, ms % 1000 / 100),
@@ -31,7 +34,8 @@ fn span(ms: u64) -> String {
     }
 }
 
-fn ago(at_unix_ms: u64) -> String {
+/// How long ago.
+pub fn ago(at_unix_ms: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{} ago", span((now.as_millis() as u64).saturating_sub(at_unix_ms)))
 }
@@ -67,12 +71,26 @@ pub fn status(report: &StatusReport, before: Option<(&StatusReport, Duration)>) 
         span(report.up_ms),
         report.version
     );
+    let cluster = report.cluster_state.as_ref();
+    if let Some(cluster) = cluster {
+        show_cluster::head(&mut out, cluster);
+    }
     for resource in &report.resources {
         let earlier = before.and_then(|(report, pause)| {
             let same = report.resources.iter().find(|it| it.name == resource.name)?;
             Some((same, pause))
         });
-        one_resource(&mut out, resource, &report.node, earlier);
+        let office = cluster.and_then(|it| it.resources.iter().find(|o| o.name == resource.name));
+        one_resource(&mut out, resource, &report.node, office, earlier);
+    }
+    if let Some(cluster) = cluster {
+        let is_here =
+            |office: &&OfficeReport| report.resources.iter().any(|it| it.name == office.name);
+        for office in cluster.resources.iter().filter(|office| !is_here(office)) {
+            show_cluster::office_alone(&mut out, office);
+        }
+        show_cluster::nodes(&mut out, cluster);
+        let _ = writeln!(out, "last change: {}", cluster.last_change);
     }
     for refused in &report.refused_greetings {
         let _ = writeln!(
@@ -91,6 +109,7 @@ fn one_resource(
     out: &mut String,
     resource: &ResourceReport,
     node: &str,
+    office: Option<&OfficeReport>,
     earlier: Option<(&ResourceReport, Duration)>,
 ) {
     match &resource.replica {
@@ -112,6 +131,9 @@ fn one_resource(
                 bytes(replica.size_bytes)
             );
             own_line(out, resource, replica, node);
+            if let Some(office) = office {
+                show_cluster::office(out, office);
+            }
             for peer in &replica.peers {
                 let _ = writeln!(out, "{}", peer_line(peer, earlier));
             }

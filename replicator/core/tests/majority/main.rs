@@ -145,14 +145,6 @@ fn a_primary_alone_under_an_endless_lease_is_not_taken_over_without_a_word_for_i
 }
 
 #[test]
-fn a_primary_that_others_can_see_is_not_taken_over() {
-    let mut world = World::pair();
-    let ticket = world.promote_with(BETA, true, true);
-    assert_eq!(world.refusal(BETA, ticket), "peer_is_primary");
-    assert!(world.proposals.is_empty());
-}
-
-#[test]
 fn a_member_that_lost_its_power_lets_the_other_go_first() {
     let mut world = World::pair();
     world.cut();

@@ -77,7 +77,12 @@ impl Probe {
                 }
                 must(is_open, "a session that is over is not lost")?;
             }
-            Input::ClientRequested { .. } | Input::Ordered { .. } | Input::TimePassed => {}
+            Input::ClientRequested { .. }
+            | Input::Ordered { .. }
+            | Input::Decided { .. }
+            | Input::RegisterLearned(_)
+            | Input::LeaseChanged { .. }
+            | Input::TimePassed => {}
         }
         Ok(())
     }

@@ -132,6 +132,10 @@ impl Core for Player {
         None
     }
 
+    fn holds_lease(&self, _: Time) -> bool {
+        true
+    }
+
     fn status(&self, _: Time) -> Status {
         Status::default()
     }
@@ -325,6 +329,7 @@ impl Nodes for Real {
             disk: self.open_disk(node),
             pool_bytes: POOL_BYTES_DEFAULT,
             client_timeout: Span::from_ms(60_000),
+            lease: None,
             fingerprint_samples: fingerprint_samples(DATA_BYTES),
         };
         let (sender, events) = mpsc::channel();

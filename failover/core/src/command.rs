@@ -1,0 +1,261 @@
+//! The ways to change the register. Each is guarded by what it replaces, so that doing it twice,
+//! or late, does nothing.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use replicator_core::Span;
+use replicator_core::register::RegisterState;
+use serde::{Deserialize, Serialize};
+
+use crate::ballot::NodeName;
+use crate::cluster::{
+    Cause, ClusterState, Force, Holder, Home, RESOURCES_MAX, Resource, VOTERS_MAX, Voter,
+};
+
+/// Who wants a command to be done, and hears how it ended.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Asker {
+    /// This node, for itself.
+    Own,
+    /// The replica of a resource on this node, with its number for the proposal.
+    Replica {
+        /// The resource.
+        resource: String,
+        /// The replica's number.
+        number: u64,
+    },
+    /// An operator, with the driver's ticket.
+    Operator(u64),
+}
+
+/// What is to be done.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Change {
+    /// Nothing: find out the newest state and settle what is open (a linearizable read).
+    Read,
+    /// The first state of a cluster.
+    Found {
+        /// The lease.
+        lease: Span,
+        /// Everybody who votes.
+        voters: Vec<Voter>,
+    },
+    /// A resource that the register does not know.
+    AddResource {
+        /// Its name.
+        name: String,
+    },
+    /// A resource's replica makes a change of its office or its in-sync set.
+    Replica {
+        /// The resource.
+        resource: String,
+        /// The generation that it replaces.
+        expected: u64,
+        /// The state that follows.
+        next: RegisterState,
+        /// The process of the proposer.
+        process: u64,
+        /// Where this replica, and those it knows, live.
+        homes: Vec<Home>,
+        /// The operator gave up what the old primary may have (R11d).
+        forced: bool,
+    },
+    /// Where an operator wants the primary; none to withdraw the wish.
+    Want {
+        /// The resource.
+        resource: String,
+        /// The node.
+        node: Option<NodeName>,
+        /// Whether by force.
+        force: Force,
+    },
+    /// Automation off or on.
+    Pause(bool),
+    /// Whether a node is to hold no office.
+    Standby {
+        /// The node.
+        node: NodeName,
+        /// Whether it is.
+        is_standby: bool,
+    },
+    /// The length of the lease.
+    Lease(Span),
+    /// Another acceptor for a node, another node, or one less: first both old and new voters
+    /// count, then the new ones (L7).
+    Voters {
+        /// The voters that this replaces.
+        expected: Vec<Voter>,
+        /// The coming ones.
+        next: Vec<Voter>,
+    },
+    /// The end of a change of voters.
+    VotersDone {
+        /// The coming voters of the change that ends.
+        next: Vec<Voter>,
+    },
+}
+
+/// Why a change does not fit the newest state.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Unfit {
+    /// It is done already.
+    Already,
+    /// The register moved on: another generation than the expected one.
+    Newer,
+    /// The cluster has no register yet.
+    NotFounded,
+    /// There is none of this name.
+    Unknown(String),
+    /// More than the register holds.
+    TooMany,
+    /// Another change of the voters is under way.
+    VotersChange,
+}
+
+impl Change {
+    /// The state that follows, proposed by `by`.
+    pub fn apply(
+        &self,
+        old: Option<&ClusterState>,
+        by: &NodeName,
+        cause: &Cause,
+    ) -> Result<ClusterState, Unfit> {
+        if let Self::Found { lease, voters } = self {
+            return match old {
+                Some(_) => Err(Unfit::Already),
+                None => Ok(ClusterState {
+                    revision: 1,
+                    by: by.clone(),
+                    lease: *lease,
+                    longest_lease: *lease,
+                    voters: voters.clone(),
+                    cause: cause.clone(),
+                    ..ClusterState::default()
+                }),
+            };
+        }
+        let mut next = old.ok_or(Unfit::NotFounded)?.clone();
+        self.change(&mut next, by)?;
+        next.revision += 1;
+        next.by = by.clone();
+        next.cause = cause.clone();
+        Ok(next)
+    }
+
+    fn change(&self, state: &mut ClusterState, by: &NodeName) -> Result<(), Unfit> {
+        match self {
+            Self::Read | Self::Found { .. } => return Err(Unfit::Already),
+            Self::AddResource { name } => {
+                if state.resource(name).is_some() {
+                    return Err(Unfit::Already);
+                }
+                if state.resources.len() >= RESOURCES_MAX {
+                    return Err(Unfit::TooMany);
+                }
+                state.resources.push(Resource { name: name.clone(), ..Resource::default() });
+                state.resources.sort_by(|a, b| a.name.cmp(&b.name));
+            }
+            Self::Replica { resource, expected, next, process, homes, .. } => {
+                let entry = named(state, resource)?;
+                change_replica(entry, (*expected, next), (by, *process), homes)?;
+            }
+            Self::Want { resource, node, force } => {
+                let entry = named(state, resource)?;
+                let is_there = |node: &NodeName| {
+                    entry.holder.as_ref().is_some_and(|holder| holder.node == *node)
+                };
+                let is_same = entry.wanted == *node && entry.force == *force;
+                if is_same || node.as_ref().is_some_and(is_there) {
+                    return Err(Unfit::Already);
+                }
+                (entry.wanted, entry.force) = (node.clone(), *force);
+            }
+            Self::Pause(paused) => set(&mut state.paused, *paused)?,
+            Self::Standby { node, is_standby } => {
+                if state.standby.contains(node) == *is_standby {
+                    return Err(Unfit::Already);
+                }
+                state.standby.retain(|standby| standby != node);
+                if *is_standby {
+                    state.standby.push(node.clone());
+                }
+            }
+            Self::Lease(lease) => {
+                set(&mut state.lease, *lease)?;
+                state.longest_lease = state.longest_lease.max(*lease);
+            }
+            Self::Voters { expected, next } => {
+                if state.next_voters.as_ref() == Some(next) || state.voters == *next {
+                    return Err(Unfit::Already);
+                }
+                if state.next_voters.is_some() {
+                    return Err(Unfit::VotersChange);
+                }
+                if state.voters != *expected {
+                    return Err(Unfit::Newer);
+                }
+                if next.len() > VOTERS_MAX {
+                    return Err(Unfit::TooMany);
+                }
+                state.next_voters = Some(next.clone());
+            }
+            Self::VotersDone { next } => {
+                if state.next_voters.as_ref() != Some(next) {
+                    return Err(Unfit::Already);
+                }
+                state.voters = next.clone();
+                state.next_voters = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn named<'a>(state: &'a mut ClusterState, name: &str) -> Result<&'a mut Resource, Unfit> {
+    state.resource_mut(name).ok_or_else(|| Unfit::Unknown(name.into()))
+}
+
+fn set<T: PartialEq>(place: &mut T, value: T) -> Result<(), Unfit> {
+    if *place == value {
+        return Err(Unfit::Already);
+    }
+    *place = value;
+    Ok(())
+}
+
+fn change_replica(
+    entry: &mut Resource,
+    (expected, next): (u64, &RegisterState),
+    (by, process): (&NodeName, u64),
+    homes: &[Home],
+) -> Result<(), Unfit> {
+    if entry.state == *next {
+        return Err(Unfit::Already);
+    }
+    if entry.state.generation != expected {
+        return Err(Unfit::Newer);
+    }
+    for home in homes {
+        entry.homes.retain(|old| old.node != home.node);
+        entry.homes.push(home.clone());
+    }
+    entry.homes.sort();
+    let holder = Holder { node: by.clone(), process };
+    entry.holder = next.primary.map(|primary| match &entry.holder {
+        // A change of the set leaves the office where it is.
+        Some(old)
+            if entry.state.primary == Some(primary)
+                && entry.state.tenure == next.tenure
+                && old.node != *by =>
+        {
+            old.clone()
+        }
+        _ => holder,
+    });
+    if entry.wanted.as_ref() == Some(by) && entry.holder.as_ref().is_some_and(|h| h.node == *by) {
+        (entry.wanted, entry.force) = (None, Force::default());
+    }
+    entry.state = next.clone();
+    Ok(())
+}

@@ -1,0 +1,611 @@
+//! When this node takes over, hands over or resumes, and why not: the same function decides and
+//! explains.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use replicator_core::{Span, Time};
+
+use crate::ballot::NodeName;
+use crate::cluster::{Cause, ClusterState, Force, Resource, Voter};
+use crate::command::{Asker, Change};
+use crate::facts::{Facts, Hindrance};
+use crate::node::{Effect, Effects, Node};
+use crate::verdict::Verdict;
+
+/// A candidate that does nothing for so long is passed over by the next one.
+const CANDIDATE_PATIENCE: Span = Span::from_ms(2_000);
+/// A node that a switchover waits for and that does not take the office for so long has failed.
+const WANTED_PATIENCE: Span = Span::from_ms(10_000);
+/// After a refusal the next attempt waits so long, and twice as long each time.
+const RETRY: Span = Span::from_ms(500);
+const RETRY_DOUBLINGS_MAX: u32 = 6;
+
+/// What this node is doing about an office.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Office {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// The replica was ordered to take it.
+    Promoting {
+        /// When.
+        since: Time,
+    },
+    /// The replica was ordered to give it up.
+    HandingOver {
+        /// When.
+        since: Time,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Move {
+    /// All is as it should be.
+    Stay,
+    /// Take the office.
+    Promote {
+        /// What an operator gave his word for.
+        force: Force,
+        /// In words.
+        why: String,
+    },
+    /// Give it to that node.
+    HandOver {
+        /// The node.
+        to: NodeName,
+    },
+    /// The register is to be changed.
+    Change(Change, &'static str),
+}
+
+impl Node {
+    /// Looks at everything and does what is due.
+    pub(crate) fn decide(&mut self, effects: &mut Effects) {
+        self.watch_majority();
+        self.watch_hand_overs();
+        if !self.is_data_node() || !self.proposer.is_idle() {
+            return;
+        }
+        if let Some((change, why)) = self.housekeeping() {
+            let cause = Cause { what: why.into(), ..Cause::default() };
+            return self.propose(Asker::Own, change, cause, effects);
+        }
+        let names: Vec<String> = self.locals.keys().cloned().collect();
+        for name in names {
+            if let Ok(next) = self.judge(&name) {
+                self.do_move(name, next, effects);
+            }
+        }
+    }
+
+    fn do_move(&mut self, resource: String, next: Move, effects: &mut Effects) {
+        let now = self.now;
+        let local = self.locals.get_mut(&resource).expect("it is one of this node");
+        match next {
+            Move::Stay => {}
+            Move::Promote { force, why } => {
+                local.office = Office::Promoting { since: now };
+                effects.push(Effect::Promote { resource, force, why });
+            }
+            Move::HandOver { to } => {
+                local.office = Office::HandingOver { since: now };
+                effects.push(Effect::HandOver { resource, to });
+            }
+            Move::Change(change, why) => {
+                let cause = Cause { what: why.into(), resource, why: String::new() };
+                self.propose(Asker::Own, change, cause, effects);
+            }
+        }
+    }
+
+    fn watch_majority(&mut self) {
+        let hears = self.hears_majority();
+        self.no_majority_since =
+            if hears { None } else { self.no_majority_since.or(Some(self.now)) };
+    }
+
+    /// A hand-over is over when the office is gone.
+    fn watch_hand_overs(&mut self) {
+        let Some((_, state)) = &self.known else { return };
+        for (name, local) in &mut self.locals {
+            let holder = state.resource(name).and_then(|entry| entry.holder.as_ref());
+            let is_mine = holder.is_some_and(|holder| holder.node == self.config.name);
+            if matches!(local.office, Office::HandingOver { .. }) && !is_mine {
+                local.office = Office::Idle;
+            }
+        }
+    }
+
+    fn hears_voter(&self, voter: &Voter) -> bool {
+        if voter.node == self.config.name {
+            return voter.acceptor == self.acceptor.record().id;
+        }
+        self.detector.hears_now(self.now, &voter.node)
+            && self
+                .detector
+                .node(&voter.node)
+                .is_some_and(|node| node.acceptor == voter.acceptor && !node.went_back)
+    }
+
+    fn hears_majority(&self) -> bool {
+        let Some(state) = self.state().or(self.acceptor.accepted()) else { return false };
+        let heard: Vec<u128> = state
+            .all_voters()
+            .filter(|voter| self.hears_voter(voter))
+            .map(|voter| voter.acceptor)
+            .collect();
+        state.is_majority(|id| heard.contains(&id))
+    }
+
+    /// The first state of a cluster, a read after a start, a change of voters that is half done.
+    fn housekeeping(&self) -> Option<(Change, &'static str)> {
+        if self.state().is_none() && self.acceptor.accepted().is_none() {
+            return self.founding();
+        }
+        if !self.is_settled {
+            return self.hears_majority().then_some((Change::Read, "read"));
+        }
+        let state = self.state()?;
+        if let Some(next) = &state.next_voters
+            && self.hears_majority()
+        {
+            return Some((Change::VotersDone { next: next.clone() }, "voters changed"));
+        }
+        None
+    }
+
+    /// The first data node founds the cluster when every node is there and blank.
+    fn founding(&self) -> Option<(Change, &'static str)> {
+        let first = self.config.nodes.iter().filter(|(_, witness)| !witness).map(|node| &node.0);
+        if first.min() != Some(&self.config.name) {
+            return None;
+        }
+        let mut voters = Vec::new();
+        for (name, witness) in &self.config.nodes {
+            let acceptor = if *name == self.config.name {
+                self.acceptor.record().id
+            } else {
+                let node = self.detector.node(name)?;
+                let is_there = self.detector.hears_now(self.now, name);
+                if !is_there || node.heartbeat.number == 0 || !node.heartbeat.is_blank {
+                    return None;
+                }
+                node.acceptor
+            };
+            voters.push(Voter { node: name.clone(), acceptor, witness: *witness });
+        }
+        voters.sort();
+        Some((Change::Found { lease: self.config.lease, voters }, "founded"))
+    }
+
+    /// What this node should do about a resource now; or why it does not take the office.
+    pub fn judge(&self, resource: &str) -> Result<Move, Verdict> {
+        let state = self.state().ok_or_else(|| self.no_register())?;
+        self.check_majority(state)?;
+        let Some(local) = self.locals.get(resource) else {
+            return Err(self.say_no("not_here", "", "this node has no such resource", "nothing"));
+        };
+        let Some(entry) = state.resource(resource) else {
+            let change = Change::AddResource { name: resource.into() };
+            return Ok(Move::Change(change, "resource added"));
+        };
+        if !self.is_settled {
+            return Err(self.say_no(
+                "not_settled",
+                "R14",
+                "since its start this node has not yet asked a majority for the newest state",
+                "wait; or bring back the nodes that are missing",
+            ));
+        }
+        match local.office {
+            Office::Promoting { .. } | Office::HandingOver { .. } => return Ok(Move::Stay),
+            Office::Idle => {}
+        }
+        let me = &self.config.name;
+        if entry.state.generation == 0 {
+            return self.judge_origin(entry);
+        }
+        let promote = |why: String| Ok(Move::Promote { force: Force::default(), why });
+        let is_forced = entry.force != Force::default();
+        if is_forced && entry.wanted.as_ref() == Some(me) && self.now >= local.retry_at {
+            let why = "an operator forces it".into();
+            return Ok(Move::Promote { force: entry.force, why });
+        }
+        match &entry.holder {
+            Some(holder) if holder.node == *me && holder.process == self.config.process => {
+                self.judge_own(state, entry)
+            }
+            Some(holder) if holder.node == *me => {
+                // An earlier process of this node held it (R6a).
+                self.check_candidate(entry, &local.facts)?;
+                promote("this node was primary before its restart".into())
+            }
+            Some(holder) => {
+                self.check_switches(state, entry)?;
+                self.check_lost(state, entry, &holder.node)?;
+                self.check_candidate(entry, &local.facts)?;
+                self.check_turn(state, entry)?;
+                promote(format!("{} is lost", holder.node))
+            }
+            None => {
+                if entry.wanted.as_ref() != Some(me) {
+                    self.check_switches(state, entry)?;
+                }
+                self.check_candidate(entry, &local.facts)?;
+                self.check_turn(state, entry)?;
+                let wanted = entry.wanted.as_ref() == Some(me);
+                let why = if wanted { "an operator wants it here" } else { "nobody is primary" };
+                promote(why.into())
+            }
+        }
+    }
+
+    /// R11b: a resource that is new to the register begins with the newest copy on the disks of
+    /// all data nodes: the one whose disk an operator named its origin, or a pair's that had no
+    /// witness so far.
+    fn judge_origin(&self, entry: &Resource) -> Result<Move, Verdict> {
+        let mut newest: Option<(&NodeName, &Facts)> = None;
+        for (node, _) in self.config.nodes.iter().filter(|(_, witness)| !witness) {
+            let Some(facts) = self.facts_of(node, &entry.name).filter(|it| it.replica != 0) else {
+                let why = format!(
+                    "this resource is new to the register, and the disk of {node} has not been \
+                     seen: its data may be the newest"
+                );
+                let next = format!("start replicatord and create the replica on {node}");
+                return Err(self.say_no("no_origin", "R11b", &why, &next));
+            };
+            if newest.is_none_or(|(_, other)| facts.copy.order() > other.copy.order()) {
+                newest = Some((node, facts));
+            }
+        }
+        let Some((node, facts)) = newest.filter(|(_, facts)| facts.copy.generation > 0) else {
+            let next = format!("replctl init {} --from NODE", entry.name);
+            let why = "no replica of this resource was ever named its origin";
+            return Err(self.say_no("no_origin", "R11b", why, &next));
+        };
+        if *node != self.config.name {
+            let why = format!("{node} has the newest data and comes first");
+            return Err(self.say_no("not_its_turn", "R11b", &why, "wait"));
+        }
+        let mut next = facts.copy.clone();
+        next.generation += 1;
+        (next.primary, next.authority) = (None, None);
+        Ok(Move::Change(
+            Change::Replica {
+                resource: entry.name.clone(),
+                expected: 0,
+                next,
+                process: self.config.process,
+                homes: self.homes(&entry.name),
+                forced: false,
+            },
+            "origin",
+        ))
+    }
+
+    /// This process is primary: is it to go elsewhere?
+    fn judge_own(&self, state: &ClusterState, entry: &Resource) -> Result<Move, Verdict> {
+        let me = &self.config.name;
+        let local = &self.locals[&entry.name];
+        // Its replica stepped down (no lease for long, a failed disk): it serves again, or makes
+        // room for others.
+        let is_settled = self.now.since(self.known_since) >= self.lease();
+        if is_settled && local.facts.role == "secondary" && self.now >= local.retry_at {
+            return Ok(match hindrance(&local.facts) {
+                None => Move::Promote {
+                    force: Force::default(),
+                    why: "this node has the office and does not serve".into(),
+                },
+                Some(_) => Move::HandOver { to: me.clone() },
+            });
+        }
+        if let Some(wanted) = entry.wanted.as_ref().filter(|wanted| *wanted != me) {
+            if self.now < local.retry_at {
+                return Ok(Move::Stay);
+            }
+            return match self.check_target(state, entry, wanted) {
+                Ok(()) => Ok(Move::HandOver { to: wanted.clone() }),
+                Err(_) if self.now.since(self.known_since) < WANTED_PATIENCE => Ok(Move::Stay),
+                Err(_) => {
+                    let change = want(entry, None);
+                    Ok(Move::Change(change, "switchover given up"))
+                }
+            };
+        }
+        if state.standby.contains(me) {
+            let mut targets = self.candidates(state, entry).into_iter();
+            if let Some(to) = targets.find(|to| to != me) {
+                let change = want(entry, Some(to));
+                return Ok(Move::Change(change, "standby"));
+            }
+        }
+        Ok(Move::Stay)
+    }
+
+    /// Whether a switchover to that node can be done without loss.
+    pub fn check_target(
+        &self,
+        state: &ClusterState,
+        entry: &Resource,
+        target: &NodeName,
+    ) -> Result<(), Verdict> {
+        let next = "look at replctl status; wait for its resync or bring it back";
+        if state.standby.contains(target) {
+            let why = format!("{target} is on standby");
+            let next = format!("replctl online {target}");
+            return Err(self.say_no("standby", "", &why, &next));
+        }
+        if !entry.has_member(target) {
+            let why = format!(
+                "{target} is not in the in-sync set of generation {}",
+                entry.state.generation
+            );
+            return Err(self.say_no("not_a_member", "R11a", &why, next));
+        }
+        let Some(facts) = self.facts_of(target, &entry.name) else {
+            let why = format!("{target} is not heard");
+            return Err(self.say_no("not_heard", "L6", &why, next));
+        };
+        // That somebody else is primary is no hindrance for a hand-over.
+        match &facts.hindrance {
+            Some(hindrance) if hindrance.code != "peer_is_primary" => {
+                Err(Verdict::of_replica(self.now, hindrance))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a node says of its replica of a resource; none when it is not heard.
+    pub fn facts_of(&self, node: &NodeName, resource: &str) -> Option<&Facts> {
+        if *node == self.config.name {
+            return self.locals.get(resource).map(|local| &local.facts);
+        }
+        let heard = self.detector.node(node).filter(|_| self.detector.hears_now(self.now, node))?;
+        heard.heartbeat.facts.iter().find(|(name, _)| name == resource).map(|(_, facts)| facts)
+    }
+
+    // ------------------------------------------------------------------ the reasons
+
+    fn say_no(&self, code: &str, rule: &str, why: &str, next: &str) -> Verdict {
+        Verdict::new(self.now, code, rule, why.to_string(), next.to_string())
+    }
+
+    fn no_register(&self) -> Verdict {
+        let missing: Vec<String> = self
+            .config
+            .nodes
+            .iter()
+            .filter(|(name, _)| {
+                *name != self.config.name && !self.detector.hears_now(self.now, name)
+            })
+            .map(|(name, _)| name.to_string())
+            .collect();
+        let why = if missing.is_empty() {
+            String::from("the cluster has no register yet, or it has not been read")
+        } else {
+            format!("the cluster's register is not known: {} not heard", missing.join(", "))
+        };
+        let next = "start replicatord on every node of the configuration";
+        let mut verdict = self.say_no("no_register", "R14", &why, next);
+        verdict.since = self.started_at;
+        verdict
+    }
+
+    fn check_majority(&self, state: &ClusterState) -> Result<(), Verdict> {
+        let Some(since) = self.no_majority_since else { return Ok(()) };
+        let missing: Vec<String> = state
+            .all_voters()
+            .filter(|voter| !self.hears_voter(voter))
+            .map(|voter| match self.detector.silence(self.now, &voter.node) {
+                Some(silence) => format!("{} silent for {} ms", voter.node, silence.as_ms()),
+                None => format!("{} never heard", voter.node),
+            })
+            .collect();
+        let voters = state.all_voters().count();
+        let why = format!(
+            "{} of {voters} voters are heard, a majority is needed: {}",
+            voters - missing.len(),
+            missing.join(", ")
+        );
+        let next = "bring the missing nodes back; if they are gone for ever: replctl recover \
+                    --without NODE";
+        let mut verdict = self.say_no("no_majority", "L6", &why, next);
+        verdict.since = since;
+        Err(verdict)
+    }
+
+    fn check_switches(&self, state: &ClusterState, entry: &Resource) -> Result<(), Verdict> {
+        if state.paused {
+            let mut verdict = self.say_no(
+                "paused",
+                "",
+                "an operator paused the automation",
+                "replctl resume; or replctl switchover",
+            );
+            verdict.since = self.known_since;
+            return Err(verdict);
+        }
+        if state.standby.contains(&self.config.name) {
+            let why = format!("{} is on standby", self.config.name);
+            let next = format!("replctl online {}", self.config.name);
+            let mut verdict = self.say_no("standby", "", &why, &next);
+            verdict.since = self.known_since;
+            return Err(verdict);
+        }
+        let me = &self.config.name;
+        if let Some(wanted) = entry.wanted.as_ref().filter(|wanted| *wanted != me)
+            && self.detector.hears_now(self.now, wanted)
+            && self.now.since(self.known_since) < WANTED_PATIENCE
+        {
+            let why = format!("an operator wants it on {wanted}, which is heard");
+            return Err(self.say_no("wanted_elsewhere", "", &why, "wait"));
+        }
+        Ok(())
+    }
+
+    /// L6: this node and a majority have lost the primary: nobody of the majority has a running
+    /// lease of it.
+    fn check_lost(
+        &self,
+        state: &ClusterState,
+        entry: &Resource,
+        holder: &NodeName,
+    ) -> Result<(), Verdict> {
+        let next = "wait; a lease that is not renewed ends by itself";
+        if entry.state.sole {
+            let why = format!(
+                "{holder} was the only member in generation {} and holds the office without end",
+                entry.state.generation
+            );
+            let next = format!(
+                "bring {holder} back; or, if it is off for ever, replctl failover {} --to NODE \
+                 --allow-data-loss --old-primary-is-off",
+                entry.name
+            );
+            return Err(self.say_no("sole", "R5d", &why, &next));
+        }
+        let own = self.acceptor.leases(self.now).find(|lease| lease.resource == entry.name);
+        if let Some(lease) = own {
+            let why = format!(
+                "the lease of {holder} runs here for another {} ms",
+                lease.until.since(self.now).as_ms()
+            );
+            return Err(self.say_no("lease_runs", "L2", &why, next));
+        }
+        let unsure = self.acceptor.unsure(self.now);
+        if unsure > Span(0) {
+            let why = format!(
+                "this node started a short time ago and may have granted a lease before: it waits \
+                 for another {} ms",
+                unsure.as_ms()
+            );
+            return Err(self.say_no("just_started", "L5", &why, next));
+        }
+        let has_lost = |voter: &Voter| {
+            voter.node == self.config.name
+                || self.hears_voter(voter)
+                    && self.detector.node(&voter.node).is_some_and(|node| {
+                        let sees = node.heartbeat.leases.iter().find(|(r, ..)| *r == entry.name);
+                        let gone = self.now.since(node.heartbeat_at);
+                        // A lease that had less left than the report is old is over.
+                        sees.is_none_or(|(_, _, remaining)| *remaining <= gone)
+                    })
+        };
+        let lost: Vec<u128> =
+            state.all_voters().filter(|v| has_lost(v)).map(|voter| voter.acceptor).collect();
+        if state.is_majority(|id| lost.contains(&id)) {
+            return Ok(());
+        }
+        let sees: Vec<String> = state
+            .all_voters()
+            .filter(|voter| !lost.contains(&voter.acceptor))
+            .map(|voter| voter.node.to_string())
+            .collect();
+        let why = format!("{} has granted {holder} a lease that runs", sees.join(", "));
+        Err(self.say_no("lease_runs", "L6", &why, next))
+    }
+
+    /// Whether this node's replica could be primary.
+    fn check_candidate(&self, entry: &Resource, facts: &Facts) -> Result<(), Verdict> {
+        let local = &self.locals[&entry.name];
+        if self.now < local.retry_at
+            && let Some(refusal) = &local.refusal
+        {
+            return Err(refusal.clone());
+        }
+        match hindrance(facts) {
+            Some(hindrance) => Err(Verdict::of_replica(self.now, &hindrance)),
+            None => Ok(()),
+        }
+    }
+
+    /// The nodes that could take the office, best first: where an operator wants it, then members
+    /// by name.
+    fn candidates(&self, state: &ClusterState, entry: &Resource) -> Vec<NodeName> {
+        let mut nodes: Vec<NodeName> = entry
+            .homes
+            .iter()
+            .map(|home| &home.node)
+            .filter(|node| !state.standby.contains(node) && entry.has_member(node))
+            .filter(|node| {
+                self.facts_of(node, &entry.name).is_some_and(|facts| match hindrance(facts) {
+                    Some(hindrance) => hindrance.code == "peer_is_primary",
+                    None => true,
+                })
+            })
+            .cloned()
+            .collect();
+        nodes.sort_by_key(|node| (entry.wanted.as_ref() != Some(node), node.clone()));
+        nodes
+    }
+
+    /// The nodes that could take the office without loss, best first.
+    pub fn heirs(&self, entry: &Resource) -> Vec<NodeName> {
+        self.state().map_or_else(Vec::new, |state| self.candidates(state, entry))
+    }
+
+    /// One candidate after the other, so that they do not get in each other's way.
+    fn check_turn(&self, state: &ClusterState, entry: &Resource) -> Result<(), Verdict> {
+        let candidates = self.candidates(state, entry);
+        let Some(place) = candidates.iter().position(|node| *node == self.config.name) else {
+            // Not a member any more for the register, but the replica knows better or will say.
+            return Ok(());
+        };
+        let patience = Span(CANDIDATE_PATIENCE.0 * place as u64);
+        let waited = self.now.since(self.known_since);
+        if place == 0 || waited >= patience {
+            return Ok(());
+        }
+        let why = format!("{} comes first", candidates[0]);
+        let next = format!("wait; {} tries when it does nothing", self.config.name);
+        Err(self.say_no("not_its_turn", "", &why, &next))
+    }
+
+    // ------------------------------------------------------------------ how it went
+
+    pub(crate) fn promotion_ended(&mut self, resource: &str, refused: Option<Hindrance>) {
+        let now = self.now;
+        let Some(local) = self.locals.get_mut(resource) else { return };
+        local.office = Office::Idle;
+        match refused {
+            None => (local.refusal, local.refusals) = (None, 0),
+            Some(why) => local.refused(now, &why),
+        }
+    }
+
+    pub(crate) fn hand_over_refused(&mut self, resource: &str, why: &Hindrance) {
+        let now = self.now;
+        let Some(local) = self.locals.get_mut(resource) else { return };
+        local.office = Office::Idle;
+        local.refused(now, why);
+    }
+}
+
+impl crate::node::Local {
+    fn refused(&mut self, now: Time, why: &Hindrance) {
+        let doublings = self.refusals.min(RETRY_DOUBLINGS_MAX);
+        self.refusals += 1;
+        self.retry_at = now + Span(RETRY.0 << doublings);
+        self.refusal = Some(Verdict::of_replica(now, why));
+    }
+}
+
+/// Why a replica cannot be promoted, or that nothing is known of it yet.
+fn hindrance(facts: &Facts) -> Option<Hindrance> {
+    if facts.replica == 0 {
+        return Some(Hindrance {
+            code: "no_disk".into(),
+            rule: "R16".into(),
+            why: "the disk of this replica is not attached".into(),
+            next: "look at replctl status on that node".into(),
+        });
+    }
+    facts.hindrance.clone()
+}
+
+fn want(entry: &Resource, node: Option<NodeName>) -> Change {
+    Change::Want { resource: entry.name.clone(), node, force: Force::default() }
+}

@@ -1,0 +1,67 @@
+//! Deliberate defects: the proof that the models and the simulator can fail. Without the feature
+//! `defects` (a shipping build has none) every question here is `false` at compile time.
+
+macro_rules! defects {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A rule that is broken on purpose.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Defect {
+            $($(#[$doc])* $name,)*
+        }
+
+        /// All of them.
+        pub const DEFECTS: &[Defect] = &[$(Defect::$name,)*];
+    };
+}
+
+defects! {
+    /// Paxos: a restarted acceptor has forgotten its promise.
+    PromiseForgotten,
+    /// Paxos: the highest accepted value of the promises is not the base of the proposal.
+    HighestValueIgnored,
+    /// L2: a takeover is promised although the lease runs.
+    PrepareIgnoresLease,
+    /// L2: the lease is not checked again at the accept.
+    AcceptIgnoresLease,
+    /// L2: a takeover that a read finds is repeated in the name of the reader.
+    RepeatInOwnName,
+    /// L3: a renewal is granted although the accepted value names somebody else.
+    GrantAfterTakeover,
+    /// L3: the lease counts from the reply.
+    LeaseFromReply,
+    /// L3: the newest request counts, not the oldest that makes the majority.
+    LeaseFromNewest,
+    /// L4: the holder keeps its lease as long as the acceptors.
+    HolderKeepsTooLong,
+    /// L5: a restarted acceptor does not wait.
+    RestartWithoutWait,
+    /// L5: a new acceptor does not wait.
+    NewAcceptorWithoutWait,
+    /// L5: an acceptor that lost its record votes.
+    EmptyRecordVotes,
+    /// L7: a change of the voters needs a majority of the new ones only.
+    NewMajorityOnly,
+    /// R5d: a takeover ignores a sole holder.
+    SoleIgnored,
+}
+
+#[cfg(feature = "defects")]
+static ACTIVE: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(usize::MAX);
+
+/// Breaks one rule from now on, in the whole process.
+#[cfg(feature = "defects")]
+pub fn switch_on(defect: Defect) {
+    ACTIVE.store(defect as usize, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether a rule is broken on purpose.
+#[cfg(feature = "defects")]
+pub(crate) fn defect(which: Defect) -> bool {
+    ACTIVE.load(core::sync::atomic::Ordering::Relaxed) == which as usize
+}
+
+/// Whether a rule is broken on purpose: never, in this build.
+#[cfg(not(feature = "defects"))]
+pub(crate) const fn defect(_: Defect) -> bool {
+    false
+}

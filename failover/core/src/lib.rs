@@ -1,0 +1,37 @@
+//! Who may be primary, as a pure state machine: the cluster's register (CASPaxos), the lease, and
+//! the decisions about takeovers. Inputs in, effects out. No I/O, no clock, no randomness.
+//!
+//! ```text
+//!  node.rs       one node: the match on inputs; what it tells and to whom
+//!    acceptor.rs   what this node has promised, durably; who holds a lease here (L2, L3, L5)
+//!    proposer.rs   one command after the other becomes a committed state
+//!    holder.rs     until when this node may act as primary (L3, L4)
+//!    detector.rs   who is heard, and what the others report
+//!    decision.rs   when to take over, hand over, resume; and why not (explain)
+//!  cluster.rs    the state in the register;  command.rs: the ways to change it
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+// States and verdicts travel a few times a second: plain values are easier to read than boxes.
+#![allow(clippy::large_enum_variant, clippy::result_large_err)]
+
+extern crate alloc;
+
+pub mod acceptor;
+pub mod ballot;
+pub mod cluster;
+pub mod command;
+pub mod decision;
+pub mod defect;
+pub mod detector;
+pub mod facts;
+pub mod holder;
+pub mod message;
+pub mod node;
+pub mod proposer;
+pub mod verdict;
+
+pub use ballot::{Ballot, NodeName};
+pub use cluster::ClusterState;
+pub use node::{Config, Effect, Effects, Input, Node};
+pub use replicator_core::{Span, Time};

@@ -1,0 +1,942 @@
+//! One node of the cluster: the match on inputs, and what follows from what came to be known.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use replicator_core::block::ReplicaId;
+use replicator_core::register::RegisterState;
+use replicator_core::{Span, Time};
+
+use crate::acceptor::{Acceptor, Denial, Record};
+use crate::ballot::{Ballot, NodeName};
+use crate::cluster::{Cause, ClusterState, Force, Holder, Home, Resource, Voter};
+use crate::command::{Asker, Change, Unfit};
+use crate::decision::Office;
+use crate::defect::{Defect, defect};
+use crate::detector::Detector;
+use crate::facts::{Facts, Hindrance};
+use crate::holder::LeaseHolder;
+use crate::message::{Envelope, Heartbeat, Message};
+use crate::proposer::{Doing, Outcome, Proposal, Proposer};
+use crate::verdict::Verdict;
+
+/// Messages of others whose answer waits for a durable record.
+const ANSWERS_MAX: usize = 1024;
+
+/// What a node is told at its start; constant for the life of the process.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Config {
+    /// Its name.
+    pub name: NodeName,
+    /// A number drawn anew at every start.
+    pub process: u64,
+    /// All nodes of the configuration, itself too, and whether each is a witness.
+    pub nodes: Vec<(NodeName, bool)>,
+    /// The resources of the configuration.
+    pub resources: Vec<String>,
+    /// The lease that a new cluster begins with.
+    pub lease: Span,
+}
+
+impl Config {
+    fn is_witness(&self) -> bool {
+        self.nodes.iter().any(|(name, witness)| *name == self.name && *witness)
+    }
+
+    /// How often leases are renewed and signs of life are sent: a fifth of the lease.
+    pub fn beat(&self, lease: Span) -> Span {
+        Span(lease.0 / 5)
+    }
+}
+
+/// A fact.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Input {
+    /// A message of another node came in; its origin is proved.
+    Received {
+        /// From whom.
+        from: NodeName,
+        /// What.
+        envelope: Box<Envelope>,
+    },
+    /// The record of that sequence number, or a newer one, is durable.
+    RecordDurable {
+        /// Its number.
+        sequence: u64,
+    },
+    /// What a replica of this node is and can do.
+    ReplicaReported {
+        /// The resource.
+        resource: String,
+        /// Its facts.
+        facts: Facts,
+    },
+    /// The data loop of a resource turned, and its disk ended something or had nothing to do (L1).
+    LoopProgressed {
+        /// The resource.
+        resource: String,
+        /// When.
+        at: Time,
+    },
+    /// A replica of this node proposes a change of its state.
+    ReplicaProposed {
+        /// The resource.
+        resource: String,
+        /// The replica's number for it.
+        number: u64,
+        /// The generation that it replaces.
+        expected: u64,
+        /// The state that is to follow.
+        next: RegisterState,
+        /// A taker gives up what the old primary may have (R11d).
+        forced: bool,
+    },
+    /// A promotion that was ordered ended: served, or refused.
+    PromotionEnded {
+        /// The resource.
+        resource: String,
+        /// Why not.
+        refused: Option<Hindrance>,
+    },
+    /// A hand-over that was ordered was refused.
+    HandOverRefused {
+        /// The resource.
+        resource: String,
+        /// Why.
+        why: Hindrance,
+    },
+    /// An operator wants the register changed.
+    Ordered {
+        /// The driver's name for it.
+        ticket: u64,
+        /// The change.
+        change: Change,
+        /// Who ordered it, for history.
+        why: String,
+    },
+    /// A deadline of [`Node::next_deadline`] has come.
+    TimePassed,
+}
+
+/// An order to the driver.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Effect {
+    /// Send a message; it may be lost.
+    Send {
+        /// To whom.
+        to: NodeName,
+        /// What.
+        envelope: Box<Envelope>,
+    },
+    /// Make the acceptor's record durable, then say [`Input::RecordDurable`]. A newer one may
+    /// replace one that is not being written yet.
+    PersistRecord(Box<Record>),
+    /// Until when this node may act as primary of a resource; tell the data loop at once.
+    LeaseChanged {
+        /// The resource.
+        resource: String,
+        /// `None`: not at all. `Time(u64::MAX)`: without end (R5d).
+        until: Option<Time>,
+    },
+    /// The newest committed state of a resource; tell its replica.
+    Learned {
+        /// The resource.
+        resource: String,
+        /// Its state.
+        state: RegisterState,
+    },
+    /// How a replica's proposal ended.
+    Decided {
+        /// The resource.
+        resource: String,
+        /// The replica's number.
+        number: u64,
+        /// The committed state; or why not.
+        result: Result<RegisterState, Undecided>,
+    },
+    /// Take the office of primary here.
+    Promote {
+        /// The resource.
+        resource: String,
+        /// What an operator gave his word for.
+        force: Force,
+        /// In words.
+        why: String,
+    },
+    /// Give the office up orderly (R6c).
+    HandOver {
+        /// The resource.
+        resource: String,
+        /// To whom.
+        to: NodeName,
+    },
+    /// How an operator's change ended.
+    Answer {
+        /// The driver's name for it.
+        ticket: u64,
+        /// Done, or why not.
+        result: Result<(), Verdict>,
+    },
+    /// The register changed: for history.
+    Committed(Box<ClusterState>),
+}
+
+/// Why a replica's proposal is not in the register.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Undecided {
+    /// The register has another state.
+    Newer(Box<RegisterState>),
+    /// It was refused, and may be tried again.
+    NotNow(String),
+}
+
+/// The orders of one step.
+pub type Effects = Vec<Effect>;
+
+/// What this node knows of a resource's replica here.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Local {
+    /// What the driver reported last.
+    pub facts: Facts,
+    /// When the data loop showed progress last.
+    pub progress_at: Time,
+    /// What this node is doing about the office.
+    pub office: Office,
+    /// The last refusal of a promotion or hand-over.
+    pub refusal: Option<Verdict>,
+    /// No new attempt before.
+    pub retry_at: Time,
+    /// How often in a row it was refused.
+    pub refusals: u32,
+    lease_told: Option<Time>,
+    state_told: Option<RegisterState>,
+}
+
+/// An answer that waits for a durable record.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Waiting {
+    sequence: u64,
+    to: NodeName,
+    message: Message,
+}
+
+/// One node.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Node {
+    pub(crate) config: Config,
+    pub(crate) now: Time,
+    pub(crate) acceptor: Acceptor,
+    durable: u64,
+    writing: Option<Box<Record>>,
+    is_dirty: bool,
+    answers: VecDeque<Waiting>,
+    /// The newest state known to be committed.
+    pub(crate) known: Option<(Ballot, ClusterState)>,
+    /// A quorum round of this process has settled what was open (R14).
+    pub(crate) is_settled: bool,
+    /// Since when the known state is what it is.
+    pub(crate) known_since: Time,
+    pub(crate) proposer: Proposer,
+    pub(crate) holder: LeaseHolder,
+    pub(crate) detector: Detector,
+    pub(crate) locals: BTreeMap<String, Local>,
+    pub(crate) started_at: Time,
+    next_beat: Time,
+    beats: u64,
+    /// When recent heartbeats left, for round trips.
+    beat_times: VecDeque<(u64, Time)>,
+    /// Since when a majority is missing.
+    pub(crate) no_majority_since: Option<Time>,
+    /// Messages of this node to its own acceptor and back.
+    own: VecDeque<Message>,
+}
+
+impl Node {
+    /// A node that starts, with the record of its acceptor.
+    pub fn start(config: Config, record: Record, now: Time) -> Self {
+        let lease = record.accepted.as_ref().map_or(config.lease, |(_, state)| state.lease);
+        let durable = record.sequence;
+        let locals = config.resources.iter().map(|name| (name.clone(), Local::default())).collect();
+        Self {
+            now,
+            acceptor: Acceptor::start(record, now),
+            durable,
+            writing: None,
+            is_dirty: false,
+            answers: VecDeque::new(),
+            known: None,
+            is_settled: false,
+            known_since: now,
+            proposer: Proposer::new(config.name.clone(), config.process),
+            holder: LeaseHolder::default(),
+            detector: Detector::new(lease),
+            locals,
+            started_at: now,
+            next_beat: now,
+            beats: 0,
+            beat_times: VecDeque::new(),
+            no_majority_since: Some(now),
+            own: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// Takes one fact and orders what follows. Effects are appended.
+    pub fn step(&mut self, now: Time, input: Input, effects: &mut Effects) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Received { from, envelope } => self.received(&from, *envelope, effects),
+            Input::RecordDurable { sequence } => self.record_durable(sequence, effects),
+            Input::ReplicaReported { resource, facts } => {
+                if let Some(local) = self.locals.get_mut(&resource) {
+                    local.facts = facts;
+                }
+            }
+            Input::LoopProgressed { resource, at } => {
+                if let Some(local) = self.locals.get_mut(&resource) {
+                    local.progress_at = at;
+                }
+            }
+            Input::ReplicaProposed { resource, number, expected, next, forced } => {
+                let homes = self.homes(&resource);
+                let change = Change::Replica {
+                    resource: resource.clone(),
+                    expected,
+                    next,
+                    process: self.config.process,
+                    homes,
+                    forced,
+                };
+                let cause = self.cause_of(&change);
+                self.propose(Asker::Replica { resource, number }, change, cause, effects);
+            }
+            Input::PromotionEnded { resource, refused } => {
+                self.promotion_ended(&resource, refused);
+            }
+            Input::HandOverRefused { resource, why } => self.hand_over_refused(&resource, &why),
+            Input::Ordered { ticket, change, why } => {
+                let cause = Cause { what: what(&change).into(), resource: String::new(), why };
+                self.propose(Asker::Operator(ticket), change, cause, effects);
+            }
+            Input::TimePassed => {}
+        }
+        self.beat(effects);
+        self.go_on(effects);
+        self.decide(effects);
+        self.go_on(effects);
+        self.tell_leases(effects);
+        self.persist(effects);
+    }
+
+    /// When [`Input::TimePassed`] is due.
+    pub fn next_deadline(&self) -> Option<Time> {
+        // The end of a lease may be the beginning of a takeover.
+        let leases = self.acceptor.leases(self.now).map(|lease| lease.until);
+        let proposer = self.proposer.next_deadline();
+        leases.chain(proposer).chain([self.next_beat]).min()
+    }
+
+    /// The newest state known to be committed.
+    pub fn state(&self) -> Option<&ClusterState> {
+        self.known.as_ref().map(|(_, state)| state)
+    }
+
+    /// The newest state this node has, committed or only accepted: for those who look.
+    pub fn newest(&self) -> Option<&ClusterState> {
+        self.state().or(self.acceptor.accepted())
+    }
+
+    /// For how long no majority has been heard; none: it is.
+    pub fn without_majority(&self, now: Time) -> Option<Span> {
+        self.no_majority_since.map(|since| now.since(since))
+    }
+
+    /// The acceptor, for those who look.
+    pub fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
+    }
+
+    /// Who is heard, for those who look.
+    pub fn detector(&self) -> &Detector {
+        &self.detector
+    }
+
+    /// What this node knows of its replica of a resource.
+    pub fn local(&self, resource: &str) -> Option<&Local> {
+        self.locals.get(resource)
+    }
+
+    /// The resources of this node.
+    pub fn resources(&self) -> impl Iterator<Item = &String> {
+        self.locals.keys()
+    }
+
+    /// The proposals under way, for those who look.
+    pub fn proposer(&self) -> &Proposer {
+        &self.proposer
+    }
+
+    pub(crate) fn lease(&self) -> Span {
+        self.state().map_or(self.config.lease, |state| state.lease)
+    }
+
+    // ------------------------------------------------------------------ messages
+
+    fn envelope(&self, message: Message) -> Box<Envelope> {
+        Box::new(Envelope {
+            process: self.config.process,
+            acceptor: self.acceptor.record().id,
+            sequence: self.durable,
+            message,
+        })
+    }
+
+    fn say(&mut self, to: &NodeName, message: Message, effects: &mut Effects) {
+        if *to == self.config.name {
+            self.own.push_back(message);
+        } else {
+            let envelope = self.envelope(message);
+            effects.push(Effect::Send { to: to.clone(), envelope });
+        }
+    }
+
+    fn received(&mut self, from: &NodeName, envelope: Envelope, effects: &mut Effects) {
+        if !self.config.nodes.iter().any(|(name, _)| name == from) && !self.is_voter(from) {
+            return;
+        }
+        if !self.detector.hears(self.now, from, &envelope) {
+            return;
+        }
+        let mut acceptor = envelope.acceptor;
+        if defect(Defect::EmptyRecordVotes)
+            && let Some(voter) = self
+                .state()
+                .and_then(|state| state.all_voters().find(|voter| voter.node == *from).cloned())
+        {
+            acceptor = voter.acceptor;
+        }
+        self.said(from, envelope.process, acceptor, envelope.message, effects);
+    }
+
+    fn is_voter(&self, node: &NodeName) -> bool {
+        self.state().is_some_and(|state| state.all_voters().any(|voter| voter.node == *node))
+    }
+
+    fn said(
+        &mut self,
+        from: &NodeName,
+        process: u64,
+        acceptor: u128,
+        message: Message,
+        effects: &mut Effects,
+    ) {
+        let now = self.now;
+        let mut doing = Vec::new();
+        match message {
+            Message::Prepare { ballot, takes } => {
+                let answer = match self.acceptor.prepare(now, &ballot, &takes) {
+                    Ok(accepted) => {
+                        return self.after_durable(from, Message::Promise { ballot, accepted });
+                    }
+                    Err(why) => Message::Denied { ballot, is_accept: false, why },
+                };
+                self.say(from, answer, effects);
+            }
+            Message::Accept { ballot, state } => match self.acceptor.accept(now, &ballot, &state) {
+                Ok(()) => {
+                    self.first_grant(from, process, &state);
+                    self.after_durable(from, Message::Accepted { ballot });
+                }
+                Err(why) => {
+                    let denied = Message::Denied { ballot, is_accept: true, why };
+                    self.say(from, denied, effects);
+                }
+            },
+            Message::Promise { ballot, accepted } => {
+                let known = self.known.as_ref();
+                let promise = (acceptor, &ballot, accepted);
+                self.proposer.promised(now, promise, known, &mut doing);
+            }
+            Message::Accepted { ballot } => {
+                self.proposer.accepted(now, acceptor, &ballot, &mut doing);
+            }
+            Message::Denied { ballot, is_accept, why } => {
+                self.proposer.denied(now, acceptor, (&ballot, is_accept), why, &mut doing);
+            }
+            Message::Learn { ballot, state } => self.learn(ballot, state, effects),
+            Message::Renew { request, offices } => {
+                let holder = Holder { node: from.clone(), process };
+                let resources = self.acceptor.renew(now, &holder, &offices);
+                if resources.len() < offices.len() {
+                    self.teach(from, effects);
+                }
+                self.say(from, Message::Granted { request, resources }, effects);
+            }
+            Message::Granted { request, resources } => {
+                self.holder.granted(acceptor, request, &resources, now);
+            }
+            Message::Heartbeat(heartbeat) => self.heard(from, heartbeat, effects),
+        }
+        self.carry_out(doing, effects);
+    }
+
+    /// L3: an accepted takeover is the taker's first grant.
+    fn first_grant(&mut self, from: &NodeName, process: u64, state: &ClusterState) {
+        if state.by != *from {
+            return;
+        }
+        let holder = Holder { node: from.clone(), process };
+        let offices: Vec<(String, u64)> = state
+            .resources
+            .iter()
+            .filter(|entry| entry.holder.as_ref() == Some(&holder))
+            .map(|entry| (entry.name.clone(), entry.state.tenure))
+            .collect();
+        self.acceptor.renew(self.now, &holder, &offices);
+    }
+
+    fn heard(&mut self, from: &NodeName, heartbeat: Heartbeat, effects: &mut Effects) {
+        let sent = heartbeat.echo.and_then(|(number, _)| {
+            self.beat_times.iter().find(|(sent, _)| *sent == number).map(|(_, at)| *at)
+        });
+        let revision = heartbeat.revision;
+        self.detector.beat(self.now, from, heartbeat, sent);
+        if self.state().is_some_and(|state| state.revision > revision) {
+            self.teach(from, effects);
+        }
+    }
+
+    /// Tells a node the newest committed state.
+    fn teach(&mut self, node: &NodeName, effects: &mut Effects) {
+        if let Some((ballot, state)) = self.known.clone()
+            && *node != self.config.name
+        {
+            self.say(node, Message::Learn { ballot, state }, effects);
+        }
+    }
+
+    // ------------------------------------------------------------------ the record
+
+    /// An answer that may be heard only when the record as it is now is durable.
+    fn after_durable(&mut self, to: &NodeName, message: Message) {
+        if self.answers.len() >= ANSWERS_MAX {
+            // The asker repeats itself.
+            return;
+        }
+        self.is_dirty = true;
+        let sequence = self.acceptor.record().sequence + 1;
+        self.answers.push_back(Waiting { sequence, to: to.clone(), message });
+    }
+
+    fn persist(&mut self, effects: &mut Effects) {
+        if self.is_dirty && self.writing.is_none() {
+            self.is_dirty = false;
+            let record = Box::new(self.acceptor.next_record());
+            self.writing = Some(record.clone());
+            effects.push(Effect::PersistRecord(record));
+        }
+    }
+
+    fn record_durable(&mut self, sequence: u64, effects: &mut Effects) {
+        self.durable = self.durable.max(sequence);
+        if let Some(record) = self.writing.take_if(|record| record.sequence <= sequence) {
+            self.acceptor.became_durable(&record);
+        }
+        while self.answers.front().is_some_and(|answer| answer.sequence <= sequence) {
+            let Some(answer) = self.answers.pop_front() else { break };
+            if let Message::Accepted { .. } = &answer.message
+                && let Some(state) = self.acceptor.accepted().cloned()
+                && answer.to == state.by
+                && let Some(process) = self.process_of(&answer.to)
+            {
+                // The grant counts from the answer, which leaves only now.
+                self.first_grant(&answer.to, process, &state);
+            }
+            self.say(&answer.to, answer.message, effects);
+        }
+    }
+
+    fn process_of(&self, node: &NodeName) -> Option<u64> {
+        if *node == self.config.name {
+            return Some(self.config.process);
+        }
+        self.detector.node(node).map(|node| node.process)
+    }
+
+    // ------------------------------------------------------------------ proposals
+
+    pub(crate) fn propose(
+        &mut self,
+        asker: Asker,
+        change: Change,
+        cause: Cause,
+        effects: &mut Effects,
+    ) {
+        let proposal = Proposal { asker, change, cause };
+        if let Err(proposal) = self.proposer.propose(self.now, proposal) {
+            let why = Denial::Promised(Ballot::default());
+            self.ended(proposal, Outcome::NotNow(why), effects);
+        }
+    }
+
+    fn go_on(&mut self, effects: &mut Effects) {
+        loop {
+            let mut doing = Vec::new();
+            let known = self.known.as_ref();
+            self.proposer.go_on(self.now, known, self.acceptor.accepted(), &mut doing);
+            let is_done = doing.is_empty() && self.own.is_empty();
+            self.carry_out(doing, effects);
+            while let Some(message) = self.own.pop_front() {
+                let (me, process) = (self.config.name.clone(), self.config.process);
+                let acceptor = self.acceptor.record().id;
+                self.said(&me, process, acceptor, message, effects);
+            }
+            if is_done {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, doing: Vec<Doing>, effects: &mut Effects) {
+        for doing in doing {
+            match doing {
+                Doing::Say(node, message) => self.say(&node, message, effects),
+                Doing::Commit(ballot, state) => {
+                    let nodes: Vec<NodeName> =
+                        state.all_voters().map(|voter| voter.node.clone()).collect();
+                    let is_new = self.known.as_ref().is_none_or(|known| known.0 < ballot);
+                    self.learn(ballot, state, effects);
+                    for node in nodes.iter().filter(|_| is_new) {
+                        self.teach(node, effects);
+                    }
+                }
+                Doing::Accepted(state, acceptors, sent) => {
+                    self.first_granted(&state, &acceptors, sent)
+                }
+                Doing::Ended(proposal, outcome) => self.ended(proposal, outcome, effects),
+            }
+        }
+    }
+
+    fn first_granted(&mut self, state: &ClusterState, acceptors: &[u128], sent: Time) {
+        let mine = Holder { node: self.config.name.clone(), process: self.config.process };
+        if state.by != mine.node {
+            return;
+        }
+        for entry in state.resources.iter().filter(|entry| entry.holder.as_ref() == Some(&mine)) {
+            for acceptor in acceptors {
+                self.holder.note(&entry.name, *acceptor, sent);
+            }
+        }
+    }
+
+    fn learn(&mut self, ballot: Ballot, state: ClusterState, effects: &mut Effects) {
+        if self.acceptor.learn(self.now, &ballot, &state) {
+            self.is_dirty = true;
+        }
+        if self.known.as_ref().is_some_and(|known| known.0 >= ballot) {
+            return;
+        }
+        let is_change = self.state().is_none_or(|known| known.revision < state.revision);
+        self.known = Some((ballot, state.clone()));
+        if is_change {
+            self.known_since = self.now;
+            effects.push(Effect::Committed(Box::new(state)));
+        }
+        self.tell_replicas(effects);
+    }
+
+    /// What the replicas here go by; nothing before a quorum round of this process (R14).
+    fn tell_replicas(&mut self, effects: &mut Effects) {
+        let Some((_, state)) = &self.known else { return };
+        if !self.is_settled {
+            return;
+        }
+        for (name, local) in &mut self.locals {
+            let Some(entry) = state.resource(name) else { continue };
+            if entry.state.generation == 0 {
+                // No origin yet: what the disk says comes first.
+                continue;
+            }
+            if local.state_told.as_ref() != Some(&entry.state) {
+                local.state_told = Some(entry.state.clone());
+                effects
+                    .push(Effect::Learned { resource: name.clone(), state: entry.state.clone() });
+            }
+        }
+    }
+
+    fn ended(&mut self, proposal: Proposal, outcome: Outcome, effects: &mut Effects) {
+        if outcome == Outcome::Committed && !self.is_settled && self.known.is_some() {
+            self.is_settled = true;
+            self.tell_replicas(effects);
+        }
+        match proposal.asker {
+            Asker::Own => {}
+            Asker::Replica { resource, number } => {
+                let now = self.state().and_then(|state| state.resource(&resource));
+                let result = match (outcome, now) {
+                    (Outcome::Committed, Some(entry)) => Ok(entry.state.clone()),
+                    (Outcome::NotNow(why), _) => Err(Undecided::NotNow(in_words(&why))),
+                    (_, Some(entry)) => Err(Undecided::Newer(Box::new(entry.state.clone()))),
+                    (_, None) => {
+                        Err(Undecided::NotNow("the register has no such resource".to_string()))
+                    }
+                };
+                effects.push(Effect::Decided { resource, number, result });
+            }
+            Asker::Operator(ticket) => {
+                let result = match outcome {
+                    Outcome::Committed | Outcome::Unfit(Unfit::Already) => Ok(()),
+                    Outcome::Unfit(unfit) => Err(self.unfit(&unfit)),
+                    Outcome::NotNow(why) => Err(Verdict::new(
+                        self.now,
+                        "not_now",
+                        "L2",
+                        in_words(&why),
+                        "try again in a moment".into(),
+                    )),
+                };
+                effects.push(Effect::Answer { ticket, result });
+            }
+        }
+    }
+
+    fn unfit(&self, unfit: &Unfit) -> Verdict {
+        let (code, why, next) = match unfit {
+            Unfit::Already => ("already", "it is so already".into(), "nothing".into()),
+            Unfit::Newer => (
+                "changed_meanwhile",
+                "the register changed while this was ordered".to_string(),
+                "look at replctl status and order it again".to_string(),
+            ),
+            Unfit::NotFounded => (
+                "no_register",
+                "the cluster has no register yet: it begins when all nodes of the configuration \
+                 have been seen once"
+                    .into(),
+                "start replicatord on every node".into(),
+            ),
+            Unfit::Unknown(name) => (
+                "unknown",
+                alloc::format!("the register has no resource {name}"),
+                "look at replctl status".into(),
+            ),
+            Unfit::TooMany => {
+                ("too_many", "the register is full".into(), "remove what is not needed".into())
+            }
+            Unfit::VotersChange => (
+                "voters_change",
+                "another change of the voters is under way".into(),
+                "wait for it, then order it again".into(),
+            ),
+        };
+        Verdict::new(self.now, code, "", why, next)
+    }
+
+    /// Where the replicas of a resource live, as far as their nodes were heard.
+    pub(crate) fn homes(&self, resource: &str) -> Vec<Home> {
+        let own = self.locals.get(resource).map(|local| (&self.config.name, &local.facts));
+        let others = self.detector.nodes().filter_map(|(name, node)| {
+            let facts = node.heartbeat.facts.iter().find(|(of, _)| of == resource)?;
+            Some((name, &facts.1))
+        });
+        own.into_iter()
+            .chain(others)
+            .filter(|(_, facts)| facts.replica != 0)
+            .map(|(node, facts)| Home { node: node.clone(), replica: ReplicaId(facts.replica) })
+            .collect()
+    }
+
+    fn cause_of(&self, change: &Change) -> Cause {
+        let Change::Replica { resource, next, forced, .. } = change else {
+            return Cause::default();
+        };
+        let old = self.state().and_then(|state| state.resource(resource));
+        let what = match old.map(|entry| &entry.state) {
+            _ if *forced => "forced takeover",
+            Some(old) if next.primary.is_none() && old.primary.is_some() => "release",
+            Some(old) if next.tenure != old.tenure => "takeover",
+            Some(old) if next.set.len() < old.set.len() => "shrink",
+            Some(old) if next.set.len() > old.set.len() => "grow",
+            _ => "resume",
+        };
+        let why = match what {
+            "takeover" | "forced takeover" => self.why_taken(old),
+            "shrink" => "a member was lost".into(),
+            _ => String::new(),
+        };
+        Cause { what: what.into(), resource: resource.clone(), why }
+    }
+
+    fn why_taken(&self, old: Option<&Resource>) -> String {
+        match old.and_then(|old| old.holder.as_ref()) {
+            Some(holder) => match self.detector.silence(self.now, &holder.node) {
+                Some(silence) => {
+                    alloc::format!("{} was silent for {} ms", holder.node, silence.as_ms())
+                }
+                None => alloc::format!("{} was never heard", holder.node),
+            },
+            None => "nobody was primary".into(),
+        }
+    }
+
+    // ------------------------------------------------------------------ signs of life and leases
+
+    fn beat(&mut self, effects: &mut Effects) {
+        if self.now < self.next_beat {
+            return;
+        }
+        self.next_beat = self.now + self.config.beat(self.lease());
+        self.beats += 1;
+        self.beat_times.push_back((self.beats, self.now));
+        if self.beat_times.len() > 16 {
+            self.beat_times.pop_front();
+        }
+        self.renew(effects);
+        let nodes = self.others();
+        for node in nodes {
+            let heartbeat = self.heartbeat(&node);
+            self.say(&node, Message::Heartbeat(heartbeat), effects);
+        }
+    }
+
+    /// All other nodes of configuration and register.
+    pub(crate) fn others(&self) -> Vec<NodeName> {
+        let configured = self.config.nodes.iter().map(|(name, _)| name.clone());
+        let voters = self.state().into_iter().flat_map(ClusterState::all_voters);
+        let mut all: Vec<NodeName> =
+            configured.chain(voters.map(|voter| voter.node.clone())).collect();
+        all.sort();
+        all.dedup();
+        all.retain(|name| *name != self.config.name);
+        all
+    }
+
+    fn heartbeat(&self, to: &NodeName) -> Heartbeat {
+        let remaining = |lease: &crate::acceptor::Lease| {
+            (lease.resource.clone(), lease.holder.node.clone(), lease.until.since(self.now))
+        };
+        let echo = self.detector.node(to).filter(|node| node.heartbeat.number > 0);
+        Heartbeat {
+            number: self.beats,
+            echo: echo.map(|node| (node.heartbeat.number, self.now.since(node.heartbeat_at))),
+            revision: self.state().map_or(0, |state| state.revision),
+            is_blank: self.acceptor.accepted().is_none(),
+            leases: self.acceptor.leases(self.now).map(remaining).collect(),
+            heard: self
+                .detector
+                .nodes()
+                .filter_map(|(name, node)| Some((name.clone(), self.now.since(node.at?))))
+                .collect(),
+            facts: self
+                .locals
+                .iter()
+                .map(|(name, local)| (name.clone(), local.facts.clone()))
+                .collect(),
+        }
+    }
+
+    /// The offices that this process holds and whose loop makes progress (L1).
+    fn offices(&self) -> Vec<(String, u64)> {
+        let Some(state) = self.state() else { return Vec::new() };
+        let mine = Holder { node: self.config.name.clone(), process: self.config.process };
+        let is_alive = |name: &String| {
+            self.locals
+                .get(name)
+                .is_some_and(|local| self.now.since(local.progress_at) < self.lease())
+        };
+        state
+            .resources
+            .iter()
+            .filter(|entry| entry.holder.as_ref() == Some(&mine) && is_alive(&entry.name))
+            .map(|entry| (entry.name.clone(), entry.state.tenure))
+            .collect()
+    }
+
+    /// Asks every acceptor for the lease.
+    pub(crate) fn renew(&mut self, effects: &mut Effects) {
+        let offices = self.offices();
+        if offices.is_empty() {
+            return;
+        }
+        let request = self.holder.ask(self.now);
+        let voters: Vec<Voter> =
+            self.state().into_iter().flat_map(|state| state.all_voters().cloned()).collect();
+        for voter in voters {
+            let message = Message::Renew { request, offices: offices.clone() };
+            self.say(&voter.node, message, effects);
+        }
+    }
+
+    /// Until when this node may act as primary of a resource.
+    pub fn lease_until(&self, resource: &str) -> Option<Time> {
+        let state = self.state()?;
+        let entry = state.resource(resource)?;
+        let mine = Holder { node: self.config.name.clone(), process: self.config.process };
+        if entry.holder.as_ref() != Some(&mine) {
+            return None;
+        }
+        if entry.state.sole {
+            return Some(Time(u64::MAX));
+        }
+        self.holder.until(state, resource)
+    }
+
+    fn tell_leases(&mut self, effects: &mut Effects) {
+        let names: Vec<String> = self.locals.keys().cloned().collect();
+        for resource in names {
+            let until = self.lease_until(&resource);
+            if until.is_none() {
+                self.holder.forget(&resource);
+            }
+            let local = self.locals.get_mut(&resource).expect("it was just listed");
+            if local.lease_told != until {
+                local.lease_told = until;
+                effects.push(Effect::LeaseChanged { resource, until });
+            }
+        }
+    }
+
+    pub(crate) fn is_data_node(&self) -> bool {
+        !self.config.is_witness()
+    }
+}
+
+/// A denial in words.
+pub fn in_words(why: &Denial) -> String {
+    match why {
+        Denial::Promised(ballot) => {
+            alloc::format!("another proposal, of {}, is under way", ballot.node)
+        }
+        Denial::Leased { holder, resource, remaining } => alloc::format!(
+            "the lease of {holder} on {resource} runs for another {} ms",
+            remaining.as_ms()
+        ),
+        Denial::JustStarted { remaining } => alloc::format!(
+            "an acceptor started a short time ago and waits for another {} ms",
+            remaining.as_ms()
+        ),
+        Denial::Sole { holder, resource } => alloc::format!(
+            "{holder} was the only member of {resource} and holds its office without end"
+        ),
+    }
+}
+
+fn what(change: &Change) -> &'static str {
+    match change {
+        Change::Read => "read",
+        Change::Found { .. } => "founded",
+        Change::AddResource { .. } => "resource added",
+        Change::Replica { .. } => "replica",
+        Change::Want { .. } => "switchover ordered",
+        Change::Pause(true) => "paused",
+        Change::Pause(false) => "resumed",
+        Change::Standby { is_standby: true, .. } => "standby",
+        Change::Standby { .. } => "online",
+        Change::Lease(_) => "lease changed",
+        Change::Voters { .. } | Change::VotersDone { .. } => "voters changed",
+    }
+}

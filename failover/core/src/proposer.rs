@@ -1,0 +1,422 @@
+//! The proposer: turns changes into committed states, one after the other, each in two rounds of a
+//! majority. It never gives up a change whose outcome is open; it only waits, visibly.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use replicator_core::{Span, Time};
+
+use crate::acceptor::Denial;
+use crate::ballot::{Ballot, NodeName};
+use crate::cluster::{Cause, ClusterState};
+use crate::command::{Asker, Change, Unfit};
+use crate::defect::{Defect, defect};
+use crate::message::Message;
+
+/// Changes that may wait.
+pub const QUEUE_MAX: usize = 64;
+/// Messages of a round without an answer are sent again after so long.
+const RESEND: Span = Span::from_ms(100);
+/// A round that lost against another one starts again after a multiple of this.
+const BACK_OFF: Span = Span::from_ms(8);
+
+/// A change that somebody wants.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Proposal {
+    /// Who.
+    pub asker: Asker,
+    /// What.
+    pub change: Change,
+    /// Why, for history.
+    pub cause: Cause,
+}
+
+/// How a proposal ended.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Outcome {
+    /// It is in the register. The state is the newest one.
+    Committed,
+    /// It does not fit the newest state, which has been learned; it is not in the register.
+    Unfit(Unfit),
+    /// It was refused, nowhere accepted, and may be tried again.
+    NotNow(Denial),
+}
+
+/// What the proposer wants to be done.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Doing {
+    /// Say this to the acceptor of a node, which may be the own one.
+    Say(NodeName, Message),
+    /// This state is committed.
+    Commit(Ballot, ClusterState),
+    /// These acceptors accepted, and so granted (L3), what was sent at that time.
+    Accepted(ClusterState, Vec<u128>, Time),
+    /// A proposal ended.
+    Ended(Proposal, Outcome),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Phase {
+    Preparing {
+        promises: BTreeMap<u128, Option<(Ballot, ClusterState)>>,
+    },
+    Accepting {
+        state: ClusterState,
+        /// The state it follows: its voters have to agree too.
+        base: Option<ClusterState>,
+        accepted: BTreeSet<u128>,
+        /// When it was sent first.
+        since: Time,
+        /// It is somebody else's open proposal, settled before our own.
+        is_repeat: bool,
+    },
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Round {
+    ballot: Ballot,
+    /// The newest state known to be committed: its voters are asked.
+    voters_of: Option<ClusterState>,
+    phase: Phase,
+    denied: BTreeMap<u128, Denial>,
+    resend_at: Time,
+}
+
+/// The proposer of one data node.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Proposer {
+    me: NodeName,
+    process: u64,
+    counter: u64,
+    queue: VecDeque<Proposal>,
+    round: Option<Round>,
+    retry_at: Time,
+    attempts: u64,
+    /// An accept of the first in the queue has left: its outcome is open until it is settled.
+    is_open: bool,
+    /// When the first in the queue came to be the first.
+    since: Time,
+    /// Why the last round of the first in the queue ended.
+    last_denial: Option<Denial>,
+}
+
+impl Proposer {
+    /// A proposer of this process.
+    pub fn new(me: NodeName, process: u64) -> Self {
+        Self {
+            me,
+            process,
+            counter: 0,
+            queue: VecDeque::new(),
+            round: None,
+            retry_at: Time(0),
+            attempts: 0,
+            is_open: false,
+            since: Time(0),
+            last_denial: None,
+        }
+    }
+
+    /// Whether nothing is proposed or waiting.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Whether a proposal of this asker is under way.
+    pub fn has(&self, wanted: impl Fn(&Proposal) -> bool) -> bool {
+        self.queue.iter().any(wanted)
+    }
+
+    /// What is being proposed, since when, and why the last round failed.
+    pub fn waits(&self) -> Option<(&Proposal, Time, Option<&Denial>)> {
+        Some((self.queue.front()?, self.since, self.last_denial.as_ref()))
+    }
+
+    /// Queues a change; refused when too many wait.
+    pub fn propose(&mut self, now: Time, proposal: Proposal) -> Result<(), Proposal> {
+        if self.queue.len() >= QUEUE_MAX {
+            return Err(proposal);
+        }
+        if self.queue.is_empty() {
+            self.begin_first(now);
+        }
+        self.queue.push_back(proposal);
+        Ok(())
+    }
+
+    fn begin_first(&mut self, now: Time) {
+        (self.attempts, self.is_open, self.since, self.last_denial) = (0, false, now, None);
+        self.retry_at = now;
+    }
+
+    /// When something is to be done without a message coming in.
+    pub fn next_deadline(&self) -> Option<Time> {
+        match &self.round {
+            Some(round) => Some(round.resend_at),
+            None => (!self.queue.is_empty()).then_some(self.retry_at),
+        }
+    }
+
+    /// Starts the next round, or repeats what had no answer. `known` is committed; before anything
+    /// is, `accepted`, which may not be, says whom to ask.
+    pub fn go_on(
+        &mut self,
+        now: Time,
+        known: Option<&(Ballot, ClusterState)>,
+        accepted: Option<&ClusterState>,
+        doing: &mut Vec<Doing>,
+    ) {
+        if self.round.as_ref().is_some_and(|round| now >= round.resend_at) {
+            self.send(now, doing);
+        }
+        if self.round.is_some() || self.queue.is_empty() || now < self.retry_at {
+            return;
+        }
+        let known_counter = known.map_or(0, |(ballot, _)| ballot.counter);
+        self.counter = self.counter.max(known_counter) + 1;
+        let ballot = Ballot { counter: self.counter, node: self.me.clone(), process: self.process };
+        self.round = Some(Round {
+            ballot,
+            voters_of: known.map(|(_, state)| state).or(accepted).cloned(),
+            phase: Phase::Preparing { promises: BTreeMap::new() },
+            denied: BTreeMap::new(),
+            resend_at: now,
+        });
+        self.send(now, doing);
+    }
+
+    /// The nodes whose acceptors are asked.
+    fn asked(&self) -> Vec<(NodeName, u128)> {
+        let of = |state: &ClusterState| -> Vec<(NodeName, u128)> {
+            state.all_voters().map(|voter| (voter.node.clone(), voter.acceptor)).collect()
+        };
+        let Some(round) = &self.round else { return Vec::new() };
+        let mut asked = match &round.voters_of {
+            Some(state) => of(state),
+            None => match self.queue.front().map(|proposal| &proposal.change) {
+                Some(Change::Found { voters, .. }) => {
+                    voters.iter().map(|voter| (voter.node.clone(), voter.acceptor)).collect()
+                }
+                _ => Vec::new(),
+            },
+        };
+        if let Phase::Accepting { state, .. } = &round.phase {
+            asked.extend(of(state));
+        }
+        asked.sort();
+        asked.dedup();
+        asked
+    }
+
+    fn send(&mut self, now: Time, doing: &mut Vec<Doing>) {
+        let asked = self.asked();
+        let takes = self.takes();
+        let Some(round) = &mut self.round else { return };
+        round.resend_at = now + RESEND;
+        for (node, acceptor) in asked {
+            let message = match &round.phase {
+                Phase::Preparing { promises } if !promises.contains_key(&acceptor) => {
+                    Message::Prepare { ballot: round.ballot.clone(), takes: takes.clone() }
+                }
+                Phase::Accepting { state, accepted, .. } if !accepted.contains(&acceptor) => {
+                    Message::Accept { ballot: round.ballot.clone(), state: state.clone() }
+                }
+                _ => continue,
+            };
+            doing.push(Doing::Say(node, message));
+        }
+    }
+
+    /// The offices that the first in the queue would take from somebody else (L2).
+    fn takes(&self) -> Vec<String> {
+        let change = self.queue.front().map(|proposal| &proposal.change);
+        let Some(Change::Replica { resource, next, .. }) = change else { return Vec::new() };
+        let known = self.round.as_ref().and_then(|round| round.voters_of.as_ref());
+        let old = known.and_then(|state| state.resource(resource));
+        let taken = old.is_some_and(|old| {
+            old.holder.as_ref().is_some_and(|holder| holder.node != self.me)
+                && next.tenure != old.state.tenure
+        });
+        if taken { alloc::vec![resource.clone()] } else { Vec::new() }
+    }
+
+    /// An acceptor promised.
+    pub fn promised(
+        &mut self,
+        now: Time,
+        (acceptor, ballot, accepted): (u128, &Ballot, Option<(Ballot, ClusterState)>),
+        known: Option<&(Ballot, ClusterState)>,
+        doing: &mut Vec<Doing>,
+    ) {
+        let Some(round) = self.round.as_mut().filter(|round| round.ballot == *ballot) else {
+            return;
+        };
+        let Phase::Preparing { promises } = &mut round.phase else { return };
+        promises.insert(acceptor, accepted);
+        let promises = promises.clone();
+        let highest = promises.values().flatten().max_by(|a, b| a.0.cmp(&b.0)).cloned();
+        let highest = if defect(Defect::HighestValueIgnored) { known.cloned() } else { highest };
+        // The newest state that the promises know of says who votes (L7).
+        if let Some((_, state)) = &highest
+            && round.voters_of.as_ref().is_none_or(|of| of.revision < state.revision)
+        {
+            let asked = round.voters_of.as_ref().map(|of| (&of.voters, &of.next_voters));
+            let is_new = asked != Some((&state.voters, &state.next_voters));
+            round.voters_of = Some(state.clone());
+            if is_new {
+                round.resend_at = now;
+            }
+        }
+        if !self.is_majority(|id| promises.contains_key(&id)) {
+            return self.go_on(now, known, None, doing);
+        }
+        let newest = match (highest, known) {
+            // What is known to be committed needs no proof.
+            (Some(highest), Some(known)) if known.0 >= highest.0 => Some((known.clone(), true)),
+            (Some(highest), _) => {
+                let has = |id: u128| {
+                    promises.get(&id).and_then(Option::as_ref).is_some_and(|a| a.0 == highest.0)
+                };
+                let is_chosen = highest.1.is_majority(has);
+                Some((highest, is_chosen))
+            }
+            (None, known) => known.cloned().map(|known| (known, true)),
+        };
+        self.promised_by_majority(now, newest, doing);
+    }
+
+    fn promised_by_majority(
+        &mut self,
+        now: Time,
+        newest: Option<((Ballot, ClusterState), bool)>,
+        doing: &mut Vec<Doing>,
+    ) {
+        let base = match newest {
+            Some(((_, mut state), false)) => {
+                // Somebody's open proposal: it is settled first, in its proposer's name (L2).
+                if defect(Defect::RepeatInOwnName) {
+                    state.by = self.me.clone();
+                }
+                return self.begin_accept(now, state, None, true, doing);
+            }
+            Some(((ballot, state), true)) => {
+                doing.push(Doing::Commit(ballot, state.clone()));
+                Some(state)
+            }
+            None => None,
+        };
+        let first = self.queue.front().expect("a round has a proposal");
+        if first.change == Change::Read && base.is_some() {
+            return self.end(now, Outcome::Committed, doing);
+        }
+        match first.change.apply(base.as_ref(), &self.me, &first.cause) {
+            Ok(next) => self.begin_accept(now, next, base, false, doing),
+            // Proposed before with an outcome that was open: it was committed.
+            Err(Unfit::Already) => self.end(now, Outcome::Committed, doing),
+            Err(unfit) => self.end(now, Outcome::Unfit(unfit), doing),
+        }
+    }
+
+    fn begin_accept(
+        &mut self,
+        now: Time,
+        state: ClusterState,
+        base: Option<ClusterState>,
+        is_repeat: bool,
+        doing: &mut Vec<Doing>,
+    ) {
+        self.is_open |= !is_repeat;
+        let round = self.round.as_mut().expect("its promises came in");
+        let accepted = BTreeSet::new();
+        round.phase = Phase::Accepting { state, base, accepted, since: now, is_repeat };
+        round.denied.clear();
+        self.send(now, doing);
+    }
+
+    /// An acceptor accepted.
+    pub fn accepted(&mut self, now: Time, acceptor: u128, ballot: &Ballot, doing: &mut Vec<Doing>) {
+        let Some(round) = self.round.as_mut().filter(|round| round.ballot == *ballot) else {
+            return;
+        };
+        let Phase::Accepting { state, base, accepted, since, is_repeat } = &mut round.phase else {
+            return;
+        };
+        accepted.insert(acceptor);
+        let has = |id: u128| accepted.contains(&id);
+        let base_agrees = base.as_ref().is_none_or(|base| base.is_majority(has))
+            || defect(Defect::NewMajorityOnly);
+        if !base_agrees || !state.is_majority(has) {
+            return;
+        }
+        if !*is_repeat {
+            let acceptors = accepted.iter().copied().collect();
+            doing.push(Doing::Accepted(state.clone(), acceptors, *since));
+        }
+        doing.push(Doing::Commit(ballot.clone(), state.clone()));
+        if *is_repeat {
+            self.round = None;
+            self.retry_at = now;
+        } else {
+            self.end(now, Outcome::Committed, doing);
+        }
+    }
+
+    /// An acceptor refused.
+    pub fn denied(
+        &mut self,
+        now: Time,
+        acceptor: u128,
+        (ballot, is_accept): (&Ballot, bool),
+        why: Denial,
+        doing: &mut Vec<Doing>,
+    ) {
+        let Some(round) = self.round.as_mut().filter(|round| round.ballot == *ballot) else {
+            return;
+        };
+        if is_accept != matches!(round.phase, Phase::Accepting { .. }) {
+            return;
+        }
+        if let Denial::Promised(higher) = &why {
+            self.counter = self.counter.max(higher.counter);
+        }
+        round.denied.insert(acceptor, why.clone());
+        let denied = round.denied.clone();
+        if self.is_majority(|id| !denied.contains_key(&id)) {
+            // The others may still be enough.
+            return;
+        }
+        self.last_denial = Some(why.clone());
+        self.round = None;
+        self.attempts += 1;
+        if matches!(why, Denial::Promised(_)) || self.is_open {
+            // Names order those who are in each other's way, so that they part.
+            let place = self.me.0.bytes().map(u64::from).sum::<u64>() % 5 + 1;
+            let pause = BACK_OFF.0 * self.attempts.min(8) * place;
+            self.retry_at = now + Span(pause);
+        } else {
+            self.end(now, Outcome::NotNow(why), doing);
+        }
+    }
+
+    fn is_majority(&self, has: impl Fn(u128) -> bool) -> bool {
+        let Some(round) = &self.round else { return false };
+        match &round.voters_of {
+            Some(state) => state.is_majority(has),
+            None => match self.queue.front().map(|proposal| &proposal.change) {
+                // The first state needs everybody, so that no second cluster comes to be.
+                Some(Change::Found { voters, .. }) => {
+                    voters.iter().all(|voter| has(voter.acceptor))
+                }
+                _ => false,
+            },
+        }
+    }
+
+    fn end(&mut self, now: Time, outcome: Outcome, doing: &mut Vec<Doing>) {
+        self.round = None;
+        let proposal = self.queue.pop_front().expect("a round has a proposal");
+        self.begin_first(now);
+        doing.push(Doing::Ended(proposal, outcome));
+    }
+}

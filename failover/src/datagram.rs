@@ -1,0 +1,179 @@
+//! Messages between nodes as UDP datagrams: each with the names of cluster, sender and receiver,
+//! and a code that proves that the sender knows the cluster's key. Nothing behind the names is
+//! parsed before the code is right.
+//!
+//! ```text
+//!   magic (4)  version (1)  cluster  from  to  payload  code (32)
+//! ```
+//! A name is one byte of length and its bytes; the payload is postcard. Datagrams may be lost,
+//! doubled, late or replayed: the messages are made for it (`failover_core::message`).
+
+use std::sync::Arc;
+
+use failover_core::NodeName;
+use failover_core::message::Envelope;
+use thiserror::Error;
+
+const MAGIC: &[u8; 4] = b"RPLC";
+/// The version of the messages that this build speaks.
+pub const VERSION: u8 = 1;
+const CODE_BYTES: usize = 32;
+/// A datagram at most; UDP carries 65 507 bytes.
+pub const DATAGRAM_BYTES_MAX: usize = 60_000;
+
+/// Computes the code over parts with the cluster's key.
+pub type Authenticate = Arc<dyn Fn(&[&[u8]]) -> [u8; 32] + Send + Sync>;
+
+/// Why a datagram is thrown away.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DatagramError {
+    /// It is no datagram of ours.
+    #[error("it is no message of replicatord")]
+    Foreign,
+    /// It speaks another version.
+    #[error("it speaks version {0} of the cluster protocol, this node {VERSION}")]
+    Version(u8),
+    /// It belongs to another cluster or is for another node.
+    #[error("it is for {0}")]
+    Misdirected(String),
+    /// Its sender does not know the key, or it was changed on its way.
+    #[error("its code is wrong: the sender has another key, or it was changed on its way")]
+    Code,
+    /// It was sealed with the key and yet makes no sense.
+    #[error("it cannot be understood: {0}")]
+    Nonsense(String),
+    /// The message is larger than a datagram.
+    #[error("the message has {0} bytes, a datagram takes {DATAGRAM_BYTES_MAX}")]
+    TooLarge(usize),
+}
+
+/// Seals and opens the datagrams of one node.
+#[derive(Clone)]
+pub struct Sealer {
+    cluster: String,
+    me: NodeName,
+    authenticate: Authenticate,
+}
+
+impl Sealer {
+    /// A sealer for a node of a cluster. Names have at most 255 bytes.
+    pub fn new(cluster: &str, me: NodeName, authenticate: Authenticate) -> Self {
+        Self { cluster: cluster.to_owned(), me, authenticate }
+    }
+
+    /// The datagram of a message.
+    pub fn seal(&self, to: &NodeName, envelope: &Envelope) -> Result<Vec<u8>, DatagramError> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.push(VERSION);
+        for name in [&self.cluster, &self.me.0, &to.0] {
+            let length = u8::try_from(name.len()).expect("names are short: checked when parsed");
+            bytes.push(length);
+            bytes.extend_from_slice(name.as_bytes());
+        }
+        let mut bytes = postcard::to_extend(envelope, bytes)
+            .map_err(|error| DatagramError::Nonsense(error.to_string()))?;
+        let code = (self.authenticate)(&[b"cluster datagram", &bytes]);
+        bytes.extend_from_slice(&code);
+        if bytes.len() > DATAGRAM_BYTES_MAX {
+            return Err(DatagramError::TooLarge(bytes.len()));
+        }
+        Ok(bytes)
+    }
+
+    /// The sender and the message of a datagram.
+    pub fn open(&self, bytes: &[u8]) -> Result<(NodeName, Envelope), DatagramError> {
+        let (body, code) = bytes
+            .len()
+            .checked_sub(CODE_BYTES)
+            .map(|at| bytes.split_at(at))
+            .ok_or(DatagramError::Foreign)?;
+        let rest = body.strip_prefix(MAGIC).ok_or(DatagramError::Foreign)?;
+        let (version, rest) = rest.split_first().ok_or(DatagramError::Foreign)?;
+        let (cluster, rest) = name(rest)?;
+        let (from, rest) = name(rest)?;
+        let (to, payload) = name(rest)?;
+        if *version != VERSION {
+            return Err(DatagramError::Version(*version));
+        }
+        if cluster != self.cluster || to != self.me.0 {
+            return Err(DatagramError::Misdirected(format!("{to} of cluster {cluster}")));
+        }
+        let right = (self.authenticate)(&[b"cluster datagram", body]);
+        if !equal_in_constant_time(code, &right) {
+            return Err(DatagramError::Code);
+        }
+        let envelope = postcard::from_bytes(payload)
+            .map_err(|error| DatagramError::Nonsense(error.to_string()))?;
+        Ok((NodeName(from.to_owned()), envelope))
+    }
+}
+
+fn name(bytes: &[u8]) -> Result<(&str, &[u8]), DatagramError> {
+    let (length, rest) = bytes.split_first().ok_or(DatagramError::Foreign)?;
+    let (name, rest) = rest.split_at_checked(usize::from(*length)).ok_or(DatagramError::Foreign)?;
+    let name = std::str::from_utf8(name).map_err(|_| DatagramError::Foreign)?;
+    Ok((name, rest))
+}
+
+fn equal_in_constant_time(left: &[u8], right: &[u8]) -> bool {
+    left.len() == right.len()
+        && left.iter().zip(right).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use failover_core::message::{Heartbeat, Message};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sealer(node: &str, key: u8) -> Sealer {
+        // Not a code anybody should use; the daemon brings HMAC-SHA256.
+        let authenticate = move |parts: &[&[u8]]| {
+            let mut sum = [key; 32];
+            for (at, byte) in parts.concat().iter().enumerate() {
+                sum[at % 32] = sum[at % 32].wrapping_mul(31).wrapping_add(*byte);
+            }
+            sum
+        };
+        Sealer::new("shop", node.into(), Arc::new(authenticate))
+    }
+
+    fn envelope() -> Envelope {
+        let message = Message::Heartbeat(Heartbeat { number: 7, ..Heartbeat::default() });
+        Envelope { process: 1, acceptor: 2, sequence: 3, message }
+    }
+
+    #[test]
+    fn a_message_arrives_as_it_was_sent() {
+        let sealed = sealer("alpha", 1).seal(&"beta".into(), &envelope()).unwrap();
+        let opened = sealer("beta", 1).open(&sealed).unwrap();
+        assert_eq!(opened, ("alpha".into(), envelope()));
+    }
+
+    #[test]
+    fn strangers_and_the_misdirected_are_refused() {
+        let sealed = sealer("alpha", 1).seal(&"beta".into(), &envelope()).unwrap();
+        assert_eq!(sealer("beta", 2).open(&sealed), Err(DatagramError::Code));
+        let misdirected = sealer("gamma", 1).open(&sealed);
+        assert!(matches!(misdirected, Err(DatagramError::Misdirected(_))));
+        let mut newer = sealed;
+        newer[4] = 9;
+        assert_eq!(sealer("beta", 1).open(&newer), Err(DatagramError::Version(9)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = sealer("beta", 1).open(&bytes);
+        }
+
+        #[test]
+        fn a_changed_byte_is_noticed(at in 0_usize..80, bit in 0_u8..8) {
+            let mut sealed = sealer("alpha", 1).seal(&"beta".into(), &envelope()).unwrap();
+            let at = at % sealed.len();
+            sealed[at] ^= 1 << bit;
+            prop_assert!(sealer("beta", 1).open(&sealed).is_err());
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Drives `failover-core`: datagrams between the nodes, the acceptor's record on disk, the clock.
+//!
+//! ```text
+//!   node.rs       one thread that steps the core; the handle that the daemon holds
+//!   datagram.rs   messages as authenticated datagrams
+//!   store.rs      the acceptor's record in two slots, durable
+//! ```
+
+// As in the core.
+#![allow(clippy::large_enum_variant, clippy::result_large_err)]
+
+pub mod datagram;
+pub mod node;
+pub mod store;
+
+pub use failover_core as core;
+pub use node::{Cluster, ClusterConfig, Offices, StartError};

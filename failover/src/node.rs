@@ -1,0 +1,403 @@
+//! One thread that steps the core of this node, and the handle the daemon holds. Sockets are read
+//! by threads of their own, the record is written by another, so that a renewal of a lease never
+//! waits behind an fsync (L1).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use failover_core::acceptor::Record;
+use failover_core::cluster::{ClusterState, Force};
+use failover_core::command::Change;
+use failover_core::message::Envelope;
+use failover_core::node::{Config, Effect, Effects, Input, Node, Undecided};
+use failover_core::verdict::Verdict;
+use failover_core::{NodeName, Span, Time};
+use nix::time::{ClockId, clock_gettime};
+use replicator_core::register::RegisterState;
+use thiserror::Error;
+
+use crate::datagram::{Authenticate, DATAGRAM_BYTES_MAX, Sealer};
+use crate::store::{Store, StoreError};
+
+/// The thread wakes at least so often, to look whether the data loops make progress.
+const TURN: Duration = Duration::from_millis(50);
+/// How long an operator's change may take before he is told what it waits for.
+const ORDER_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a listener tries an address that this machine does not have yet.
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
+/// Refused datagrams are counted, and one is logged at most this often.
+const LOG_PAUSE: Duration = Duration::from_secs(30);
+
+/// What the node thread wants of the resources of this node. Called from that thread: nothing here
+/// may wait.
+pub trait Offices: Send + 'static {
+    /// Take the office of primary; `force` is what an operator gave his word for.
+    fn promote(&self, resource: &str, force: Force, why: &str);
+    /// Give it up orderly.
+    fn hand_over(&self, resource: &str, to: &NodeName);
+    /// How a proposal of the replica ended.
+    fn decided(&self, resource: &str, number: u64, result: Result<RegisterState, Undecided>);
+    /// The newest committed state.
+    fn learned(&self, resource: &str, state: RegisterState);
+    /// Until when this node may act as primary.
+    fn lease_changed(&self, resource: &str, until: Option<Time>);
+    /// The register changed.
+    fn committed(&self, state: &ClusterState);
+    /// When the data loop of a resource showed progress last; `None`: it is down.
+    fn progress(&self, resource: &str) -> Option<Time>;
+}
+
+/// What the thread is given.
+pub struct ClusterConfig {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// What the core is told.
+    pub core: Config,
+    /// Where this node listens.
+    pub listen: Vec<SocketAddr>,
+    /// Where the others are reached, best first; every message goes to all of them.
+    pub addresses: HashMap<NodeName, Vec<SocketAddr>>,
+    /// Where the acceptor's record lives.
+    pub directory: PathBuf,
+    /// The code with the cluster's key.
+    pub authenticate: Authenticate,
+}
+
+/// Why the node cannot take part.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// Its record.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A socket or thread.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+enum Letter {
+    Datagram(NodeName, Box<Envelope>),
+    Fact(Input),
+    Order { change: Change, why: String, reply: mpsc::Sender<Result<(), Verdict>> },
+    Look(mpsc::Sender<Box<Node>>),
+}
+
+/// The daemon's handle of the node thread.
+#[derive(Clone)]
+pub struct Cluster {
+    letters: mpsc::Sender<Letter>,
+    refused: Arc<Refused>,
+}
+
+/// Datagrams that were thrown away.
+#[derive(Default)]
+pub struct Refused {
+    count: AtomicU64,
+    last: Mutex<(String, Option<Instant>)>,
+}
+
+impl Refused {
+    fn note(&self, from: SocketAddr, why: &dyn std::fmt::Display) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.0 = format!("{from}: {why}");
+        if last.1.is_none_or(|at| at.elapsed() >= LOG_PAUSE) {
+            last.1 = Some(Instant::now());
+            tracing::warn!("refused a message from {from}: {why}");
+        }
+    }
+}
+
+impl Cluster {
+    /// Opens the record and the sockets and starts the threads.
+    pub fn start(config: ClusterConfig, offices: impl Offices) -> Result<Self, StartError> {
+        let (store, record) = Store::open(&config.directory)?;
+        let (letters, inbox) = mpsc::channel();
+        let refused = Arc::new(Refused::default());
+        let sealer =
+            Sealer::new(&config.cluster, config.core.name.clone(), config.authenticate.clone());
+        for address in &config.listen {
+            listen(*address, sealer.clone(), letters.clone(), refused.clone())?;
+        }
+        let records = start_writer(store, letters.clone())?;
+        let node = Node::start(config.core, record, now());
+        let post = Post { sealer, addresses: config.addresses, sockets: sending_sockets()? };
+        let thread = NodeThread {
+            node,
+            offices: Box::new(offices),
+            post,
+            records,
+            effects: Effects::new(),
+            orders: HashMap::new(),
+            next_ticket: 0,
+        };
+        spawn("cluster", move || thread.run(&inbox))?;
+        Ok(Self { letters, refused })
+    }
+
+    /// Tells the core a fact.
+    pub fn tell(&self, input: Input) {
+        // The thread lives as long as the process.
+        let _ = self.letters.send(Letter::Fact(input));
+    }
+
+    /// Has the register changed; waits for the end.
+    pub fn order(&self, change: Change, why: &str) -> Result<(), Verdict> {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.letters.send(Letter::Order { change, why: why.to_owned(), reply });
+        answer.recv_timeout(ORDER_PATIENCE).unwrap_or_else(|_| {
+            Err(Verdict::new(
+                now(),
+                "no_majority",
+                "L6",
+                format!(
+                    "a majority of the voters did not answer within {} s",
+                    ORDER_PATIENCE.as_secs()
+                ),
+                "look at replctl status; the order stays open and is done when they answer"
+                    .to_owned(),
+            ))
+        })
+    }
+
+    /// The core as it is now, to look at; none when the thread hangs.
+    pub fn look(&self) -> Option<Box<Node>> {
+        let (reply, answer) = mpsc::channel();
+        self.letters.send(Letter::Look(reply)).ok()?;
+        answer.recv_timeout(Duration::from_secs(2)).ok()
+    }
+
+    /// How many datagrams were refused, and the last reason.
+    pub fn refused(&self) -> (u64, String) {
+        let last = self.refused.last.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.refused.count.load(Ordering::Relaxed), last.0.clone())
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(body);
+    let what = || format!("start the thread {name}");
+    started.map(drop).map_err(|source| StartError::Io { what: what(), source })
+}
+
+/// Reads one socket for ever.
+fn listen(
+    address: SocketAddr,
+    sealer: Sealer,
+    letters: mpsc::Sender<Letter>,
+    refused: Arc<Refused>,
+) -> Result<(), StartError> {
+    let socket = match UdpSocket::bind(address) {
+        Ok(socket) => Some(socket),
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            tracing::warn!("cannot listen on {address} yet: {error}; trying again");
+            None
+        }
+        Err(source) => {
+            return Err(StartError::Io { what: format!("listen on {address} (UDP)"), source });
+        }
+    };
+    spawn(&format!("hear {address}"), move || {
+        let socket = socket.unwrap_or_else(|| {
+            loop {
+                thread::sleep(LISTEN_RETRY);
+                if let Ok(socket) = UdpSocket::bind(address) {
+                    break socket;
+                }
+            }
+        });
+        let mut bytes = vec![0; DATAGRAM_BYTES_MAX + 1];
+        loop {
+            // Errors are those of datagrams that we sent from here: none.
+            let Ok((length, from)) = socket.recv_from(&mut bytes) else { continue };
+            match sealer.open(&bytes[..length]) {
+                Ok((node, envelope)) => {
+                    if letters.send(Letter::Datagram(node, Box::new(envelope))).is_err() {
+                        return;
+                    }
+                }
+                Err(why) => refused.note(from, &why),
+            }
+        }
+    })
+}
+
+/// Writes records, newest only, and tells when each is durable.
+fn start_writer(
+    mut store: Store,
+    letters: mpsc::Sender<Letter>,
+) -> Result<mpsc::Sender<Box<Record>>, StartError> {
+    let (records, inbox) = mpsc::channel::<Box<Record>>();
+    spawn("register", move || {
+        while let Ok(mut record) = inbox.recv() {
+            while let Ok(newer) = inbox.try_recv() {
+                record = newer;
+            }
+            while let Err(error) = store.write(&record) {
+                // Without its record this node must not vote: it says nothing until it can write.
+                tracing::error!("{error}; this node does not vote until that works");
+                thread::sleep(Duration::from_secs(1));
+            }
+            let sequence = record.sequence;
+            if letters.send(Letter::Fact(Input::RecordDurable { sequence })).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(records)
+}
+
+fn sending_sockets() -> Result<[Option<UdpSocket>; 2], StartError> {
+    let bind = |address: SocketAddr| {
+        let socket = UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    let what = || "open a socket to send from".to_owned();
+    let v4 = bind((Ipv4Addr::UNSPECIFIED, 0).into())
+        .map_err(|source: io::Error| StartError::Io { what: what(), source })?;
+    // A machine without IPv6 has no peers there either.
+    let v6 = bind((Ipv6Addr::UNSPECIFIED, 0).into()).ok();
+    Ok([Some(v4), v6])
+}
+
+struct Post {
+    sealer: Sealer,
+    addresses: HashMap<NodeName, Vec<SocketAddr>>,
+    sockets: [Option<UdpSocket>; 2],
+}
+
+impl Post {
+    /// On every path there is. A datagram that cannot be sent is a lost one.
+    fn send(&self, to: &NodeName, envelope: &Envelope) {
+        let bytes = match self.sealer.seal(to, envelope) {
+            Ok(bytes) => bytes,
+            Err(error) => return tracing::error!("cannot say something to {to}: {error}"),
+        };
+        for address in self.addresses.get(to).into_iter().flatten() {
+            if let Some(socket) = &self.sockets[usize::from(address.is_ipv6())]
+                && let Err(error) = socket.send_to(&bytes, address)
+            {
+                tracing::trace!("{to} at {address}: {error}");
+            }
+        }
+    }
+}
+
+struct NodeThread {
+    node: Node,
+    offices: Box<dyn Offices>,
+    post: Post,
+    records: mpsc::Sender<Box<Record>>,
+    effects: Effects,
+    orders: HashMap<u64, mpsc::Sender<Result<(), Verdict>>>,
+    next_ticket: u64,
+}
+
+impl NodeThread {
+    fn run(mut self, inbox: &mpsc::Receiver<Letter>) {
+        self.step(Input::TimePassed);
+        loop {
+            let deadline = self
+                .node
+                .next_deadline()
+                .map_or(TURN, |at| Duration::from_nanos(at.since(now()).0).min(TURN));
+            match inbox.recv_timeout(deadline) {
+                Ok(letter) => self.read(letter),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.watch_progress();
+                    self.step(Input::TimePassed);
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn read(&mut self, letter: Letter) {
+        match letter {
+            Letter::Datagram(from, envelope) => self.step(Input::Received { from, envelope }),
+            Letter::Fact(input) => self.step(input),
+            Letter::Order { change, why, reply } => {
+                self.next_ticket += 1;
+                let ticket = self.next_ticket;
+                self.orders.insert(ticket, reply);
+                self.step(Input::Ordered { ticket, change, why });
+            }
+            Letter::Look(reply) => {
+                // Who asked may have gone.
+                let _ = reply.send(Box::new(self.node.clone()));
+            }
+        }
+    }
+
+    fn watch_progress(&mut self) {
+        let resources: Vec<String> = self.node.resources().cloned().collect();
+        for resource in resources {
+            if let Some(at) = self.offices.progress(&resource) {
+                self.step(Input::LoopProgressed { resource, at });
+            }
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.node.step(now(), input, &mut effects);
+        for effect in effects.drain(..) {
+            self.carry_out(effect);
+        }
+        self.effects = effects;
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        let offices = &self.offices;
+        match effect {
+            Effect::Send { to, envelope } => self.post.send(&to, &envelope),
+            Effect::PersistRecord(record) => {
+                // The writer lives as long as this thread.
+                let _ = self.records.send(record);
+            }
+            Effect::LeaseChanged { resource, until } => offices.lease_changed(&resource, until),
+            Effect::Learned { resource, state } => offices.learned(&resource, state),
+            Effect::Decided { resource, number, result } => {
+                offices.decided(&resource, number, result);
+            }
+            Effect::Promote { resource, force, why } => offices.promote(&resource, force, &why),
+            Effect::HandOver { resource, to } => offices.hand_over(&resource, &to),
+            Effect::Answer { ticket, result } => {
+                if let Some(reply) = self.orders.remove(&ticket) {
+                    // The operator may no longer wait.
+                    let _ = reply.send(result);
+                }
+            }
+            Effect::Committed(state) => offices.committed(&state),
+        }
+    }
+}
+
+/// The clock of the cores.
+pub fn now() -> Time {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
+    Time(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+}
+
+/// A number that tells this process from every other.
+pub fn fresh_process() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// The lease of a configuration in milliseconds as the cores want it.
+pub fn lease_of(ms: u64) -> Span {
+    Span::from_ms(ms)
+}

@@ -1,0 +1,208 @@
+//! The control plane on this node: carries what the cluster decides to the resources, and what the
+//! resources are and want to the cluster. Decisions are made in `failover-core` and
+//! `replicator-core`; this file only passes them on.
+
+mod history;
+mod orders;
+mod report;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use failover::core::cluster::{ClusterState, Force};
+use failover::core::facts::Hindrance;
+use failover::core::node::{Config, Input, Undecided};
+use failover::core::{NodeName, Time};
+use failover::node::{fresh_process, lease_of};
+use failover::{Cluster, Offices};
+use replicator_core::register::RegisterState;
+
+use crate::config::{ClusterConfig, NodeConfig};
+use crate::control::{RefusalReport, Reply};
+use crate::events::{Events, Weight};
+use crate::key::ClusterKey;
+use crate::resource::Resource;
+
+pub use history::{History, HistoryEntry};
+pub use report::{ClusterReport, Explanation, NodeReport, OfficeReport, ReplicaFacts};
+
+/// How often a node looks what its replicas can do.
+const FACTS_EVERY: Duration = Duration::from_millis(200);
+
+/// What the data loop of a resource knows of its lease: the time it ends, 0 for none. Written by
+/// the node thread, read by the loop in every turn.
+#[derive(Debug, Default)]
+pub struct LeaseCell(AtomicU64);
+
+impl LeaseCell {
+    /// Sets the end.
+    pub fn set(&self, until: Option<Time>) {
+        self.0.store(until.map_or(0, |until| until.0), Ordering::Release);
+    }
+
+    /// The end.
+    pub fn get(&self) -> Option<replicator_core::Time> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            until => Some(Time(until)),
+        }
+    }
+}
+
+/// The control plane of a node of a cluster with a majority.
+pub struct ControlPlane {
+    cluster: Cluster,
+    config: Arc<ClusterConfig>,
+    node: NodeConfig,
+    /// What the register went through, as this node saw it.
+    pub history: Arc<History>,
+}
+
+impl ControlPlane {
+    /// Starts the node thread and connects it with the resources, which are not up yet.
+    pub fn start(
+        config: Arc<ClusterConfig>,
+        node: &NodeConfig,
+        key: ClusterKey,
+        resources: &[Arc<Resource>],
+        events: Arc<Events>,
+    ) -> Result<Arc<Self>, failover::StartError> {
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |source| failover::StartError::Io { what, source }
+        };
+        let process = fresh_process().map_err(io("draw a number for this process"))?;
+        let name = |node: &NodeConfig| NodeName(node.name.clone());
+        let core = Config {
+            name: name(node),
+            process,
+            nodes: config.nodes.iter().map(|node| (name(node), node.witness)).collect(),
+            resources: resources.iter().map(|it| it.name().to_owned()).collect(),
+            lease: lease_of(config.lease_ms),
+        };
+        let history = Arc::new(History::open(&node.state_dir).map_err(io("open the history"))?);
+        let wiring = Wiring {
+            resources: resources.iter().map(|it| (it.name().to_owned(), it.clone())).collect(),
+            history: history.clone(),
+            events,
+        };
+        let cluster = Cluster::start(
+            failover::ClusterConfig {
+                cluster: config.cluster.clone(),
+                core,
+                listen: node.listen.clone(),
+                addresses: config.nodes.iter().map(|it| (name(it), it.addresses.clone())).collect(),
+                directory: node.state_dir.join("register"),
+                authenticate: Arc::new(move |parts| key.authenticate(parts)),
+            },
+            wiring,
+        )?;
+        for resource in resources {
+            resource.join_cluster(cluster.clone());
+        }
+        let plane = Arc::new(Self { cluster, config, node: node.clone(), history });
+        plane.start_reporting(resources.to_vec()).map_err(io("start the thread facts"))?;
+        Ok(plane)
+    }
+
+    /// Tells the node thread again and again what the replicas are.
+    fn start_reporting(&self, resources: Vec<Arc<Resource>>) -> std::io::Result<()> {
+        if resources.is_empty() {
+            return Ok(());
+        }
+        let cluster = self.cluster.clone();
+        let body = move || {
+            loop {
+                for resource in &resources {
+                    let facts = resource.facts();
+                    let resource = resource.name().to_owned();
+                    cluster.tell(Input::ReplicaReported { resource, facts });
+                }
+                thread::sleep(FACTS_EVERY);
+            }
+        };
+        thread::Builder::new().name("facts".into()).spawn(body).map(drop)
+    }
+}
+
+/// The resources as the node thread reaches them.
+struct Wiring {
+    resources: HashMap<String, Arc<Resource>>,
+    history: Arc<History>,
+    events: Arc<Events>,
+}
+
+impl Wiring {
+    fn with(&self, resource: &str, act: impl FnOnce(&Arc<Resource>)) {
+        if let Some(resource) = self.resources.get(resource) {
+            act(resource);
+        }
+    }
+}
+
+impl Offices for Wiring {
+    fn promote(&self, resource: &str, force: Force, why: &str) {
+        self.with(resource, |it| it.promote_by_cluster(force, why));
+    }
+
+    fn hand_over(&self, resource: &str, to: &NodeName) {
+        self.with(resource, |it| it.hand_over(to.as_str()));
+    }
+
+    fn decided(&self, resource: &str, number: u64, result: Result<RegisterState, Undecided>) {
+        self.with(resource, |it| it.decided(number, result));
+    }
+
+    fn learned(&self, resource: &str, state: RegisterState) {
+        self.with(resource, |it| it.register_learned(state));
+    }
+
+    fn lease_changed(&self, resource: &str, until: Option<Time>) {
+        self.with(resource, |it| it.lease_changed(until));
+    }
+
+    fn committed(&self, state: &ClusterState) {
+        let cause = &state.cause;
+        let text = match cause.why.as_str() {
+            "" => format!("register revision {}: {}", state.revision, cause.what),
+            why => format!("register revision {}: {} ({why})", state.revision, cause.what),
+        };
+        self.events.emit(Weight::Info, &cause.resource, text);
+        self.history.note(state);
+    }
+
+    fn progress(&self, resource: &str) -> Option<Time> {
+        self.resources.get(resource)?.progress()
+    }
+}
+
+/// A refusal of the data plane, in the words of the control plane.
+pub fn hindrance(refusal: &RefusalReport) -> Hindrance {
+    Hindrance {
+        code: refusal.code.clone(),
+        rule: refusal.rule.clone(),
+        why: refusal.why.clone(),
+        next: refusal.next.clone(),
+    }
+}
+
+/// A verdict of the control plane, as `replctl` shows it.
+pub fn refusal(verdict: &failover::core::verdict::Verdict) -> RefusalReport {
+    RefusalReport {
+        code: verdict.code.clone(),
+        rule: verdict.rule.clone(),
+        why: verdict.why.clone(),
+        next: verdict.next.clone(),
+    }
+}
+
+/// The hindrance that a reply names, if it is none of success.
+pub fn hindrance_in(reply: &Reply) -> Option<Hindrance> {
+    match reply {
+        Reply::Refused(refusal) => Some(hindrance(refusal)),
+        _ => None,
+    }
+}

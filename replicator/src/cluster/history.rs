@@ -1,0 +1,171 @@
+//! What the register went through, as this node saw it: one JSON object a line, kept across
+//! restarts, newest at the end, bounded.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use failover::core::cluster::ClusterState;
+use serde::{Deserialize, Serialize};
+
+/// Entries that are kept at least; the file has at most twice as many.
+const KEPT: usize = 1_000;
+
+/// One change of the register.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// When this node learned of it, in milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// Revision of the register.
+    pub revision: u64,
+    /// What happened: `takeover`, `shrink`, `grow`, `release`, `switchover ordered`, ...
+    pub what: String,
+    /// The resource; empty for the whole cluster.
+    pub resource: String,
+    /// Why, in words.
+    pub why: String,
+    /// The node that proposed it.
+    pub by: String,
+    /// The resource's generation afterwards; 0 for the whole cluster.
+    pub generation: u64,
+    /// Its primary afterwards; empty: none.
+    pub primary: String,
+    /// Its in-sync set afterwards.
+    pub in_sync: Vec<String>,
+    /// How long each part of a change of office took on this node, in milliseconds.
+    #[serde(default)]
+    pub phases: Vec<(String, u64)>,
+}
+
+/// The file and what is in it.
+pub struct History {
+    path: PathBuf,
+    kept: Mutex<Vec<HistoryEntry>>,
+}
+
+impl History {
+    /// Reads what an earlier process wrote. Lines that make no sense are left out.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        let path = directory.join("history.jsonl");
+        let mut kept = Vec::new();
+        match File::open(&path) {
+            Ok(file) => {
+                for line in BufReader::new(file).lines() {
+                    kept.extend(serde_json::from_str::<HistoryEntry>(&line?).ok());
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self { path, kept: Mutex::new(kept) })
+    }
+
+    /// Notes a state that was committed, unless it is known from before a restart.
+    pub fn note(&self, state: &ClusterState) {
+        let entry = state.resource(&state.cause.resource);
+        let node_of = |replica| {
+            let node = entry.and_then(|entry| entry.node_of(replica));
+            node.map_or_else(String::new, |node| node.0.clone())
+        };
+        let register = entry.map(|entry| &entry.state);
+        self.add(HistoryEntry {
+            at_unix_ms: unix_ms(),
+            revision: state.revision,
+            what: state.cause.what.clone(),
+            resource: state.cause.resource.clone(),
+            why: state.cause.why.clone(),
+            by: state.by.0.clone(),
+            generation: register.map_or(0, |register| register.generation),
+            primary: register.and_then(|it| it.primary).map(node_of).unwrap_or_default(),
+            in_sync: register
+                .map(|it| it.set.iter().map(|member| node_of(member.replica)).collect())
+                .unwrap_or_default(),
+            phases: Vec::new(),
+        });
+    }
+
+    /// Notes how long the parts of a change of office took here.
+    pub fn note_phases(&self, resource: &str, what: &str, phases: Vec<(String, u64)>) {
+        let last = {
+            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.iter().rev().find(|entry| entry.resource == resource).cloned()
+        };
+        let Some(last) = last else { return };
+        self.add(HistoryEntry { at_unix_ms: unix_ms(), what: what.to_owned(), phases, ..last });
+    }
+
+    fn add(&self, entry: HistoryEntry) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known =
+            |old: &HistoryEntry| old.revision == entry.revision && old.what == entry.what;
+        if kept.iter().any(is_known) {
+            return;
+        }
+        kept.push(entry);
+        let written = if kept.len() > 2 * KEPT {
+            let surplus = kept.len() - KEPT;
+            kept.drain(..surplus);
+            self.write_anew(&kept)
+        } else {
+            self.append(kept.last().expect("it was just pushed"))
+        };
+        if let Err(error) = written {
+            tracing::warn!("cannot write {}: {error}", self.path.display());
+        }
+    }
+
+    fn append(&self, entry: &HistoryEntry) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file = options.append(true).create(true).mode(0o644).open(&self.path)?;
+        file.write_all(&line(entry))
+    }
+
+    fn write_anew(&self, kept: &[HistoryEntry]) -> io::Result<()> {
+        let fresh = self.path.with_extension("new");
+        fs::write(&fresh, kept.iter().flat_map(line).collect::<Vec<u8>>())?;
+        fs::rename(&fresh, &self.path)
+    }
+
+    /// All entries, oldest first.
+    pub fn entries(&self) -> Vec<HistoryEntry> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn line(entry: &HistoryEntry) -> Vec<u8> {
+    let mut line = serde_json::to_vec(entry).expect("entries are plain values");
+    line.push(b'\n');
+    line
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_outlive_a_restart_and_are_bounded() {
+        let directory =
+            std::env::temp_dir().join(format!("replicator-history-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let history = History::open(&directory).unwrap();
+        let mut state = ClusterState::default();
+        for revision in 1..=2 * KEPT as u64 + 5 {
+            state.revision = revision;
+            history.note(&state);
+            history.note(&state);
+        }
+        let entries = History::open(&directory).unwrap().entries();
+        assert_eq!(entries, history.entries());
+        assert!(entries.len() <= 2 * KEPT);
+        assert_eq!(entries.last().unwrap().revision, 2 * KEPT as u64 + 5);
+        fs::remove_dir_all(directory).unwrap();
+    }
+}

@@ -1,0 +1,213 @@
+//! What operators order of the cluster: each becomes a change of the register, from any node.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use failover::core::NodeName;
+use failover::core::cluster::{Force, Resource as Entry};
+use failover::core::command::Change;
+use failover::core::node::Node;
+use failover::core::verdict::Verdict;
+
+use super::{ControlPlane, refusal};
+use crate::control::{RefusalReport, Reply};
+
+/// A switchover may take so long before the operator is told what it waits for.
+const SWITCHOVER_PATIENCE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(5);
+
+impl ControlPlane {
+    fn look(&self) -> Result<Box<Node>, RefusalReport> {
+        self.cluster.look().ok_or_else(|| {
+            RefusalReport::new(
+                "control_plane_hangs",
+                "the control plane of this node does not answer",
+                "look at the log of replicatord, restart it if this stays",
+            )
+        })
+    }
+
+    fn entry(&self, node: &Node, resource: &str) -> Result<Entry, RefusalReport> {
+        let Some(state) = node.state() else {
+            let verdict = node.judge(resource).err();
+            return Err(verdict.as_ref().map_or_else(
+                || RefusalReport::new("no_register", "the register is not known yet", "wait"),
+                refusal,
+            ));
+        };
+        state.resource(resource).cloned().ok_or_else(|| {
+            RefusalReport::new(
+                "unknown_resource",
+                format!("the register has no resource {resource}"),
+                "look at replctl status",
+            )
+        })
+    }
+
+    fn check_node(&self, name: &str) -> Result<NodeName, RefusalReport> {
+        let data_nodes: Vec<&str> =
+            self.config.data_nodes().map(|node| node.name.as_str()).collect();
+        if data_nodes.contains(&name) {
+            return Ok(NodeName::from(name));
+        }
+        Err(RefusalReport::new(
+            "unknown_node",
+            format!("{name} is no data node of this cluster"),
+            format!("it has: {}", data_nodes.join(", ")),
+        ))
+    }
+
+    /// Moves the office without loss; waits until the other node serves.
+    pub fn switchover(&self, resource: &str, to: Option<&str>) -> Reply {
+        let began = Instant::now();
+        let ordered = self.look().and_then(|node| {
+            let entry = self.entry(&node, resource)?;
+            let state = node.state().expect("it has an entry");
+            let holder = entry.holder.as_ref().map(|holder| holder.node.clone());
+            let target = match to {
+                Some(name) => self.check_node(name)?,
+                None => node
+                    .heirs(&entry)
+                    .into_iter()
+                    .find(|it| Some(it) != holder.as_ref())
+                    .ok_or_else(|| {
+                        RefusalReport::new(
+                            "no_target",
+                            format!("no other node can take {resource} without loss"),
+                            "look at replctl status; wait for a resync or bring the node back",
+                        )
+                    })?,
+            };
+            if holder.as_ref() == Some(&target) {
+                return Ok(None);
+            }
+            node.check_target(state, &entry, &target).map_err(|verdict| refusal(&verdict))?;
+            Ok(Some(target))
+        });
+        let target = match ordered {
+            Ok(Some(target)) => target,
+            Ok(None) => return Reply::Already(format!("{} is primary", to.unwrap_or_default())),
+            Err(refusal) => return Reply::Refused(refusal),
+        };
+        let change = Change::Want {
+            resource: resource.to_owned(),
+            node: Some(target.clone()),
+            force: Force::default(),
+        };
+        match self.order(change, &format!("switchover to {target}")) {
+            Err(refusal) => Reply::Refused(refusal),
+            Ok(()) => self.wait_for_primary(resource, &target, began),
+        }
+    }
+
+    /// Has a node take the office by force: data may be lost.
+    pub fn failover(&self, resource: &str, to: &str, force: Force) -> Reply {
+        let began = Instant::now();
+        let target = match self.check_node(to) {
+            Ok(target) => target,
+            Err(refusal) => return Reply::Refused(refusal),
+        };
+        if let Err(refusal) = self.look().and_then(|node| self.entry(&node, resource)) {
+            return Reply::Refused(refusal);
+        }
+        let change =
+            Change::Want { resource: resource.to_owned(), node: Some(target.clone()), force };
+        match self.order(change, &format!("failover to {target} by force")) {
+            Err(refusal) => Reply::Refused(refusal),
+            Ok(()) => self.wait_for_primary(resource, &target, began),
+        }
+    }
+
+    fn wait_for_primary(&self, resource: &str, target: &NodeName, began: Instant) -> Reply {
+        while began.elapsed() < SWITCHOVER_PATIENCE {
+            let node = match self.look() {
+                Ok(node) => node,
+                Err(refusal) => return Reply::Refused(refusal),
+            };
+            let entry = node.state().and_then(|state| state.resource(resource));
+            let holds = entry.is_some_and(|entry| {
+                entry.holder.as_ref().is_some_and(|holder| holder.node == *target)
+            });
+            if holds {
+                let took = began.elapsed().as_millis();
+                return Reply::Done(format!("{target} is primary, after {took} ms"));
+            }
+            if entry.is_some_and(|entry| entry.wanted.as_ref() != Some(target)) {
+                let why = node.local(resource).and_then(|local| local.refusal.as_ref());
+                return Reply::Refused(why.map_or_else(
+                    || {
+                        RefusalReport::new(
+                            "given_up",
+                            format!("{target} did not take {resource}; the old primary goes on"),
+                            format!("replctl explain {resource} says why"),
+                        )
+                    },
+                    refusal,
+                ));
+            }
+            let refused = node.local(resource).and_then(|local| local.refusal.clone());
+            if let Some(verdict) = refused.filter(|it| it.since.0 > 0 && is_fresh(it, began)) {
+                let _ = self.order(
+                    Change::Want {
+                        resource: resource.to_owned(),
+                        node: None,
+                        force: Force::default(),
+                    },
+                    "switchover refused",
+                );
+                return Reply::Refused(refusal(&verdict));
+            }
+            thread::sleep(POLL);
+        }
+        Reply::Refused(RefusalReport::new(
+            "takes_long",
+            format!("{target} is not primary after {} s", SWITCHOVER_PATIENCE.as_secs()),
+            format!("it goes on; replctl explain {resource} says what it waits for"),
+        ))
+    }
+
+    /// Automation off or on.
+    pub fn pause(&self, paused: bool) -> Reply {
+        let words = if paused { "automation is paused" } else { "automation is on" };
+        self.order_simple(Change::Pause(paused), words)
+    }
+
+    /// Whether a node is to hold no office.
+    pub fn standby(&self, name: &str, is_standby: bool) -> Reply {
+        let node = match self.check_node(name) {
+            Ok(node) => node,
+            Err(refusal) => return Reply::Refused(refusal),
+        };
+        let words = if is_standby {
+            format!("{name} is on standby: what it holds moves away as soon as that loses nothing")
+        } else {
+            format!("{name} may hold offices")
+        };
+        self.order_simple(Change::Standby { node, is_standby }, &words)
+    }
+
+    fn order_simple(&self, change: Change, words: &str) -> Reply {
+        match self.order(change, "an operator") {
+            Ok(()) => Reply::Done(words.to_owned()),
+            Err(refusal) => Reply::Refused(refusal),
+        }
+    }
+
+    fn order(&self, change: Change, why: &str) -> Result<(), RefusalReport> {
+        if self.node.witness {
+            return Err(RefusalReport::new(
+                "witness",
+                format!("{} is a witness and proposes nothing", self.node.name),
+                "give this command on a data node",
+            ));
+        }
+        let why = format!("{why}, on {}", self.node.name);
+        self.cluster.order(change, &why).map_err(|verdict| refusal(&verdict))
+    }
+}
+
+/// Whether a refusal came after an order began.
+fn is_fresh(verdict: &Verdict, began: Instant) -> bool {
+    let age = failover::node::now().since(verdict.since);
+    Duration::from_nanos(age.0) < began.elapsed()
+}

@@ -1,0 +1,229 @@
+//! The whole cluster as this node knows it, as plain values for `replctl` and `--json`.
+
+use failover::core::cluster::{ClusterState, Resource as Entry};
+use failover::core::node::Node;
+use failover::core::{NodeName, Time};
+use failover::node::now;
+use serde::{Deserialize, Serialize};
+
+use super::{ControlPlane, refusal};
+use crate::control::RefusalReport;
+
+/// The control plane.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// Revision of the register; 0: not known.
+    pub revision: u64,
+    /// Whether a majority of the voters is heard.
+    pub has_majority: bool,
+    /// For how long not.
+    pub no_majority_ms: u64,
+    /// Whether automation is paused.
+    pub is_paused: bool,
+    /// Nodes on standby.
+    pub standby: Vec<String>,
+    /// Length of the lease.
+    pub lease_ms: u64,
+    /// Everybody in the cluster.
+    pub nodes: Vec<NodeReport>,
+    /// Every resource of the register.
+    pub resources: Vec<OfficeReport>,
+    /// The last change of the register, in words.
+    pub last_change: String,
+    /// What is being proposed and why it takes time; empty: nothing.
+    pub proposing: String,
+    /// For how long already.
+    pub proposing_ms: u64,
+    /// Messages that were refused since the start, and the last reason.
+    pub refused_messages: (u64, String),
+}
+
+/// One node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Its name.
+    pub name: String,
+    /// Has no disks.
+    pub is_witness: bool,
+    /// Whether its vote counts.
+    pub votes: bool,
+    /// `here`, `reachable`, `silent`, `never heard`, `went back`.
+    pub state: String,
+    /// For how long it has been silent.
+    pub silent_ms: u64,
+    /// The way there and back in microseconds; 0: not measured.
+    pub round_trip_us: u64,
+}
+
+/// The office of a resource.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct OfficeReport {
+    /// The resource.
+    pub name: String,
+    /// Its generation.
+    pub generation: u64,
+    /// The generation in which the present primary took office.
+    pub tenure: u64,
+    /// The primary's node; empty: none.
+    pub primary: String,
+    /// Nodes of the in-sync set.
+    pub in_sync: Vec<String>,
+    /// Whether the primary holds its office without end, being the only member (R5d).
+    pub is_sole: bool,
+    /// Where an operator wants it; empty: nowhere.
+    pub wanted: String,
+    /// How long the lease runs here, if this node holds it; as an acceptor sees it otherwise.
+    pub lease_left_ms: u64,
+    /// What each data node says of its replica.
+    pub replicas: Vec<ReplicaFacts>,
+    /// Why this node does not take the office, if it does not.
+    pub explain: Option<Explanation>,
+}
+
+/// What a node says of its replica.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ReplicaFacts {
+    /// The node.
+    pub node: String,
+    /// Its role.
+    pub role: String,
+    /// `up_to_date`, `outdated`, ...; `unknown` when the node is not heard.
+    pub data: String,
+    /// Whether it is in the in-sync set.
+    pub is_member: bool,
+    /// Why it could not be promoted.
+    pub hindrance: Option<RefusalReport>,
+}
+
+/// A decision, or why it is not made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The refusal: rule, values, next step.
+    pub refusal: RefusalReport,
+    /// For how long it has been so.
+    pub since_ms: u64,
+}
+
+impl ControlPlane {
+    /// Everything there is to tell; none when the node thread hangs.
+    pub fn report(&self) -> Option<ClusterReport> {
+        let node = self.cluster.look()?;
+        let mut report = ClusterReport {
+            refused_messages: self.cluster.refused(),
+            nodes: self.node_reports(&node),
+            ..ClusterReport::default()
+        };
+        let silent = node.without_majority(now());
+        report.has_majority = silent.is_none();
+        report.no_majority_ms = silent.map_or(0, |span| span.as_ms());
+        if let Some((proposal, since, denial)) = node.proposer().waits() {
+            let why = denial.map(failover::core::node::in_words).unwrap_or_default();
+            report.proposing = format!("{} {why}", proposal.cause.what).trim().to_owned();
+            report.proposing_ms = now().since(since).as_ms();
+        }
+        let Some(state) = node.newest() else { return Some(report) };
+        report.revision = state.revision;
+        report.is_paused = state.paused;
+        report.standby = state.standby.iter().map(|node| node.0.clone()).collect();
+        report.lease_ms = state.lease.as_ms();
+        report.last_change = last_change(state);
+        report.resources =
+            state.resources.iter().map(|entry| self.office_report(&node, entry)).collect();
+        Some(report)
+    }
+
+    fn node_reports(&self, node: &Node) -> Vec<NodeReport> {
+        let now = now();
+        let state = node.newest();
+        let report = |config: &crate::config::NodeConfig| {
+            let name = NodeName(config.name.clone());
+            let heard = node.detector().node(&name);
+            let votes =
+                state.is_some_and(|state| state.all_voters().any(|voter| voter.node == name));
+            let word = if config.name == self.node.name {
+                "here"
+            } else if heard.is_none_or(|heard| heard.at.is_none()) {
+                "never heard"
+            } else if heard.is_some_and(|heard| heard.went_back) {
+                "went back"
+            } else if node.detector().hears_now(now, &name) {
+                "reachable"
+            } else {
+                "silent"
+            };
+            NodeReport {
+                name: config.name.clone(),
+                is_witness: config.witness,
+                votes,
+                state: word.to_owned(),
+                silent_ms: node.detector().silence(now, &name).map_or(0, |span| span.as_ms()),
+                round_trip_us: heard
+                    .and_then(|heard| heard.round_trip)
+                    .map_or(0, |span| span.0 / 1_000),
+            }
+        };
+        self.config.nodes.iter().map(report).collect()
+    }
+
+    fn office_report(&self, node: &Node, entry: &Entry) -> OfficeReport {
+        let name = &entry.name;
+        let explain = node.judge(name).err().map(|verdict| Explanation {
+            refusal: refusal(&verdict),
+            since_ms: now().since(verdict.since).as_ms(),
+        });
+        let own = node.lease_until(name);
+        let seen = || {
+            let mut leases = node.acceptor().leases(now());
+            leases.find(|lease| lease.resource == *name).map(|lease| lease.until)
+        };
+        let left = |until: Time| until.since(now()).as_ms();
+        OfficeReport {
+            name: name.clone(),
+            generation: entry.state.generation,
+            tenure: entry.state.tenure,
+            primary: entry.holder.as_ref().map(|it| it.node.0.clone()).unwrap_or_default(),
+            in_sync: entry
+                .homes
+                .iter()
+                .filter(|home| entry.state.contains(home.replica))
+                .map(|home| home.node.0.clone())
+                .collect(),
+            is_sole: entry.state.sole,
+            wanted: entry.wanted.as_ref().map(|node| node.0.clone()).unwrap_or_default(),
+            lease_left_ms: own.or_else(seen).map_or(0, left),
+            replicas: self
+                .config
+                .data_nodes()
+                .map(|config| replica_facts(node, entry, &NodeName(config.name.clone())))
+                .collect(),
+            explain: if self.node.witness { None } else { explain },
+        }
+    }
+}
+
+fn replica_facts(node: &Node, entry: &Entry, name: &NodeName) -> ReplicaFacts {
+    let facts = node.facts_of(name, &entry.name);
+    ReplicaFacts {
+        node: name.0.clone(),
+        role: facts.map_or_else(String::new, |facts| facts.role.clone()),
+        data: facts.map_or_else(|| "unknown".to_owned(), |facts| facts.data.clone()),
+        is_member: entry.has_member(name),
+        hindrance: facts.and_then(|facts| facts.hindrance.as_ref()).map(|it| RefusalReport {
+            code: it.code.clone(),
+            rule: it.rule.clone(),
+            why: it.why.clone(),
+            next: it.next.clone(),
+        }),
+    }
+}
+
+fn last_change(state: &ClusterState) -> String {
+    let cause = &state.cause;
+    let mut text = cause.what.clone();
+    for part in [&cause.resource, &cause.why] {
+        if !part.is_empty() {
+            text = format!("{text}, {part}");
+        }
+    }
+    text
+}

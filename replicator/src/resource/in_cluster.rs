@@ -1,0 +1,177 @@
+//! A resource as a part of a cluster with a majority: what the cluster decides comes in here, what
+//! the replica is and proposes goes out.
+
+use std::sync::Arc;
+
+use failover::Cluster;
+use failover::core::cluster::Force;
+use failover::core::facts::Facts;
+use failover::core::node::{Input as Fact, Undecided as NotCommitted};
+use replicator_core::input::Undecided;
+use replicator_core::register::RegisterState;
+use replicator_core::{Command, Input, Span, Time};
+
+use super::{Phase, Resource};
+use crate::cluster::{hindrance, hindrance_in};
+use crate::control::{RefusalReport, Reply};
+use crate::data_loop::{FromLoop, ToLoop};
+use crate::events::Weight;
+
+/// A disk operation that takes longer counts as a hanging disk: the lease is let go (L1).
+const DISK_HANGS_AFTER: Span = Span::from_ms(10_000);
+
+impl Resource {
+    /// From now on this resource belongs to a cluster with a majority.
+    pub fn join_cluster(&self, cluster: Cluster) {
+        // Set once, before the resource starts.
+        let _ = self.cluster_handle.set(cluster);
+    }
+
+    fn tell_cluster(&self, fact: Fact) {
+        if let Some(cluster) = self.cluster_handle.get() {
+            cluster.tell(fact);
+        }
+    }
+
+    /// What this replica is and can do.
+    pub fn facts(&self) -> Facts {
+        let Some(status) = self.loop_status() else { return Facts::default() };
+        let core = status.core;
+        let users = self.device.leftover_users();
+        let own = core.hindrance.as_ref().map(|refusal| hindrance(&self.refusal_report(refusal)));
+        let old_device = (!users.is_empty() && self.serving().is_none())
+            .then(|| hindrance(&old_device_in_use(&users)));
+        Facts {
+            replica: core.replica,
+            role: core.role.to_owned(),
+            data: core.data.to_owned(),
+            serves: self.serving().is_some(),
+            hindrance: old_device.or(own),
+            copy: core.register,
+        }
+    }
+
+    /// When the data loop turned last, if its disk does not hang (L1).
+    pub fn progress(&self) -> Option<Time> {
+        self.lock().run.as_ref().and_then(|run| run.handle.progress(DISK_HANGS_AFTER))
+    }
+
+    /// The cluster orders this replica to take the office. Answered by a fact.
+    pub fn promote_by_cluster(self: &Arc<Self>, force: Force, why: &str) {
+        self.emit(Weight::Info, format!("taking the office: {why}"));
+        self.in_helper("promote", move |resource| {
+            let reply = resource.take_office(force);
+            if let Reply::Refused(refusal) = &reply {
+                let text = format!("cannot take the office: {}", refusal.why);
+                resource.emit(Weight::Warning, text);
+            }
+            let refused = hindrance_in(&reply);
+            let name = resource.name().to_owned();
+            resource.tell_cluster(Fact::PromotionEnded { resource: name, refused });
+        });
+    }
+
+    fn take_office(self: &Arc<Self>, force: Force) -> Reply {
+        let users = self.device.leftover_users();
+        if !users.is_empty() && self.serving().is_none() && !self.may_resume() {
+            return Reply::Refused(old_device_in_use(&users));
+        }
+        let command = Command::Promote {
+            old_primary_is_off: force.old_primary_is_off,
+            allow_data_loss: force.allow_data_loss,
+            alone: false,
+        };
+        self.order_role(command)
+    }
+
+    /// Whether the device that an earlier process left is the one of the tenure that this node has
+    /// in the register: then it is taken over with its users (R6a, R15).
+    fn may_resume(&self) -> bool {
+        let Some(tenure) = self.device.remembered_tenure() else { return false };
+        self.loop_status().is_some_and(|status| {
+            let register = &status.core.register;
+            let is_mine = register.primary.is_some_and(|it| it.0 == status.core.replica);
+            is_mine && register.tenure == tenure
+        })
+    }
+
+    /// The cluster moves the office to another node.
+    pub fn hand_over(self: &Arc<Self>, to: &str) {
+        self.emit(Weight::Info, format!("handing the office over to {to}"));
+        self.in_helper("hand over", move |resource| {
+            let reply = resource.demote(true);
+            if let Some(why) = hindrance_in(&reply) {
+                resource.emit(Weight::Warning, format!("cannot hand over: {}", why.why));
+                let name = resource.name().to_owned();
+                resource.tell_cluster(Fact::HandOverRefused { resource: name, why });
+            }
+        });
+    }
+
+    /// How a proposal of the replica ended.
+    pub fn decided(&self, number: u64, result: Result<RegisterState, NotCommitted>) {
+        let result = match result {
+            Ok(state) => Ok(Box::new(state)),
+            Err(NotCommitted::Newer(state)) => Err(Undecided::Newer(state)),
+            Err(NotCommitted::NotNow(why)) => Err(Undecided::NotNow { why }),
+        };
+        self.tell_loop(Input::Decided { number, result });
+    }
+
+    /// The newest committed state; kept for a loop that is not up yet.
+    pub fn register_learned(&self, state: RegisterState) {
+        self.lock().learned = Some(state.clone());
+        self.tell_loop(Input::RegisterLearned(Box::new(state)));
+    }
+
+    /// Until when this node may act as primary.
+    pub fn lease_changed(&self, until: Option<Time>) {
+        self.lease.set(until);
+        if let Some(run) = &self.lock().run {
+            run.handle.wake();
+        }
+    }
+
+    fn tell_loop(&self, input: Input) {
+        let state = self.lock();
+        let Some(run) = &state.run else { return };
+        if let Err(error) = run.handle.send(ToLoop::Register(input)) {
+            drop(state);
+            self.emit(Weight::Error, format!("cannot tell the data loop: {error}"));
+        }
+    }
+
+    /// The replica proposes a change of the register.
+    pub(super) fn proposed(&self, proposal: FromLoop) {
+        let FromLoop::Proposed { number, next, expected, forced } = proposal else { return };
+        self.tell_cluster(Fact::ReplicaProposed {
+            resource: self.name().to_owned(),
+            number,
+            expected,
+            next: *next,
+            forced,
+        });
+    }
+
+    /// Whether a majority decides about this resource.
+    pub fn is_in_cluster(&self) -> bool {
+        self.cluster_handle.get().is_some()
+    }
+
+    /// Whether it is up and has a loop.
+    pub fn has_loop(&self) -> bool {
+        matches!(self.lock().phase, Phase::Up)
+    }
+}
+
+fn old_device_in_use(users: &[String]) -> RefusalReport {
+    RefusalReport {
+        code: "old_device_in_use".into(),
+        rule: "R15".into(),
+        why: format!(
+            "a device of an earlier time in office is still in use here: {}",
+            users.join("; ")
+        ),
+        next: "unmount it or end these processes".into(),
+    }
+}

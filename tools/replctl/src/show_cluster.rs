@@ -1,0 +1,138 @@
+//! The cluster in words: who is there, who is primary and why, and why not.
+
+use std::fmt::Write;
+
+use replicator::cluster::{ClusterReport, HistoryEntry, NodeReport, OfficeReport};
+
+use crate::show::{ago, refusal, span};
+
+/// The head of a status: nodes, majority, switches.
+pub fn head(out: &mut String, cluster: &ClusterReport) {
+    let heard = |node: &&NodeReport| matches!(node.state.as_str(), "here" | "reachable");
+    let count = cluster.nodes.iter().filter(heard).count();
+    let majority = if cluster.has_majority {
+        "majority".to_owned()
+    } else {
+        format!("NO MAJORITY for {}", span(cluster.no_majority_ms))
+    };
+    let automation = if cluster.is_paused { "automation PAUSED" } else { "automation on" };
+    let _ = writeln!(
+        out,
+        "{count} of {} nodes · {majority} · {automation} · register revision {}",
+        cluster.nodes.len(),
+        cluster.revision
+    );
+    if !cluster.proposing.is_empty() {
+        let since = span(cluster.proposing_ms);
+        let _ = writeln!(out, "  proposing for {since}: {}", cluster.proposing);
+    }
+    for node in &cluster.standby {
+        let _ = writeln!(out, "  {node} is on standby");
+    }
+    if cluster.refused_messages.0 > 0 {
+        let (count, last) = &cluster.refused_messages;
+        let _ = writeln!(out, "  {count} messages were refused, the last: {last}");
+    }
+}
+
+/// The nodes that this one hears, one line each.
+pub fn nodes(out: &mut String, cluster: &ClusterReport) {
+    for node in cluster.nodes.iter().filter(|node| node.state != "here") {
+        let kind = if node.is_witness { "witness" } else { "data node" };
+        let state = match node.state.as_str() {
+            "reachable" if node.round_trip_us > 0 => {
+                format!("reachable {:.1} ms", node.round_trip_us as f64 / 1000.0)
+            }
+            "silent" => format!("SILENT for {}", span(node.silent_ms)),
+            other => other.to_owned(),
+        };
+        let vote = if node.votes { "" } else { " · has no vote" };
+        let _ = writeln!(out, "  {:<8} {kind:<10} {state}{vote}", node.name);
+    }
+}
+
+/// The office of a resource: who holds it, how long the lease runs, where it should go.
+pub fn office(out: &mut String, office: &OfficeReport) {
+    let lease = if office.is_sole {
+        "lease without end (the only member)".to_owned()
+    } else {
+        format!("lease {:.1} s", office.lease_left_ms as f64 / 1000.0)
+    };
+    let primary = match office.primary.as_str() {
+        "" => "nobody is primary".to_owned(),
+        primary => format!("primary {primary} since generation {}, {lease}", office.tenure),
+    };
+    let wanted = match office.wanted.as_str() {
+        "" => String::new(),
+        node => format!(" · wanted on {node}"),
+    };
+    let _ = writeln!(out, "  office: {primary}{wanted}");
+}
+
+/// Resources as a witness, or a node without them, sees them.
+pub fn office_alone(out: &mut String, report: &OfficeReport) {
+    let in_sync =
+        if report.in_sync.is_empty() { "nobody".to_owned() } else { report.in_sync.join(" ") };
+    let _ =
+        writeln!(out, "{} · generation {} · in sync: {in_sync}", report.name, report.generation);
+    office(out, report);
+    for replica in &report.replicas {
+        let data = replica.data.replace('_', " ");
+        let _ = writeln!(out, "  {:<8} {:<10} {data}", replica.node, replica.role);
+    }
+}
+
+/// Why things are as they are.
+pub fn explain(out: &mut String, report: &OfficeReport, node: &str) {
+    office_alone(out, report);
+    match &report.explain {
+        None => {
+            let _ = writeln!(out, "{node}: all is as it should be");
+        }
+        Some(explanation) => {
+            let _ = writeln!(
+                out,
+                "{node} does not take the office (for {}): {}",
+                span(explanation.since_ms),
+                refusal(&explanation.refusal).trim_start_matches("refused: ")
+            );
+        }
+    }
+    for replica in &report.replicas {
+        if let Some(hindrance) = &replica.hindrance {
+            let _ = writeln!(
+                out,
+                "{} could not be promoted: {}",
+                replica.node,
+                refusal(hindrance).trim_start_matches("refused: ")
+            );
+        }
+    }
+}
+
+/// One line of history.
+pub fn history(entry: &HistoryEntry) -> String {
+    let resource =
+        if entry.resource.is_empty() { String::new() } else { format!(" {}", entry.resource) };
+    let mut text =
+        format!("{:>10}  {:>5}{resource} {}", ago(entry.at_unix_ms), entry.revision, entry.what);
+    if entry.generation > 0 {
+        let primary = if entry.primary.is_empty() { "nobody" } else { &entry.primary };
+        let _ = write!(
+            text,
+            " · generation {} · primary {primary} · in sync: {}",
+            entry.generation,
+            entry.in_sync.join(" ")
+        );
+    }
+    if !entry.why.is_empty() {
+        let _ = write!(text, " · {}", entry.why);
+    }
+    if !entry.by.is_empty() {
+        let _ = write!(text, " · by {}", entry.by);
+    }
+    for (phase, ms) in &entry.phases {
+        let _ = write!(text, " · {phase} {ms} ms");
+    }
+    text
+}
