@@ -17,12 +17,20 @@ macro_rules! defects {
 defects! {
     /// R1: acknowledges though a member is missing.
     AckWithoutMember,
+    /// R1: acknowledges before the own disk has the write.
+    AckBeforeOwnDisk,
+    /// R1: a secondary removes a member that it lost.
+    SecondaryProposes,
     /// R2a: a follower is ready before the tenure is durable.
     TenureNotDurable,
     /// R2b: a taker still applies what it had of the old primary's writes.
     TakerStillApplies,
     /// R2c: a promotion does not wait for the old leader's writes.
     NoDrainAtPromotion,
+    /// R2c: a promotion keeps the old sessions.
+    SessionsKeptAtPromotion,
+    /// R2c: the device opens before the tenure is durable.
+    ServesBeforeDurable,
     /// R2c: a promotion does not flush.
     NoFlushAtPromotion,
     /// R2d: a new session begins before the writes of the old one have ended.
@@ -65,12 +73,18 @@ defects! {
     ReadOfHotExtent,
     /// R6a: a primary resumes after its machine lost its power.
     ResumeAfterPowerLoss,
+    /// R6a: an office goes on in a new process without a new generation.
+    ResumeWithoutCommit,
     /// R6b: the set is kept at a takeover.
     SetKeptAtTakeover,
     /// R6c: a release does not wait for the requests.
     ReleaseWithoutDrain,
     /// R6c: a release does not flush.
     ReleaseWithoutFlush,
+    /// R6c: a release leaves the log as it is.
+    ReleaseKeepsLog,
+    /// R6c: a release follows a flush that failed.
+    ReleaseAfterFailedFlush,
     /// R7: a flush covers the own disk only.
     FlushOfOneSide,
     /// R7: FUA is not passed on.
@@ -119,6 +133,8 @@ defects! {
     NoUnionOfBits,
     /// R13: a bitmap with another base is trusted.
     StaleBase,
+    /// R13: the bitmap keeps its base when both become members.
+    BaseKeptAtGrowth,
     /// R13: an unfinished resync is forgotten.
     SyncingForgotten,
     /// R14: a new process speaks before its own open proposal is settled.
@@ -131,6 +147,8 @@ defects! {
     FailedWriteAcknowledged,
     /// R17: a trim is done on one side.
     TrimOnOneSide,
+    /// R17: a long zeroing is done at once.
+    ZeroesNotSliced,
     /// Overlapping writes run together on the primary.
     OverlapOnPrimary,
     /// Overlapping writes run together on the secondary.

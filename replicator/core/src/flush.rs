@@ -179,7 +179,7 @@ impl Replica {
                 self.eviction_failed(effects);
             }
             // No release follows (R6c): the office ends without one.
-            self.barriers[at].releases = false;
+            self.barriers[at].releases &= defect(Defect::ReleaseAfterFailedFlush);
         }
         self.check_barrier(at, effects);
     }

@@ -93,7 +93,9 @@ impl Replica {
     /// Starts to remove a member that is lost, if there is one and nothing else is changing.
     pub(crate) fn check_members(&mut self, effects: &mut Effects) {
         let waits = self.change.is_some() || self.majority.is_busy();
-        if !self.role.serves() || waits || self.metadata_failed {
+        let may_propose = self.role.serves()
+            || defect(Defect::SecondaryProposes) && matches!(self.role, Role::Secondary);
+        if !may_propose || waits || self.metadata_failed {
             return;
         }
         let in_grace = self.now.since(self.office_since) < self.config.timing.join_grace;
@@ -285,9 +287,11 @@ impl Replica {
         let next = self.register.with(hello.replica, hello.incarnation);
         // The commit empties the bitmaps between the two members in the same superblock (R13).
         let record = &mut self.superblock.peers[at];
-        record.base = next.generation;
+        if !defect(Defect::BaseKeptAtGrowth) {
+            record.base = next.generation;
+            peer.bitmap.restart(next.generation);
+        }
         record.all_dirty = false;
-        peer.bitmap.restart(next.generation);
         self.propose(Change::Grow { peer: index, session }, next, effects);
     }
 

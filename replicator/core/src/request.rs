@@ -197,7 +197,10 @@ impl Replica {
     /// unaligned end is a part of its own because it is a write with edges.
     fn slice_zeroes(&self, range: ByteRange) -> (ByteRange, ByteRange) {
         let extents = u64::from(self.superblock.log_extents) / 16;
-        let most = ZERO_BYTES_MAX.min(extents * EXTENT_BYTES);
+        let most = match defect(Defect::ZeroesNotSliced) {
+            true => range.length,
+            false => ZERO_BYTES_MAX.min(extents * EXTENT_BYTES),
+        };
         let length = range.length.min(most);
         let part = ByteRange::new(range.start, length);
         (part, ByteRange::new(part.end(), range.length - length))
@@ -478,7 +481,10 @@ impl Replica {
 
     fn check_request(&mut self, key: usize, effects: &mut Effects) {
         let request = &self.requests[key];
-        if !request.local && request.awaits == 0 {
+        let early = defect(Defect::AckBeforeOwnDisk)
+            && request.stage == Stage::Running
+            && request.changes_data();
+        if (!request.local || early) && request.awaits == 0 {
             self.complete_part(key, effects);
         }
     }

@@ -6,6 +6,7 @@ use replicator_core::metadata::Superblock;
 use replicator_core::{LinkLoss, Note};
 
 use crate::disk::Job;
+use crate::host::Failing;
 use crate::tell;
 use crate::world::{Event, MS, World};
 
@@ -56,6 +57,9 @@ pub enum Strike {
     Doom,
     /// The process of the node that serves is killed and started again at once.
     Blink,
+    /// The disk of the node that serves is slow, and the next write on it fails: requests are under
+    /// way when the office is lost (R15).
+    Sicken,
     /// The connection is reset.
     Reset,
     /// The process of this node is killed, whatever it is.
@@ -143,7 +147,7 @@ impl Ambush {
         let waits_for = moments[draw.below(moments.len() as u64) as usize];
         let window = [1_000, 10_000, 60_000, 500_000][draw.below(4) as usize];
         let power = draw.chance(50);
-        let strikes = match draw.below(21) {
+        let strikes = match draw.below(22) {
             0 | 1 => vec![(Strike::Primary { power }, window)],
             2 => vec![(Strike::Secondary { power }, window)],
             3 => vec![(Strike::Both, window)],
@@ -162,6 +166,7 @@ impl Ambush {
                 (Strike::Blink, 2 * window),
                 (Strike::Primary { power }, 2 * window + 400_000),
             ],
+            21 => vec![(Strike::Sicken, window)],
             _ => vec![(Strike::Reset, window)],
         };
         Self { waits_for, strikes, draw: Draw::new(draw.number()) }
@@ -265,6 +270,12 @@ impl World {
             }
             Strike::Kill { node } => self.fall(node, back_after, false),
             Strike::Flicker => self.fall(1 - primary, MS, true),
+            Strike::Sicken => {
+                let there = &mut self.nodes[primary];
+                there.slow_until = self.now + 1_000 * MS;
+                there.slowness = 50;
+                there.failing = Some(Failing::Write);
+            }
             Strike::Cut => self.blocked_until = [self.now + back_after; 2],
             Strike::Heal => {
                 self.occasions_of_healing();

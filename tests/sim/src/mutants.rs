@@ -77,7 +77,7 @@ pub fn run(only: Option<&str>, until_found: bool) {
             scope.spawn(|| {
                 while let Some(&defect) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let found = look_for(defect, until_found);
-                    println!("{}", line(&found));
+                    println!("{}", line(&found, until_found));
                     results.lock().expect("no thread panics").push(found);
                 }
             });
@@ -93,12 +93,16 @@ pub fn run(only: Option<&str>, until_found: bool) {
     }
 }
 
-fn line(found: &Found) -> String {
+fn line(found: &Found, until_found: bool) -> String {
     let name = format!("{:?}", found.defect);
     match &found.first {
         Some((seed, how)) => {
             let how: String = how.chars().take(100).collect();
-            format!("{name:24} {:5} of {SEEDS} seeds, first {seed}: {how}", found.seeds)
+            let count = match until_found {
+                true => "found at seed".into(),
+                false => format!("{:5} of {SEEDS} seeds, first", found.seeds),
+            };
+            format!("{name:24} {count} {seed}: {how}")
         }
         None => format!("{name:24} NOT FOUND"),
     }

@@ -285,7 +285,7 @@ impl Replica {
     /// R2c: the old sessions are closed; then every write submitted to the own disk ends.
     fn drain_for_promotion(&mut self, effects: &mut Effects) {
         for at in 0..self.peers.len() {
-            if self.peers[at].link != Link::Waiting {
+            if self.peers[at].link != Link::Waiting && !defect(Defect::SessionsKeptAtPromotion) {
                 self.close(at, Retry::Now, effects);
             }
         }
@@ -344,6 +344,9 @@ impl Replica {
             self.settle_take_over(promotion.forced);
         }
         self.propose(Change::TakeOver, next, effects);
+        if defect(Defect::ServesBeforeDurable) {
+            self.change_committed(self.change_number, effects);
+        }
     }
 
     /// What a take-over makes of the own superblock, with the commit.
@@ -387,7 +390,8 @@ impl Replica {
             next.set.clear();
         }
         next = next.with(mine, me.incarnation);
-        next.generation = known + 1;
+        let resumed = defect(Defect::ResumeWithoutCommit) && promotion.resumed;
+        next.generation = if resumed { old.generation } else { known + 1 };
         if !promotion.resumed {
             next.tenure = next.generation.max(self.superblock.tenure + 1);
             next.generation = next.tenure;

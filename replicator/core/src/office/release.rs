@@ -89,7 +89,9 @@ impl Replica {
         next.primary = None;
         next.released_clean = true;
         next.sole = false;
-        self.restart_log();
+        if !defect(Defect::ReleaseKeepsLog) {
+            self.restart_log();
+        }
         self.propose(Change::Release, next, effects);
     }
 
@@ -204,7 +206,7 @@ impl Replica {
             return;
         }
         let Some(heir) = self.heir() else {
-            if self.releasing {
+            if self.releasing && !defect(Defect::ReleaseAfterFailedFlush) {
                 // R6c: a flush failed, so the release cannot call the data durable.
                 self.step_down(None, effects);
             }

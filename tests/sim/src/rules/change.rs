@@ -26,7 +26,7 @@ pub fn superblock(case: &Case<'_>, bytes: &[u8]) -> Verdict {
         return released(view, &next);
     }
     if !view.in_office || next.register.primary != Some(view.me) {
-        return Ok(());
+        return changed_by_nobody(view, &next);
     }
     let before = &view.committed.register;
     for gone in before.set.iter().filter(|member| !next.register.contains(member.replica)) {
@@ -41,12 +41,27 @@ pub fn superblock(case: &Case<'_>, bytes: &[u8]) -> Verdict {
         let is_ready = hello.is_some_and(|hello| {
             hello.replica == new.replica && hello.incarnation == new.incarnation
         }) && session.grow_ready == next.register.generation;
+        let base = next.peers[0].base;
+        demand(base == next.register.generation && !next.peers[0].all_dirty, "R13", || {
+            format!("{new:?} is to join, the bitmap for it counts from generation {base}")
+        })?;
         let known = view.proposed.as_ref().is_some_and(|p| p.register.contains(new.replica));
         demand(is_ready || known, "R4e", || {
             format!("{new:?} is proposed and has recorded generation {}", session.grow_ready)
         })?;
     }
     Ok(())
+}
+
+/// R1: without an office a replica proposes neither a member nor the absence of one. It may give
+/// its authority away, leave by R16, and copy what others committed.
+fn changed_by_nobody(view: &View, next: &Superblock) -> Verdict {
+    let known = &view.newest_known;
+    let kept = next.register.set == known.set || next.register.order() <= known.order();
+    let leaves = !next.register.contains(view.me) && view.device == Device::Lost;
+    demand(kept || leaves, "R1", || {
+        format!("a replica without an office proposes the set {:?}", next.register.set)
+    })
 }
 
 /// R2c, R6b: the office is to be taken.

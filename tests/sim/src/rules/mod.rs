@@ -2,6 +2,11 @@
 //! it is told and every order it gives, beside its disk, and fails the seed at the first order
 //! that a rule forbids. So a broken rule is found when it is broken, whether data suffer or not.
 //!
+//! Not here, for want of their object in a pair without a witness: R5d, R5e and R6d (leases), R11b
+//! and R11c (a register elsewhere), L1-L7. R2e is what `start_process` of the world does; R11a,
+//! R11d and the two copies of R12 are judged in `checkers/metadata.rs`, R9, R10 and R13 once more
+//! by their outcome in `checkers/tracking.rs`.
+//!
 //! `view.rs` is the bystander; each other file judges orders by one family of rules. What only the
 //! two disks together or the clients' answers can show is in `checkers` and `history`.
 

@@ -483,7 +483,7 @@ impl View {
                 self.learn(&hello.register);
                 self.session.hello = Some(hello.clone());
             }
-            Message::AuthorityGiven(state) => self.learn(state),
+            Message::AuthorityGiven(state) | Message::Committed(state) => self.learn(state),
             Message::SyncReady => self.session.sync_ready = self.step,
             Message::GrowReady { generation } => self.session.grow_ready = *generation,
             Message::Ack { seq } => {

@@ -1,5 +1,6 @@
 //! R2b, R3, R4f, R5b, R5c, R9: data written and read, and the activity log.
 
+use replicator_core::limits::EXTENT_BYTES;
 use replicator_core::{BufId, ByteRange};
 
 use crate::rules::view::{Asked, NO_EXTENT, Op, Session, extents_of};
@@ -36,6 +37,10 @@ pub fn data(case: &Case<'_>, range: ByteRange, buf: Option<BufId>) -> Verdict {
         }
         None => {}
     }
+    let log_share = EXTENT_BYTES * u64::from(case.memory.log_extents) / 16;
+    demand(range.length <= log_share, "R17", || {
+        format!("{range:?} needs more than a sixteenth of the log")
+    })?;
     let cold = extents_of(range).find(|extent| !view.log.contains(extent));
     demand(cold.is_none(), "R9", || {
         format!("{range:?} is written, the log on the disk does not name extent {cold:?}")
