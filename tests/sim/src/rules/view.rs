@@ -78,6 +78,9 @@ pub struct Request {
     pub failed: bool,
     /// Where its next part begins, of a trim or zeroing.
     next_part: u64,
+    /// All its frames of a session that is over were acknowledged: the follower has it, or lost it
+    /// with its caches and was resynced.
+    pub delivered: bool,
     /// Its frames: session and number.
     pub frames: Vec<(u64, u64)>,
 }
@@ -407,6 +410,7 @@ impl View {
             submitted: false,
             failed: false,
             next_part,
+            delivered: false,
             frames: Vec::new(),
         };
         self.requests.insert(id, request);
@@ -535,6 +539,12 @@ impl View {
             frame.over = true;
         }
         self.forget_received();
+        let session = &self.session;
+        for request in self.requests.values_mut().filter(|r| !r.frames.is_empty()) {
+            request.delivered |= request.frames.iter().all(|&(id, seq)| {
+                id == session.id && session.frame(seq).is_some_and(|frame| frame.acked > 0)
+            });
+        }
         self.session.greeted = false;
     }
 
