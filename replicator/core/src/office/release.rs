@@ -207,8 +207,15 @@ impl Replica {
         }
         let Some(heir) = self.heir() else {
             if self.releasing && !defect(Defect::ReleaseAfterFailedFlush) {
-                // R6c: a flush failed, so the release cannot call the data durable.
-                self.step_down(None, effects);
+                // R6c: a flush failed, so the release cannot call the data durable. Nor does the
+                // replica take up again what the operator ended.
+                let next = (!self.by_majority()).then(|| RegisterState {
+                    generation: self.register.generation + 1,
+                    primary: None,
+                    released_clean: false,
+                    ..self.register.clone()
+                });
+                self.step_down(next, effects);
             }
             return;
         };

@@ -20,6 +20,8 @@ mod view;
 mod write;
 
 use replicator_core::Effect;
+use std::ops::Range;
+
 use replicator_core::bitmap::DirtyBitmap;
 use replicator_core::metadata::Superblock;
 
@@ -51,6 +53,11 @@ impl Case<'_> {
         let bits = self.disk.part(&self.memory.layout().bitmaps[0]);
         let base = self.memory.peers[0].base;
         DirtyBitmap::load(self.memory.blocks(), base, self.memory.tag(), bits)
+    }
+
+    /// Whether the disk says that the peer lacks all of these blocks.
+    fn has_bits(&self, blocks: Range<u64>) -> bool {
+        self.memory.peers[0].all_dirty || self.bits_on_disk().blocks().contains_all(blocks)
     }
 }
 

@@ -174,6 +174,8 @@ pub struct Extent {
     pub done: Step,
     /// The last frame with data of it: session and number.
     pub frame: (u64, u64),
+    /// The last part that was answered while no peer was there; none since a resync began.
+    pub missed: ByteRange,
 }
 
 /// The device.
@@ -488,7 +490,13 @@ impl View {
                 self.session.hello = Some(hello.clone());
             }
             Message::AuthorityGiven(state) | Message::Committed(state) => self.learn(state),
-            Message::SyncReady => self.session.sync_ready = self.step,
+            Message::SyncReady => {
+                self.session.sync_ready = self.step;
+                // A resync clears bits from now on.
+                for extent in self.extents.values_mut() {
+                    extent.missed = ByteRange::default();
+                }
+            }
             Message::GrowReady { generation } => self.session.grow_ready = *generation,
             Message::Ack { seq } => {
                 let step = self.step;
@@ -600,6 +608,15 @@ impl View {
 
     fn answers(&mut self, request: &Request) {
         self.answered = self.answered.max(request.done);
+        let alone = self.session.hello.is_none() && request.frames.is_empty();
+        if alone && request.asked == Asked::Write {
+            for extent in extents_of(request.range) {
+                let start = request.range.start.max(u64::from(extent) * EXTENT_BYTES);
+                let end = request.range.end().min(u64::from(extent + 1) * EXTENT_BYTES);
+                let missed = &mut self.extents.entry(extent).or_default().missed;
+                *missed = ByteRange::new(start, end - start);
+            }
+        }
         for &(_, seq) in request.frames.iter().filter(|(id, _)| *id == self.session.id) {
             self.session.sent[seq as usize - 1].answered = self.step;
         }

@@ -92,6 +92,10 @@ pub fn log(case: &Case<'_>, bytes: &[u8]) -> Verdict {
         demand(seen.in_flight == 0 && seen.done <= view.flushed, "R9", || {
             format!("extent {extent} leaves the log, not flushed on the own disk: {seen:?}")
         })?;
+        let is_missed = seen.missed.length > 0 && view.session.sync_ready == 0;
+        demand(!is_missed || case.has_bits(seen.missed.dirty_blocks()), "R9", || {
+            format!("extent {extent} leaves the log, no durable bit says what was missed: {seen:?}")
+        })?;
         demand(is_flushed(&view.session, seen.frame), "R9", || {
             format!("extent {extent} leaves the log, the follower has not flushed {seen:?}")
         })?;
@@ -112,6 +116,5 @@ pub fn is_recorded(case: &Case<'_>, range: ByteRange) -> bool {
     if extents_of(range).all(|extent| view.log.contains(&extent)) {
         return true;
     }
-    case.memory.peers[0].all_dirty
-        || case.bits_on_disk().blocks().contains_all(range.dirty_blocks())
+    case.has_bits(range.dirty_blocks())
 }
