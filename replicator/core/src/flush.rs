@@ -60,6 +60,12 @@ impl Barrier {
 impl Replica {
     /// Flushes the own disk for somebody. Covers every write that is done by now.
     pub(crate) fn flush_disk(&mut self, waiter: FlushWaiter, effects: &mut Effects) {
+        if matches!(waiter, FlushWaiter::Shrink | FlushWaiter::Promotion) {
+            // There is one at a time: an earlier one was given up while its flush hung, and that
+            // flush does not cover what was written since (R2c, R3).
+            self.gate.running.retain(|other| *other != waiter);
+            self.gate.next.retain(|other| *other != waiter);
+        }
         if self.gate.busy {
             self.gate.next.push(waiter);
         } else {

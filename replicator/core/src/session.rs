@@ -53,6 +53,11 @@ impl Replica {
         if old_writes || self.change.is_some() || !self.majority.is_settled() {
             return;
         }
+        if self.metadata_failed {
+            // What was being written may not be durable, and must not be told: an authority that
+            // moves is durable at the giver first ("No witness").
+            return;
+        }
         let settled = match self.role {
             Role::Primary => true,
             Role::Secondary => self.following.is_none() && self.requests.is_empty(),
