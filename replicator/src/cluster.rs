@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use failover::core::cluster::{ClusterState, Force};
 use failover::core::facts::Hindrance;
-use failover::core::node::{Config, Input, Undecided};
+use failover::core::node::{Config, Undecided};
 use failover::core::{NodeName, Time};
 use failover::node::{fresh_process, lease_of};
 use failover::{Cluster, Offices};
@@ -104,27 +104,24 @@ impl ControlPlane {
             resource.join_cluster(cluster.clone());
         }
         let plane = Arc::new(Self { cluster, config, node: node.clone(), history });
-        plane.start_reporting(resources.to_vec()).map_err(io("start the thread facts"))?;
+        Self::start_reporting(resources.to_vec()).map_err(io("start the thread facts"))?;
         Ok(plane)
     }
 
     /// Tells the node thread again and again what the replicas are.
-    fn start_reporting(&self, resources: Vec<Arc<Resource>>) -> std::io::Result<()> {
-        if resources.is_empty() {
-            return Ok(());
-        }
-        let cluster = self.cluster.clone();
-        let body = move || {
-            loop {
-                for resource in &resources {
-                    let facts = resource.facts();
-                    let resource = resource.name().to_owned();
-                    cluster.tell(Input::ReplicaReported { resource, facts });
+    fn start_reporting(resources: Vec<Arc<Resource>>) -> std::io::Result<()> {
+        // One thread each: a loop that hangs is waited for, and the others have news meanwhile.
+        for resource in resources {
+            let name = format!("facts {}", resource.name());
+            let body = move || {
+                loop {
+                    resource.report_facts();
+                    thread::sleep(FACTS_EVERY);
                 }
-                thread::sleep(FACTS_EVERY);
-            }
-        };
-        thread::Builder::new().name("facts".into()).spawn(body).map(drop)
+            };
+            thread::Builder::new().name(name).spawn(body)?;
+        }
+        Ok(())
     }
 }
 

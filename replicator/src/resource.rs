@@ -66,6 +66,8 @@ struct State {
     links: Vec<Link>,
     /// Operators who wait for an answer of the loop, by ticket.
     waiting: HashMap<u64, mpsc::Sender<OperatorResult>>,
+    /// It is about to stop: the office is to go elsewhere.
+    is_leaving: bool,
     /// The newest committed state, for a loop that starts later.
     learned: Option<RegisterState>,
     /// Somebody wants this resource down.
@@ -116,6 +118,7 @@ impl Resource {
             run: None,
             links: peers.iter().map(|_| Link::new(now)).collect(),
             waiting: HashMap::new(),
+            is_leaving: false,
             learned: None,
             stop_wanted: false,
             is_closing: false,
@@ -172,6 +175,7 @@ impl Resource {
         }
         state.phase = Phase::Starting("starting".into());
         state.stop_wanted = false;
+        state.is_leaving = false;
         drop(state);
         let resource = self.clone();
         let spawned = thread::Builder::new()

@@ -291,6 +291,10 @@ impl Node {
             Input::RecordDurable { sequence } => self.record_durable(sequence, effects),
             Input::ReplicaReported { resource, facts } => {
                 if let Some(local) = self.locals.get_mut(&resource) {
+                    if local.facts.role != facts.role || local.facts.hindrance != facts.hindrance {
+                        // The others decide by it.
+                        self.next_beat = self.now;
+                    }
                     local.facts = facts;
                 }
             }

@@ -14,7 +14,7 @@ use replicator_core::{Command, Input, Span, Time};
 use super::{Phase, Resource};
 use crate::cluster::{hindrance, hindrance_in};
 use crate::control::{RefusalReport, Reply};
-use crate::data_loop::{FromLoop, ToLoop};
+use crate::data_loop::{FromLoop, LoopError, ToLoop};
 use crate::events::Weight;
 
 /// A disk operation that takes longer counts as a hanging disk: the lease is let go (L1).
@@ -38,6 +38,10 @@ impl Resource {
         let Some(status) = self.loop_status() else { return Facts::default() };
         let core = status.core;
         let users = self.device.leftover_users();
+        let leaving = self.lock().is_leaving.then(|| {
+            let why = "this resource is being stopped on this node";
+            hindrance(&RefusalReport::new("stopping", why, "start replicatord again"))
+        });
         let own = core.hindrance.as_ref().map(|refusal| hindrance(&self.refusal_report(refusal)));
         let old_device = (!users.is_empty() && self.serving().is_none())
             .then(|| hindrance(&old_device_in_use(&users)));
@@ -46,9 +50,23 @@ impl Resource {
             role: core.role.to_owned(),
             data: core.data.to_owned(),
             serves: self.serving().is_some(),
-            hindrance: old_device.or(own),
+            hindrance: leaving.or(old_device).or(own),
             copy: core.register,
         }
+    }
+
+    /// Tells the cluster what this replica is and can do.
+    pub fn report_facts(&self) {
+        if self.is_in_cluster() {
+            let (resource, facts) = (self.name().to_owned(), self.facts());
+            self.tell_cluster(Fact::ReplicaReported { resource, facts });
+        }
+    }
+
+    /// The office goes to another node before this one stops; it is not to come back here.
+    pub(super) fn set_leaving(&self, is_leaving: bool) {
+        self.lock().is_leaving = is_leaving;
+        self.report_facts();
     }
 
     /// When the data loop turned last, if its disk does not hang (L1).
@@ -135,9 +153,13 @@ impl Resource {
     fn tell_loop(&self, input: Input) {
         let state = self.lock();
         let Some(run) = &state.run else { return };
-        if let Err(error) = run.handle.send(ToLoop::Register(input)) {
-            drop(state);
-            self.emit(Weight::Error, format!("cannot tell the data loop: {error}"));
+        match run.handle.send(ToLoop::Register(input)) {
+            // It is stopping; the next one is told what is newest.
+            Ok(()) | Err(LoopError::Ended) => {}
+            Err(error) => {
+                drop(state);
+                self.emit(Weight::Error, format!("cannot tell the data loop: {error}"));
+            }
         }
     }
 

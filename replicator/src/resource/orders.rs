@@ -232,9 +232,10 @@ impl Resource {
             return Vec::new();
         }
         let mut users = self.device.users();
-        users.extend(
-            self.foreign_clients().into_iter().map(|client| format!("NBD client {client}")),
-        );
+        if !self.is_in_cluster() {
+            let clients = self.foreign_clients().into_iter();
+            users.extend(clients.map(|client| format!("NBD client {client}")));
+        }
         users
     }
 
@@ -279,9 +280,13 @@ impl Resource {
                 return self.wait_until_down();
             }
         }
+        // In a cluster NBD clients find the node that serves next; without, somebody may not.
+        let drop_clients = self.is_in_cluster();
+        self.set_leaving(true);
         if self.serving().is_some()
-            && let refusal @ Reply::Refused(_) = self.demote(false)
+            && let refusal @ Reply::Refused(_) = self.demote(drop_clients)
         {
+            self.set_leaving(false);
             return refusal;
         }
         self.lock().phase = Phase::Stopping;
@@ -290,6 +295,7 @@ impl Resource {
             // A loop that has ended without an answer did stop.
             if refusal.code != "loop_ended" {
                 self.lock().phase = Phase::Up;
+                self.set_leaving(false);
                 return reply;
             }
         }
