@@ -102,9 +102,9 @@ impl Replica {
             self.check_alone(old_primary_is_off, alone)?;
         }
         self.check_power_loss(connected, allow_data_loss)?;
-        // R11d: serving data that miss acknowledged writes is a new lineage whoever agreed to it. And
-        // with nobody to ask, an operator who says that a peer was primary, or that writes may be
-        // lost, may know of an office that this disk has never heard of.
+        // R11d: serving data that miss acknowledged writes is a new lineage whoever agreed to it.
+        // And with nobody to ask, an operator who says that a peer was primary, or that writes may
+        // be lost, may know of an office that this disk has never heard of.
         promotion.forced |= allow_data_loss && !self.is_up_to_date()
             || connected.is_none() && (allow_data_loss || old_primary_is_off);
         self.begin_promotion(promotion, effects);
