@@ -35,6 +35,8 @@ defects! {
     NoFlushAtPromotion,
     /// R2d: a new session begins before the writes of the old one have ended.
     SessionOverOldWrites,
+    /// R2d: a greeting counts before its sender has said that it still holds.
+    GreetingNotConfirmed,
     /// R3: acknowledges while the removal of a member is only proposed.
     AckWhileRemovalProposed,
     /// R3: what was sent and not acknowledged is not dirty when the peer is lost.

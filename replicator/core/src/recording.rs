@@ -654,6 +654,7 @@ mod tests {
         ];
         let messages = [
             (Message::Hello(Box::new(Hello { resource_id: 4, ..Hello::default() })), None),
+            (Message::Met, None),
             (Message::Bitmap(vec![(1, 2), (9, 100)]), None),
             (Message::Refused { reason: "because".into(), diverged_blocks: 8 }, None),
             (Message::Write { tenure: 3, seq: 4, range, fua: true }, Some(buf)),

@@ -295,7 +295,6 @@ impl Replica {
         if self.resync_may_go_on {
             self.go_on_with_resync(effects);
         }
-        self.review_greetings(effects);
     }
 
     fn disk_done(

@@ -71,6 +71,10 @@ impl Replica {
                 let hello = Box::new(self.hello(at));
                 self.peers[at].link = Link::Greeting(hello.clone());
                 self.send(PeerIndex(at as u8), Message::Hello(hello), None, effects);
+                if self.peers[at].hello.is_some() {
+                    // Theirs came first.
+                    self.send(PeerIndex(at as u8), Message::Met, None, effects);
+                }
             }
         }
     }
@@ -128,6 +132,7 @@ impl Replica {
             Message::Ack { seq } => self.acknowledged(at, seq, effects),
             Message::Ping => {}
             Message::Hello(hello) => self.greeted(at, hello, effects),
+            Message::Met => self.met(at, effects),
             Message::Refused { reason, diverged_blocks } => {
                 self.refused(at, &reason, diverged_blocks, effects);
             }
@@ -152,22 +157,44 @@ impl Replica {
         }
     }
 
+    /// Their greeting: it counts when they say that it still holds, which they can only when ours
+    /// has reached them in this session. One that was long on its way would be taken for news.
     fn greeted(&mut self, at: usize, theirs: Box<Hello>, effects: &mut Effects) {
-        let Link::Greeting(mine) = &self.peers[at].link else {
-            let index = PeerIndex(at as u8);
-            if self.peers[at].link == Link::Waiting {
-                // Our own greeting still waits; keep theirs until it is out.
-                self.peers[at].hello = Some(theirs);
-                return;
-            }
+        let index = PeerIndex(at as u8);
+        let greets = matches!(self.peers[at].link, Link::Waiting | Link::Greeting(_));
+        if !greets || self.peers[at].hello.is_some() {
             return self.misbehaved(index, "a second greeting", effects);
+        }
+        self.peers[at].hello = Some(theirs);
+        if let Link::Greeting(mine) = &self.peers[at].link {
+            if !self.still_holds(mine) {
+                return self.close(at, Retry::Now, effects);
+            }
+            self.send(index, Message::Met, None, effects);
+            if defect(Defect::GreetingNotConfirmed) {
+                self.met(at, effects);
+            }
+        }
+    }
+
+    /// What we said must still hold, or the two sides would decide differently.
+    fn still_holds(&self, mine: &Hello) -> bool {
+        mine.register == self.register && mine.is_primary == matches!(self.role, Role::Primary)
+    }
+
+    /// Their greeting holds, and they have read ours: both sides decide from the same two.
+    fn met(&mut self, at: usize, effects: &mut Effects) {
+        let peer = &self.peers[at];
+        let (Link::Greeting(mine), Some(theirs)) = (&peer.link, &peer.hello) else {
+            if !defect(Defect::GreetingNotConfirmed) {
+                self.misbehaved(PeerIndex(at as u8), "it met nobody", effects);
+            }
+            return;
         };
-        // What we said must still hold, or the two sides would decide differently.
-        if mine.register != self.register || mine.is_primary != matches!(self.role, Role::Primary) {
+        if !self.still_holds(mine) {
             return self.close(at, Retry::Now, effects);
         }
-        let mine = mine.clone();
-        self.peers[at].hello = Some(theirs.clone());
+        let (mine, theirs) = (mine.clone(), theirs.clone());
         match handshake::relation(&mine, &theirs) {
             Relation::Refuse { reason, diverged, .. } => {
                 let blocks = match diverged {
@@ -194,17 +221,6 @@ impl Replica {
             }
             Relation::Deposed => self.deposed(at, &theirs, effects),
             Relation::Wait => self.close(at, Retry::Later, effects),
-        }
-    }
-
-    /// Greetings that came before ours was out are looked at now.
-    pub(crate) fn review_greetings(&mut self, effects: &mut Effects) {
-        for at in 0..self.peers.len() {
-            if matches!(self.peers[at].link, Link::Greeting(_))
-                && let Some(hello) = self.peers[at].hello.take()
-            {
-                self.greeted(at, hello, effects);
-            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! Protocol versions (retired numbers are never used again):
 //! - 1: the first.
 //! - 2: a register says whether its primary is the only member under a lease without end.
+//! - 3: a greeting counts when its sender says, in the same session, that it still holds (`Met`).
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -17,7 +18,7 @@ use crate::limits::{CONTROL_BYTES_MAX, IO_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::register::{Basis, Member, RegisterState};
 
 /// Oldest and newest protocol version this build speaks.
-pub const VERSIONS: (u8, u8) = (2, 2);
+pub const VERSIONS: (u8, u8) = (3, 3);
 /// Length of a frame header.
 pub const HEADER_BYTES: usize = 64;
 const MAGIC: u32 = u32::from_le_bytes(*b"RPL1");
@@ -27,6 +28,10 @@ const MAGIC: u32 = u32::from_le_bytes(*b"RPL1");
 pub enum Message {
     /// First on every session, from both sides: one atomic snapshot of the sender.
     Hello(Box<Hello>),
+    /// The sender has read the greeting of this session, and its own still holds. Without this
+    /// word a greeting may be an old one: a connection that its dialer gave up long ago can come
+    /// through after later ones.
+    Met,
     /// The sender ends the session and says why; the other side shows it.
     Refused {
         /// In words.
@@ -252,6 +257,7 @@ mod kind {
     pub const AUTHORITY_GIVEN: u8 = 20;
     pub const AUTHORITY_REFUSED: u8 = 21;
     pub const PING: u8 = 22;
+    pub const MET: u8 = 23;
 }
 
 /// Largest generation, tenure or lineage a state may name.
@@ -390,6 +396,7 @@ impl Header {
                 self.kind = kind::HELLO;
                 hello.put(out);
             }
+            Message::Met => self.kind = kind::MET,
             Message::Refused { reason, diverged_blocks } => {
                 (self.kind, self.seq) = (kind::REFUSED, *diverged_blocks);
                 out.extend_from_slice(reason.as_bytes());
@@ -456,6 +463,7 @@ impl Header {
         let may_punch = self.flags & FLAG_PUNCH != 0;
         Ok(match self.kind {
             kind::HELLO => Message::Hello(Box::new(Hello::take(input)?)),
+            kind::MET => Message::Met,
             kind::REFUSED => Message::Refused { reason: input.rest_text(), diverged_blocks: seq },
             kind::BITMAP => {
                 let mut runs = Vec::new();

@@ -203,8 +203,8 @@ impl World {
             }
             Input::PeerSaid { session, message: Message::Hello(hello), .. } => {
                 observed.heard = Some((*session, hello.clone()));
-                self.cover_verdict(node);
             }
+            Input::PeerSaid { message: Message::Met, .. } => self.cover_verdict(node),
             _ => {}
         }
         for seen in kinds::input(input).into_iter().flatten() {
@@ -279,13 +279,12 @@ impl World {
             }
             Effect::SendPeer { session, message: Message::Hello(hello), .. } => {
                 observed.said = Some((*session, hello.clone()));
-                self.cover_verdict(node);
             }
             _ => {}
         }
     }
 
-    /// Both greetings of a session are known at a node: what they lead to is a pure function.
+    /// Both greetings of a session hold: what they lead to is a pure function.
     fn cover_verdict(&mut self, node: usize) {
         let observed = &self.observed[node];
         if let (Some((session, mine)), Some((same, theirs))) = (&observed.said, &observed.heard)

@@ -164,6 +164,7 @@ pub fn frame(message: &Message) -> String {
     let fua = |fua: bool| if fua { " fua" } else { "" };
     match message {
         Message::Hello(hello) => format!("hello {}", greeting(hello)),
+        Message::Met => "met".into(),
         Message::Refused { reason, diverged_blocks } => {
             format!("refused ({diverged_blocks} blocks diverged): {reason}")
         }

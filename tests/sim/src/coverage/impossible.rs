@@ -77,7 +77,7 @@ pub fn session(from: Session, to: Session) -> Option<&'static str> {
     use Session::*;
     let can = match from {
         Down | Refused => matches!(to, Waiting | Greeting),
-        Waiting => matches!(to, Down | Refused | Greeting | Idle | Following | AwaitFollow),
+        Waiting => matches!(to, Down | Refused | Greeting),
         Greeting => matches!(to, Down | Refused | Idle | Following | AwaitFollow),
         Idle | Following | Left => to == Down,
         AwaitFollow => {
@@ -98,7 +98,7 @@ pub fn session(from: Session, to: Session) -> Option<&'static str> {
         (_, Refused) => "both sides decide from the same two greetings, at the beginning",
         (Refused, Down) => "a refusal is shown until a greeting is agreed on",
         (_, Waiting | Greeting) => "the loss of a session comes before the next one",
-        (Down | Refused | Waiting | Greeting, _) => "it begins with two greetings",
+        (Down | Refused | Waiting | Greeting, _) => "it begins with two greetings that hold",
         (_, Idle | Following | AwaitFollow) => {
             "what two replicas are to each other is decided once"
         }

@@ -100,6 +100,7 @@ kinds! { NoteKind of Note:
 
 kinds! { Frame of Message:
     Hello = Message::Hello(_),
+    Met = Message::Met,
     Refused = Message::Refused { .. },
     Bitmap = Message::Bitmap(_),
     Follow = Message::Follow,

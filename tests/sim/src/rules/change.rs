@@ -45,6 +45,7 @@ pub fn superblock(case: &Case<'_>, bytes: &[u8]) -> Verdict {
         demand(base == next.register.generation && !next.peers[0].all_dirty, "R13", || {
             format!("{new:?} is to join, the bitmap for it counts from generation {base}")
         })?;
+        let is_ready = is_ready || view.grows_behind == Some((*new, next.register.generation));
         let known = view.proposed.as_ref().is_some_and(|p| p.register.contains(new.replica));
         demand(is_ready || known, "R4e", || {
             format!("{new:?} is proposed and has recorded generation {}", session.grow_ready)

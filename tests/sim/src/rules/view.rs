@@ -7,7 +7,7 @@ use replicator_core::activity_log::{Replay, replay};
 use replicator_core::block::{DIRTY_BLOCK_BYTES, ReplicaId};
 use replicator_core::limits::EXTENT_BYTES;
 use replicator_core::metadata::{Layout, Superblock};
-use replicator_core::register::RegisterState;
+use replicator_core::register::{Member, RegisterState};
 use replicator_core::wire::{Hello, Message};
 use replicator_core::{
     BufId, ByteRange, ClientRequest, DiskFailure, DiskOutcome, Effect, Input, OpId, SessionId,
@@ -144,7 +144,9 @@ pub struct Session {
     pub id: u64,
     /// Our greeting went out.
     pub greeted: bool,
-    /// The peer's greeting.
+    /// The peer's greeting, until the peer says that it still holds.
+    pub unconfirmed: Option<Box<Hello>>,
+    /// The same from then on.
     pub hello: Option<Box<Hello>>,
     /// Frames to the follower; the first has number 1.
     pub sent: Vec<SentFrame>,
@@ -215,6 +217,9 @@ pub struct View {
     /// One that is not in both copies, or whose outcome is unknown.
     pub proposed: Option<Box<Superblock>>,
     copies_written: u32,
+    /// A growth proposed while a superblock was being written: it is in the next one, whether its
+    /// session still stands then or not.
+    pub grows_behind: Option<(Member, u64)>,
     /// The newest register that it may act on: its own, given, or greeted with.
     pub newest_known: RegisterState,
     /// What the log on disk names in each slot.
@@ -298,6 +303,7 @@ impl View {
             committed: superblock,
             proposed: None,
             copies_written: 0,
+            grows_behind: None,
             extents: BTreeMap::new(),
             hot_when_lost: Vec::new(),
             device: Device::Closed,
@@ -485,9 +491,12 @@ impl View {
 
     fn peer_said(&mut self, message: &Message, data: Option<BufId>) {
         match message {
-            Message::Hello(hello) => {
-                self.learn(&hello.register);
-                self.session.hello = Some(hello.clone());
+            Message::Hello(hello) => self.session.unconfirmed = Some(hello.clone()),
+            Message::Met => {
+                if let Some(hello) = self.session.unconfirmed.take() {
+                    self.learn(&hello.register);
+                    self.session.hello = Some(hello);
+                }
             }
             Message::AuthorityGiven(state) | Message::Committed(state) => self.learn(state),
             Message::SyncReady => {
@@ -497,7 +506,14 @@ impl View {
                     extent.missed = ByteRange::default();
                 }
             }
-            Message::GrowReady { generation } => self.session.grow_ready = *generation,
+            Message::GrowReady { generation } => {
+                self.session.grow_ready = *generation;
+                let hello = self.session.hello.as_ref().filter(|_| self.proposed.is_some());
+                self.grows_behind = hello.map(|hello| {
+                    let (replica, incarnation) = (hello.replica, hello.incarnation);
+                    (Member { replica, incarnation }, *generation)
+                });
+            }
             Message::Ack { seq } => {
                 let step = self.step;
                 let at = usize::try_from(*seq).ok().and_then(|seq| seq.checked_sub(1));
