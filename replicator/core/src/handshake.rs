@@ -260,6 +260,13 @@ pub fn joined_unknowingly(leader: &Hello, follower: &Hello) -> bool {
         && follower.knows_you_as == leader.replica
 }
 
+/// R12: the peer's register names this replica a member, and what this disk remembers does not
+/// lead there: it was restored from a copy that is older than the membership.
+pub fn is_not_who_joined(theirs: &Hello, mine: &Hello) -> bool {
+    theirs.register.contains(mine.replica)
+        && (mine.knows_you_as != theirs.replica || follower_base(theirs, mine) != theirs.base)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,6 +343,21 @@ mod tests {
         assert_eq!(relation(&theirs, &mine), Relation::Idle { adopt: true });
         let theirs = Hello { is_primary: true, ..theirs };
         assert!(matches!(relation(&mine, &theirs), Relation::Refuse { diverged: None, .. }));
+    }
+
+    #[test]
+    fn a_member_whose_disk_does_not_remember_the_join_is_another_one() {
+        let theirs = hello(ALPHA, register(8, &[ALPHA, BETA]));
+        let mine = Hello { knows_you_as: ALPHA, ..hello(BETA, register(6, &[ALPHA, BETA])) };
+        assert!(!is_not_who_joined(&theirs, &mine), "a member since generation 5");
+        let older = Hello { base: 3, ..mine.clone() };
+        assert!(is_not_who_joined(&theirs, &older), "a member of generation 3");
+        let told = Hello { coming: 5, ..older.clone() };
+        assert!(!is_not_who_joined(&theirs, &told), "it was told to expect the join");
+        let new = Hello { knows_you_as: ReplicaId::NONE, base: 0, ..mine };
+        assert!(is_not_who_joined(&theirs, &new), "it never met the peer");
+        let outside = hello(ALPHA, register(8, &[ALPHA]));
+        assert!(!is_not_who_joined(&outside, &older), "it is no member");
     }
 
     #[test]

@@ -256,8 +256,13 @@ impl Replica {
         self.agreed(at, "idle", effects);
         self.peers[at].link = Link::Idle;
         if adopt {
+            let was_invalid = self.superblock.invalid;
             self.adopt(at, &theirs, effects);
             self.persist(After::Adopted, effects);
+            if self.superblock.invalid != was_invalid {
+                // The peer decided from a greeting that did not say so.
+                self.close(at, Retry::Now, effects);
+            }
         } else {
             if self.register == theirs.register {
                 // What this replica was told to expect was never committed, or is over again.
@@ -278,6 +283,8 @@ impl Replica {
         let met = self.superblock.peers[at].replica == theirs.replica;
         if met && handshake::joined_unknowingly(theirs, &mine) {
             self.joined(at, theirs.base);
+        } else if !self.by_majority() && handshake::is_not_who_joined(theirs, &mine) {
+            self.superblock.invalid = true;
         }
         self.superblock.coming = 0;
         self.majority.forget_foreign(&self.register);
