@@ -152,8 +152,12 @@ impl World {
             tell!(self, "the operator accepts the loss of data");
             self.clients.history.data_loss_allowed();
         }
+        // The authority went to a disk that was exchanged before it heard of that.
+        let (one, two) = (self.superblock(0), self.superblock(1));
+        let gone =
+            lossy && ![Some(one.replica), Some(two.replica)].contains(&one.register.authority);
         let command =
-            Command::Promote { old_primary_is_off: false, allow_data_loss: lossy, alone: lossy };
+            Command::Promote { old_primary_is_off: gone, allow_data_loss: lossy, alone: lossy };
         self.order(node, command, false);
     }
 

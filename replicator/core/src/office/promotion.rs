@@ -90,7 +90,12 @@ impl Replica {
             resumed: false,
         };
         if !holds_authority {
-            match connected {
+            // A peer that does not hold it either has nothing to give: the replica that does is
+            // gone, or its disk was exchanged.
+            let holder = connected.filter(|&at| {
+                self.register.authority.is_none_or(|id| self.peers[at].replica() == id)
+            });
+            match holder {
                 Some(at) => {
                     let peer = PeerIndex(at as u8);
                     promotion.phase = Phase::Asking(peer, self.peers[at].session);
