@@ -498,9 +498,11 @@ impl Replica {
             // The member that is missing can never leave the set.
             request.failed.get_or_insert(ClientError::Io);
         }
+        let changed = request.changes_data() && request.stage != Stage::Edges;
         let waits = if request.failed.is_some() {
-            // R16: while the office goes to another replica not even a failure is told.
-            hands_over
+            // R16: while the office goes to another replica not even a failure is told. R5b: what
+            // a failed write may have left on the own disk is not read while a member lacks it.
+            hands_over || changed && self.role.serves() && !stuck && !self.acks_allowed()
         } else if request.changes_data_or_flushes() {
             !self.acks_allowed()
         } else {
