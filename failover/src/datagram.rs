@@ -122,6 +122,7 @@ fn equal_in_constant_time(left: &[u8], right: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use failover_core::cluster::Epoch;
     use failover_core::message::{Heartbeat, Message};
     use proptest::prelude::*;
 
@@ -141,7 +142,7 @@ mod tests {
 
     fn envelope() -> Envelope {
         let message = Message::Heartbeat(Heartbeat { number: 7, ..Heartbeat::default() });
-        Envelope { process: 1, acceptor: 2, sequence: 3, message }
+        Envelope { process: 1, acceptor: 2, sequence: 3, epoch: Epoch::default(), message }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use failover_core::acceptor::Record;
 use thiserror::Error;
 
-const MAGIC: &[u8; 8] = b"RPLACPT1";
+const MAGIC: &[u8; 8] = b"RPLACPT2";
 const HEADER_BYTES: usize = 16;
 const SLOTS: [&str; 2] = ["register.0", "register.1"];
 
@@ -173,7 +173,7 @@ mod tests {
         let directory = directory("bad");
         fs::create_dir_all(&directory).unwrap();
         for slot in SLOTS {
-            fs::write(directory.join(slot), b"RPLACPT1 and then something else").unwrap();
+            fs::write(directory.join(slot), b"RPLACPT2 and then something else").unwrap();
         }
         let text = Store::open(&directory).unwrap_err().to_string();
         assert!(text.contains("replctl node replace"), "{text}");

@@ -11,7 +11,7 @@ use replicator_core::{Span, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::ballot::{Ballot, NodeName};
-use crate::cluster::{ClusterState, Holder};
+use crate::cluster::{ClusterState, Epoch, Holder};
 use crate::defect::{Defect, defect};
 
 /// What an acceptor has on its disk, all of it in one record.
@@ -27,13 +27,16 @@ pub struct Record {
     pub accepted: Option<(Ballot, ClusterState)>,
     /// The longest lease it may have granted (L5).
     pub longest_lease: Span,
+    /// The later epoch that began without this acceptor: it never votes again.
+    pub left_out_of: Option<Epoch>,
 }
 
 impl Record {
     /// The first record of a node.
     pub fn new(id: u128) -> Self {
         let (promised, accepted) = (Ballot::default(), None);
-        Self { id, sequence: 0, promised, accepted, longest_lease: Span(0) }
+        let (longest_lease, left_out_of) = (Span(0), None);
+        Self { id, sequence: 0, promised, accepted, longest_lease, left_out_of }
     }
 }
 
@@ -220,6 +223,23 @@ impl Acceptor {
         self.leases.retain(|lease| state.leaves_office(&lease.resource, &lease.holder));
         self.keep(ballot, state);
         true
+    }
+
+    /// Takes up the first or a later state of another epoch than its own, whose promises mean
+    /// nothing there. What it granted before still counts, and others may have granted more (L5).
+    pub fn enter_epoch(&mut self, now: Time, ballot: &Ballot, state: &ClusterState) {
+        let longest = self.record.longest_lease.max(state.longest_lease);
+        self.unsure_until = self.unsure_until.max(now + acceptor_term(longest));
+        self.leases.retain(|lease| state.leaves_office(&lease.resource, &lease.holder));
+        self.record.promised = ballot.clone();
+        self.record.left_out_of = None;
+        self.keep(ballot, state);
+    }
+
+    /// A later epoch began without it.
+    pub fn leave_out(&mut self, epoch: Epoch) {
+        self.record.left_out_of = Some(epoch);
+        self.leases.clear();
     }
 
     fn keep(&mut self, ballot: &Ballot, state: &ClusterState) {

@@ -16,6 +16,18 @@ pub const VOTERS_MAX: usize = 7;
 /// Resources at most.
 pub const RESOURCES_MAX: usize = 64;
 
+/// Which register a state belongs to: one begins with a cluster, and another with every
+/// `recover --without`. Nodes of different epochs refuse each other.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+pub struct Epoch {
+    /// 1 for a new cluster; 0 for a node that knows of none.
+    pub number: u64,
+    /// The acceptor of the node that began it: tells it from another of the same number.
+    pub founder: u128,
+}
+
 /// A node whose acceptor votes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Voter {
@@ -102,7 +114,7 @@ pub struct ClusterState {
     pub revision: u64,
     /// Rises when a majority was declared gone for ever (`recover --without`): older members are
     /// refused.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// Who proposed this state (L2).
     pub by: NodeName,
     /// How long a lease is.

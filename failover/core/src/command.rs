@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ballot::NodeName;
 use crate::cluster::{
-    Cause, ClusterState, Force, Holder, Home, RESOURCES_MAX, Resource, VOTERS_MAX, Voter,
+    Cause, ClusterState, Epoch, Force, Holder, Home, RESOURCES_MAX, Resource, VOTERS_MAX, Voter,
 };
 
 /// Who wants a command to be done, and hears how it ended.
@@ -43,6 +43,11 @@ pub enum Change {
     },
     /// A resource that the register does not know.
     AddResource {
+        /// Its name.
+        name: String,
+    },
+    /// A resource that no configuration has any more.
+    RemoveResource {
         /// Its name.
         name: String,
     },
@@ -126,6 +131,7 @@ impl Change {
                 Some(_) => Err(Unfit::Already),
                 None => Ok(ClusterState {
                     revision: 1,
+                    epoch: first_epoch(voters, by),
                     by: by.clone(),
                     lease: *lease,
                     longest_lease: *lease,
@@ -155,6 +161,12 @@ impl Change {
                 }
                 state.resources.push(Resource { name: name.clone(), ..Resource::default() });
                 state.resources.sort_by(|a, b| a.name.cmp(&b.name));
+            }
+            Self::RemoveResource { name } => {
+                if state.resource(name).is_none() {
+                    return Err(Unfit::Already);
+                }
+                state.resources.retain(|resource| resource.name != *name);
             }
             Self::Replica { resource, expected, next, process, homes, .. } => {
                 let entry = named(state, resource)?;
@@ -210,6 +222,11 @@ impl Change {
         }
         Ok(())
     }
+}
+
+fn first_epoch(voters: &[Voter], by: &NodeName) -> Epoch {
+    let founder = voters.iter().find(|voter| voter.node == *by);
+    Epoch { number: 1, founder: founder.map_or(0, |voter| voter.acceptor) }
 }
 
 fn named<'a>(state: &'a mut ClusterState, name: &str) -> Result<&'a mut Resource, Unfit> {

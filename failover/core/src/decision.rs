@@ -66,7 +66,8 @@ impl Node {
     pub(crate) fn decide(&mut self, effects: &mut Effects) {
         self.watch_majority();
         self.watch_hand_overs();
-        if !self.is_data_node() || !self.proposer.is_idle() {
+        let takes_part = self.is_data_node() && self.left_out_of().is_none();
+        if !takes_part || self.recovery.is_some() || !self.proposer.is_idle() {
             return;
         }
         if let Some((change, why)) = self.housekeeping() {
@@ -119,7 +120,7 @@ impl Node {
         }
     }
 
-    fn hears_voter(&self, voter: &Voter) -> bool {
+    pub(crate) fn hears_voter(&self, voter: &Voter) -> bool {
         if voter.node == self.config.name {
             return voter.acceptor == self.acceptor.record().id;
         }
@@ -183,6 +184,7 @@ impl Node {
 
     /// What this node should do about a resource now; or why it does not take the office.
     pub fn judge(&self, resource: &str) -> Result<Move, Verdict> {
+        self.check_epoch()?;
         let state = self.state().ok_or_else(|| self.no_register())?;
         self.check_majority(state)?;
         let Some(local) = self.locals.get(resource) else {
@@ -369,11 +371,11 @@ impl Node {
 
     // ------------------------------------------------------------------ the reasons
 
-    fn say_no(&self, code: &str, rule: &str, why: &str, next: &str) -> Verdict {
+    pub(crate) fn say_no(&self, code: &str, rule: &str, why: &str, next: &str) -> Verdict {
         Verdict::new(self.now, code, rule, why.to_string(), next.to_string())
     }
 
-    fn no_register(&self) -> Verdict {
+    pub(crate) fn no_register(&self) -> Verdict {
         let missing: Vec<String> = self
             .config
             .nodes

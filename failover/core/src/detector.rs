@@ -111,6 +111,11 @@ impl Detector {
         self.nodes.get(name)?.at.map(|at| now.since(at))
     }
 
+    /// The lease has another length now, and so has the silence after which a node is lost.
+    pub fn set_patience(&mut self, patience: Span) {
+        self.patience = patience;
+    }
+
     /// Silence after which a node is lost.
     pub fn patience(&self) -> Span {
         self.patience

@@ -8,6 +8,9 @@
 //!    holder.rs     until when this node may act as primary (L3, L4)
 //!    detector.rs   who is heard, and what the others report
 //!    decision.rs   when to take over, hand over, resume; and why not (explain)
+//!  voters.rs     who may vote: a node replaced, added, removed (L5, L7)
+//!  recovery.rs   a new epoch without a majority that is gone for ever; who belongs to it
+//!  request.rs    what a configuration file wants of the register
 //!  cluster.rs    the state in the register;  command.rs: the ways to change it
 //! ```
 #![no_std]
@@ -29,7 +32,10 @@ pub mod holder;
 pub mod message;
 pub mod node;
 pub mod proposer;
+pub mod recovery;
+pub mod request;
 pub mod verdict;
+pub mod voters;
 
 pub use ballot::{Ballot, NodeName};
 pub use cluster::ClusterState;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::acceptor::Denial;
 use crate::ballot::{Ballot, NodeName};
-use crate::cluster::ClusterState;
+use crate::cluster::{ClusterState, Epoch};
 use crate::facts::Facts;
 
 /// A message with what every message carries.
@@ -20,6 +20,8 @@ pub struct Envelope {
     pub acceptor: u128,
     /// The sequence number of its durable record (L5).
     pub sequence: u64,
+    /// The epoch of that record.
+    pub epoch: Epoch,
     /// What it says.
     pub message: Message,
 }
@@ -96,6 +98,8 @@ pub struct Heartbeat {
     pub echo: Option<(u64, Span)>,
     /// The revision of the newest committed state it knows; 0: none.
     pub revision: u64,
+    /// The revision of the state its acceptor has accepted; 0: none.
+    pub accepted: u64,
     /// Whether its acceptor has never accepted anything.
     pub is_blank: bool,
     /// Leases that run at its acceptor: resource, holder, remaining.

@@ -11,7 +11,7 @@ use replicator_core::{Span, Time};
 
 use crate::acceptor::{Acceptor, Denial, Record};
 use crate::ballot::{Ballot, NodeName};
-use crate::cluster::{Cause, ClusterState, Force, Holder, Home, Resource, Voter};
+use crate::cluster::{Cause, ClusterState, Epoch, Force, Holder, Home, Resource, Voter};
 use crate::command::{Asker, Change, Unfit};
 use crate::decision::Office;
 use crate::defect::{Defect, defect};
@@ -20,6 +20,7 @@ use crate::facts::{Facts, Hindrance};
 use crate::holder::LeaseHolder;
 use crate::message::{Envelope, Heartbeat, Message};
 use crate::proposer::{Doing, Outcome, Proposal, Proposer};
+use crate::recovery::{Recovery, Stranger};
 use crate::verdict::Verdict;
 
 /// Messages of others whose answer waits for a durable record.
@@ -113,6 +114,15 @@ pub enum Input {
         ticket: u64,
         /// The change.
         change: Change,
+        /// Who ordered it, for history.
+        why: String,
+    },
+    /// An operator declares voters gone for ever, this node's word being the last there is.
+    RecoverOrdered {
+        /// The driver's name for it.
+        ticket: u64,
+        /// Those who are gone.
+        without: Vec<NodeName>,
         /// Who ordered it, for history.
         why: String,
     },
@@ -230,7 +240,7 @@ pub struct Node {
     pub(crate) acceptor: Acceptor,
     durable: u64,
     writing: Option<Box<Record>>,
-    is_dirty: bool,
+    pub(crate) is_dirty: bool,
     answers: VecDeque<Waiting>,
     /// The newest state known to be committed.
     pub(crate) known: Option<(Ballot, ClusterState)>,
@@ -249,6 +259,12 @@ pub struct Node {
     beat_times: VecDeque<(u64, Time)>,
     /// Since when a majority is missing.
     pub(crate) no_majority_since: Option<Time>,
+    /// The epoch of the durable record.
+    durable_epoch: Epoch,
+    /// A new epoch that is being made durable.
+    pub(crate) recovery: Option<Recovery>,
+    /// Who was heard and is none of us.
+    pub(crate) strangers: BTreeMap<NodeName, Stranger>,
     /// Messages of this node to its own acceptor and back.
     own: VecDeque<Message>,
 }
@@ -258,6 +274,7 @@ impl Node {
     pub fn start(config: Config, record: Record, now: Time) -> Self {
         let lease = record.accepted.as_ref().map_or(config.lease, |(_, state)| state.lease);
         let durable = record.sequence;
+        let durable_epoch = record.epoch();
         let locals = config.resources.iter().map(|name| (name.clone(), Local::default())).collect();
         Self {
             now,
@@ -278,6 +295,9 @@ impl Node {
             beats: 0,
             beat_times: VecDeque::new(),
             no_majority_since: Some(now),
+            durable_epoch,
+            recovery: None,
+            strangers: BTreeMap::new(),
             own: VecDeque::new(),
             config,
         }
@@ -323,6 +343,9 @@ impl Node {
             Input::Ordered { ticket, change, why } => {
                 let cause = Cause { what: what(&change).into(), resource: String::new(), why };
                 self.propose(Asker::Operator(ticket), change, cause, effects);
+            }
+            Input::RecoverOrdered { ticket, without, why } => {
+                self.recover(ticket, &without, why, effects);
             }
             Input::TimePassed => {}
         }
@@ -393,6 +416,7 @@ impl Node {
             process: self.config.process,
             acceptor: self.acceptor.record().id,
             sequence: self.durable,
+            epoch: self.durable_epoch,
             message,
         })
     }
@@ -408,6 +432,9 @@ impl Node {
 
     fn received(&mut self, from: &NodeName, envelope: Envelope, effects: &mut Effects) {
         if !self.config.nodes.iter().any(|(name, _)| name == from) && !self.is_voter(from) {
+            return;
+        }
+        if !self.belongs(from, &envelope, effects) {
             return;
         }
         if !self.detector.hears(self.now, from, &envelope) {
@@ -513,7 +540,7 @@ impl Node {
     }
 
     /// Tells a node the newest committed state.
-    fn teach(&mut self, node: &NodeName, effects: &mut Effects) {
+    pub(crate) fn teach(&mut self, node: &NodeName, effects: &mut Effects) {
         if let Some((ballot, state)) = self.known.clone()
             && *node != self.config.name
         {
@@ -547,7 +574,9 @@ impl Node {
         self.durable = self.durable.max(sequence);
         if let Some(record) = self.writing.take_if(|record| record.sequence <= sequence) {
             self.acceptor.became_durable(&record);
+            self.durable_epoch = record.epoch();
         }
+        self.recovered(sequence, effects);
         while self.answers.front().is_some_and(|answer| answer.sequence <= sequence) {
             let Some(answer) = self.answers.pop_front() else { break };
             if let Message::Accepted { .. } = &answer.message
@@ -579,6 +608,10 @@ impl Node {
         effects: &mut Effects,
     ) {
         let proposal = Proposal { asker, change, cause };
+        if self.left_out_of().is_some() {
+            let why = Denial::Promised(Ballot::default());
+            return self.ended(proposal, Outcome::NotNow(why), effects);
+        }
         if let Err(proposal) = self.proposer.propose(self.now, proposal) {
             let why = Denial::Promised(Ballot::default());
             self.ended(proposal, Outcome::NotNow(why), effects);
@@ -586,6 +619,9 @@ impl Node {
     }
 
     fn go_on(&mut self, effects: &mut Effects) {
+        if self.left_out_of().is_some() {
+            return self.own.clear();
+        }
         loop {
             let mut doing = Vec::new();
             let known = self.known.as_ref();
@@ -637,6 +673,11 @@ impl Node {
     }
 
     fn learn(&mut self, ballot: Ballot, state: ClusterState, effects: &mut Effects) {
+        let epoch = self.epoch();
+        if epoch.number > 0 && state.epoch != epoch {
+            // Said before this node entered its present epoch.
+            return;
+        }
         if self.acceptor.learn(self.now, &ballot, &state) {
             self.is_dirty = true;
         }
@@ -644,6 +685,7 @@ impl Node {
             return;
         }
         let is_change = self.state().is_none_or(|known| known.revision < state.revision);
+        self.detector.set_patience(state.lease);
         self.known = Some((ballot, state.clone()));
         if is_change {
             self.known_since = self.now;
@@ -828,6 +870,7 @@ impl Node {
             number: self.beats,
             echo: echo.map(|node| (node.heartbeat.number, self.now.since(node.heartbeat_at))),
             revision: self.state().map_or(0, |state| state.revision),
+            accepted: self.acceptor.accepted().map_or(0, |state| state.revision),
             is_blank: self.acceptor.accepted().is_none(),
             leases: self.acceptor.leases(self.now).map(remaining).collect(),
             heard: self
@@ -877,6 +920,9 @@ impl Node {
 
     /// Until when this node may act as primary of a resource.
     pub fn lease_until(&self, resource: &str) -> Option<Time> {
+        if self.left_out_of().is_some() {
+            return None;
+        }
         let state = self.state()?;
         let entry = state.resource(resource)?;
         let mine = Holder { node: self.config.name.clone(), process: self.config.process };
@@ -934,6 +980,7 @@ fn what(change: &Change) -> &'static str {
         Change::Read => "read",
         Change::Found { .. } => "founded",
         Change::AddResource { .. } => "resource added",
+        Change::RemoveResource { .. } => "resource removed",
         Change::Replica { .. } => "replica",
         Change::Want { .. } => "switchover ordered",
         Change::Pause(true) => "paused",

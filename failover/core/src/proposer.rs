@@ -118,6 +118,17 @@ impl Proposer {
         }
     }
 
+    /// The highest counter it has used or seen.
+    pub fn counter(&self) -> u64 {
+        self.counter
+    }
+
+    /// The voters are others, by an operator's word: a round among the old ones never ends.
+    pub fn start_anew(&mut self, now: Time) {
+        self.round = None;
+        self.retry_at = now;
+    }
+
     /// Whether nothing is proposed or waiting.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty()

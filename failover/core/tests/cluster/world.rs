@@ -1,14 +1,13 @@
-//! Three nodes with scripted replicas and a network in virtual time: the whole of failover-core
-//! without a data plane.
+//! Nodes with scripted replicas and a network in virtual time. At every step at most one node has a
+//! lease.
 
 use std::collections::BTreeMap;
 
 use failover_core::acceptor::Record;
-use failover_core::cluster::Force;
-use failover_core::command::Change;
 use failover_core::facts::Facts;
 use failover_core::message::Envelope;
 use failover_core::node::{Config, Effect, Effects, Input, Node, Undecided};
+use failover_core::verdict::Verdict;
 use failover_core::{NodeName, Span, Time};
 use replicator_core::block::{Incarnation, ReplicaId};
 use replicator_core::register::{Member, RegisterState};
@@ -16,7 +15,7 @@ use replicator_core::register::{Member, RegisterState};
 const LEASE: Span = Span::from_ms(1_000);
 const DELAY: Span = Span::from_ms(1);
 const FSYNC: Span = Span::from_ms(2);
-const RESOURCE: &str = "data";
+pub const RESOURCE: &str = "data";
 
 #[derive(Debug)]
 enum Event {
@@ -25,73 +24,88 @@ enum Event {
     Fact { node: NodeName, process: u64, input: Box<Input> },
 }
 
-struct Machine {
-    node: Option<Node>,
-    process: u64,
-    disk: Record,
-    state: Option<RegisterState>,
-    lease: Option<Time>,
+pub struct Machine {
+    pub node: Option<Node>,
+    pub process: u64,
+    pub disk: Record,
+    pub state: Option<RegisterState>,
+    pub lease: Option<Time>,
 }
 
 /// A cluster in virtual time.
-struct World {
-    now: Time,
-    machines: BTreeMap<NodeName, Machine>,
+pub struct World {
+    pub now: Time,
+    /// The file: all nodes, and whether each is a witness.
+    pub nodes: Vec<(NodeName, bool)>,
+    pub machines: BTreeMap<NodeName, Machine>,
     events: BTreeMap<(Time, u64), Event>,
     next_event: u64,
-    cut: Vec<(NodeName, NodeName)>,
+    pub cut: Vec<(NodeName, NodeName)>,
     processes: u64,
-    log: Vec<String>,
+    pub log: Vec<String>,
+    /// How the last order of an operator ended.
+    pub answer: Option<Result<(), Verdict>>,
 }
 
-fn name(text: &str) -> NodeName {
+pub fn name(text: &str) -> NodeName {
     NodeName::from(text)
 }
 
-fn replica_of(node: &NodeName) -> ReplicaId {
+pub fn replica_of(node: &NodeName) -> ReplicaId {
     ReplicaId(u128::from(node.as_str().as_bytes()[0]))
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
+        Self::of(&[("alpha", false), ("beta", false), ("gamma", true)])
+    }
+
+    /// Founded by these nodes.
+    pub fn of(nodes: &[(&str, bool)]) -> Self {
         let mut world = Self {
             now: Time(1_000_000_000),
+            nodes: nodes.iter().map(|(node, witness)| (name(node), *witness)).collect(),
             machines: BTreeMap::new(),
             events: BTreeMap::new(),
             next_event: 0,
             cut: Vec::new(),
             processes: 0,
             log: Vec::new(),
+            answer: None,
         };
-        for (id, node) in ["alpha", "beta", "gamma"].into_iter().enumerate() {
-            let machine = Machine {
-                node: None,
-                process: 0,
-                disk: Record::new(100 + id as u128),
-                state: None,
-                lease: None,
-            };
-            world.machines.insert(name(node), machine);
+        for (id, (node, _)) in nodes.iter().enumerate() {
+            world.install(node, 100 + id as u128);
             world.start(node);
         }
         world
     }
 
-    fn start(&mut self, node: &str) {
+    /// A machine with an empty state directory.
+    pub fn install(&mut self, node: &str, id: u128) {
+        let disk = Record::new(id);
+        let machine = Machine { node: None, process: 0, disk, state: None, lease: None };
+        self.machines.insert(name(node), machine);
+    }
+
+    fn is_witness(&self, node: &str) -> bool {
+        self.nodes.iter().any(|(it, witness)| it.as_str() == node && *witness)
+    }
+
+    pub fn start(&mut self, node: &str) {
         self.processes += 1;
         let config = Config {
             name: name(node),
             process: self.processes,
-            nodes: vec![(name("alpha"), false), (name("beta"), false), (name("gamma"), true)],
-            resources: if node == "gamma" { Vec::new() } else { vec![RESOURCE.into()] },
+            nodes: self.nodes.clone(),
+            resources: if self.is_witness(node) { Vec::new() } else { vec![RESOURCE.into()] },
             lease: LEASE,
         };
-        let now = self.now;
+        let (now, is_witness) = (self.now, self.is_witness(node));
         let machine = self.machines.get_mut(&name(node)).unwrap();
         machine.process = self.processes;
         machine.node = Some(Node::start(config, machine.disk.clone(), now));
         machine.lease = None;
-        if node != "gamma" {
+        if !is_witness {
             let replica = replica_of(&name(node)).0;
             let facts = Facts { replica, ..Facts::default() };
             let resource = RESOURCE.to_string();
@@ -100,7 +114,7 @@ impl World {
         self.step(node, Input::TimePassed);
     }
 
-    fn kill(&mut self, node: &str) {
+    pub fn kill(&mut self, node: &str) {
         self.machines.get_mut(&name(node)).unwrap().node = None;
     }
 
@@ -109,7 +123,7 @@ impl World {
         self.events.insert((self.now + after, self.next_event), event);
     }
 
-    fn step(&mut self, node: &str, input: Input) {
+    pub fn step(&mut self, node: &str, input: Input) {
         let mut effects = Effects::new();
         let now = self.now;
         let machine = self.machines.get_mut(&name(node)).unwrap();
@@ -184,7 +198,10 @@ impl World {
                     self.push(FSYNC, event);
                 }
             }
-            Effect::Answer { result, .. } => self.log.push(format!("answer {result:?}")),
+            Effect::Answer { result, .. } => {
+                self.log.push(format!("answer {result:?}"));
+                self.answer = Some(result);
+            }
             Effect::Committed(state) => {
                 self.log.push(format!(
                     "{} {node} knows revision {}: {}",
@@ -197,7 +214,7 @@ impl World {
     }
 
     /// Runs until a condition holds; how long that took.
-    fn run_until(&mut self, limit: Span, holds: impl Fn(&Self) -> bool) -> Span {
+    pub fn run_until(&mut self, limit: Span, holds: impl Fn(&Self) -> bool) -> Span {
         let began = self.now;
         let mut next_tick = self.now;
         while !holds(self) {
@@ -206,10 +223,11 @@ impl World {
             if event_at.is_none_or(|at| at > next_tick) {
                 self.now = self.now.max(next_tick);
                 next_tick = self.now + Span::from_ms(1);
-                for node in ["alpha", "beta", "gamma"] {
+                let nodes: Vec<String> = self.machines.keys().map(|it| it.0.clone()).collect();
+                for node in nodes.iter().map(String::as_str) {
                     let due = self.machines[&name(node)].node.as_ref();
                     let due = due.and_then(Node::next_deadline).is_some_and(|at| at <= self.now);
-                    if node != "gamma" {
+                    if !self.is_witness(node) {
                         let (resource, at) = (RESOURCE.to_string(), self.now);
                         self.step(node, Input::LoopProgressed { resource, at });
                     }
@@ -259,14 +277,19 @@ impl World {
         assert!(holders.count() <= 1, "two leases: {:#?}", self.log);
     }
 
-    fn has_lease(&self, node: &str) -> bool {
+    pub fn has_lease(&self, node: &str) -> bool {
         let machine = &self.machines[&name(node)];
         machine.node.is_some() && machine.lease.is_some_and(|until| until > self.now)
     }
 
     /// A founded cluster whose origin is alpha, both members.
-    fn with_primary() -> Self {
-        let mut world = Self::new();
+    pub fn with_primary() -> Self {
+        Self::new().founded()
+    }
+
+    /// The same of other nodes, among them alpha and beta.
+    pub fn founded(mut self) -> Self {
+        let world = &mut self;
         world.run_until(Span::from_ms(3_000), |world| {
             let state = world.machines[&name("beta")].node.as_ref().unwrap().state();
             state.is_some_and(|state| state.resource(RESOURCE).is_some())
@@ -294,85 +317,35 @@ impl World {
             let lease = world.machines[&name("alpha")].lease.unwrap();
             lease.since(world.now) > Span::from_ms(700)
         });
-        world
+        self
     }
 
-    fn isolate(&mut self, node: &str) {
-        for other in ["alpha", "beta", "gamma"] {
-            if other != node {
-                self.cut.push((name(node), name(other)));
-                self.cut.push((name(other), name(node)));
+    /// Lets time pass.
+    pub fn pass(&mut self, span: Span) {
+        let end = self.now + span;
+        self.run_until(Span(2 * span.0), |world| world.now >= end);
+    }
+
+    /// The core of a node that runs.
+    pub fn core(&self, node: &str) -> &Node {
+        self.machines[&name(node)].node.as_ref().expect("it runs")
+    }
+
+    /// Orders something of a running node and waits for the answer.
+    pub fn order(&mut self, node: &str, input: Input) -> Result<(), Verdict> {
+        self.answer = None;
+        self.step(node, input);
+        self.run_until(Span::from_ms(10_000), |world| world.answer.is_some());
+        self.answer.take().expect("it came")
+    }
+
+    pub fn isolate(&mut self, node: &str) {
+        let others: Vec<NodeName> = self.machines.keys().cloned().collect();
+        for other in others {
+            if other.as_str() != node {
+                self.cut.push((name(node), other.clone()));
+                self.cut.push((other, name(node)));
             }
         }
     }
-}
-
-#[test]
-fn a_dead_primary_is_replaced_when_its_lease_is_over() {
-    let mut world = World::with_primary();
-    world.kill("alpha");
-    let took = world.run_until(Span::from_ms(3_000), |world| world.has_lease("beta"));
-    assert!(took <= Span::from_ms(1_350), "{} ms: {:#?}", took.as_ms(), world.log);
-}
-
-#[test]
-fn an_isolated_primary_loses_its_lease_before_the_other_gets_one() {
-    let mut world = World::with_primary();
-    world.isolate("alpha");
-    let took = world.run_until(Span::from_ms(3_000), |world| world.has_lease("beta"));
-    assert!(took <= Span::from_ms(1_350), "{} ms: {:#?}", took.as_ms(), world.log);
-    // It comes back and learns.
-    world.cut.clear();
-    world.run_until(Span::from_ms(3_000), |world| {
-        let state = world.machines[&name("alpha")].state.as_ref().unwrap();
-        state.primary == Some(replica_of(&name("beta")))
-    });
-    assert!(world.has_lease("beta"));
-}
-
-#[test]
-fn a_cut_between_the_data_nodes_changes_nothing() {
-    let mut world = World::with_primary();
-    world.cut = vec![(name("alpha"), name("beta")), (name("beta"), name("alpha"))];
-    let end = world.now + Span::from_ms(10_000);
-    world.run_until(Span::from_ms(11_000), |world| world.now >= end);
-    assert!(world.has_lease("alpha"), "{:#?}", world.log);
-}
-
-#[test]
-fn a_restarted_primary_keeps_its_office() {
-    let mut world = World::with_primary();
-    world.kill("alpha");
-    world.start("alpha");
-    let took = world.run_until(Span::from_ms(3_000), |world| world.has_lease("alpha"));
-    assert!(took <= Span::from_ms(600), "{} ms: {:#?}", took.as_ms(), world.log);
-}
-
-#[test]
-fn an_operator_moves_the_office() {
-    let mut world = World::with_primary();
-    let change = Change::Want {
-        resource: RESOURCE.into(),
-        node: Some(name("beta")),
-        force: Force::default(),
-    };
-    world.step("beta", Input::Ordered { ticket: 1, change, why: "an operator".into() });
-    let took = world.run_until(Span::from_ms(3_000), |world| world.has_lease("beta"));
-    assert!(took <= Span::from_ms(150), "{} ms: {:#?}", took.as_ms(), world.log);
-}
-
-#[test]
-fn a_cluster_that_loses_its_witness_and_gets_it_back_pauses_for_nothing() {
-    let mut world = World::with_primary();
-    world.kill("gamma");
-    let end = world.now + Span::from_ms(3_000);
-    world.run_until(Span::from_ms(4_000), |world| world.now >= end);
-    assert!(world.has_lease("alpha"), "{:#?}", world.log);
-    world.start("gamma");
-    let end = world.now + Span::from_ms(3_000);
-    world.run_until(Span::from_ms(4_000), |world| world.now >= end);
-    world.kill("beta");
-    let end = world.now + Span::from_ms(3_000);
-    world.run_until(Span::from_ms(4_000), |world| world.now >= end);
-    assert!(world.has_lease("alpha"), "{:#?}", world.log);
 }
