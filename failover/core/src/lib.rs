@@ -11,6 +11,7 @@
 //!  voters.rs     who may vote: a node replaced, added, removed (L5, L7)
 //!  recovery.rs   a new epoch without a majority that is gone for ever; who belongs to it
 //!  request.rs    what a configuration file wants of the register
+//!  fence.rs      without a witness: when a lost peer is switched off, and what confirms it
 //!  cluster.rs    the state in the register;  command.rs: the ways to change it
 //! ```
 #![no_std]
@@ -28,6 +29,7 @@ pub mod decision;
 pub mod defect;
 pub mod detector;
 pub mod facts;
+pub mod fence;
 pub mod holder;
 pub mod message;
 pub mod node;

@@ -1,0 +1,331 @@
+//! Fencing without a witness, step by step: when it begins, what confirms it, and every way in
+//! which it must not promote.
+
+use failover_core::fence::{Action, Effect, Ended, Facts, Fence, Input, Note, Request, Settings};
+use failover_core::{Span, Time};
+
+fn settings() -> Settings {
+    Settings {
+        node: "beta".into(),
+        peer: "alpha".into(),
+        agent: "fence_x".into(),
+        is_automatic: true,
+        action: Action::Off,
+        fence_after: Span::from_ms(5_000),
+        delay: Span(0),
+        off_within: Span::from_ms(10_000),
+        attempts: 2,
+    }
+}
+
+/// beta, with the facts it is told and everything it ordered.
+struct Story {
+    fence: Fence,
+    facts: Facts,
+    now_ms: u64,
+    ordered: Vec<Effect>,
+}
+
+impl Story {
+    /// alpha is heard and primary of `shop`.
+    fn new(settings: Settings) -> Self {
+        let facts = Facts { is_heard: true, lost: vec!["shop".into()], ..Facts::default() };
+        let fence = Fence::new(Time(0), settings);
+        let mut story = Self { fence, facts, now_ms: 0, ordered: Vec::new() };
+        story.look();
+        story
+    }
+
+    fn now(&self) -> Time {
+        Time(self.now_ms * 1_000_000)
+    }
+
+    fn tell(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.fence.step(self.now(), input, &mut effects);
+        self.ordered.extend(effects);
+    }
+
+    fn look(&mut self) {
+        self.tell(Input::Looked(self.facts.clone()));
+    }
+
+    /// Looks every 100 ms for so long.
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 100 {
+            self.now_ms += 100;
+            self.look();
+        }
+    }
+
+    fn alpha_falls_silent(&mut self) {
+        self.facts.is_heard = false;
+        self.look();
+    }
+
+    fn agent(&mut self, request: Request, ended: Ended) {
+        self.tell(Input::AgentEnded { request, ended, said: "some words".into() });
+    }
+
+    /// What was ordered since the last call, without the notes.
+    fn orders(&mut self) -> Vec<Effect> {
+        let is_note = |effect: &Effect| matches!(effect, Effect::Note(_));
+        self.ordered.drain(..).filter(|effect| !is_note(effect)).collect()
+    }
+
+    fn state(&self) -> &'static str {
+        self.fence.state().0
+    }
+
+    fn code(&self) -> String {
+        self.fence.verdict(self.now()).map(|verdict| verdict.code).unwrap_or_default()
+    }
+
+    /// From silence to the probe, with an agent that works.
+    fn until_probe(&mut self) {
+        self.alpha_falls_silent();
+        self.pass(5_000);
+        assert_eq!(self.orders(), [Effect::RunAgent(Request::Off)]);
+        self.agent(Request::Off, Ended::Exit(0));
+        assert_eq!(self.orders(), [Effect::RunAgent(Request::Status)]);
+        self.agent(Request::Status, Ended::Exit(2));
+        assert_eq!(self.orders(), [Effect::Probe]);
+    }
+}
+
+fn promote_shop() -> Effect {
+    Effect::Promote { resource: "shop".into() }
+}
+
+#[test]
+fn a_lost_primary_is_fenced_and_replaced_and_that_is_recorded() {
+    let mut story = Story::new(settings());
+    story.alpha_falls_silent();
+    assert_eq!((story.state(), story.code()), ("suspected", "peer_suspected".into()));
+    story.pass(4_900);
+    assert_eq!(story.orders(), [], "not before fence_after_ms");
+    story.pass(100);
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+    assert_eq!((story.state(), story.code()), ("fencing", "fencing".into()));
+    // An agent may take its time.
+    story.pass(30_000);
+    story.agent(Request::Off, Ended::Exit(0));
+    story.agent(Request::Status, Ended::Exit(2));
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Status), Effect::Probe]);
+    story.tell(Input::Probed { accepted: None });
+    let record = Note::Fenced("beta fenced alpha (fence_x, off confirmed)".into());
+    assert_eq!(story.ordered, [Effect::Note(record), promote_shop()]);
+    story.facts.lost.clear();
+    story.tell(Input::PromotionEnded { resource: "shop".into(), refused: None });
+    story.pass(1_000);
+    assert_eq!((story.state(), story.code()), ("fenced", String::new()));
+    story.facts.is_heard = true;
+    story.look();
+    assert_eq!(story.state(), "watching");
+}
+
+#[test]
+fn a_primary_that_comes_back_in_time_is_left_alone() {
+    let mut story = Story::new(settings());
+    story.alpha_falls_silent();
+    story.pass(4_000);
+    story.facts.is_heard = true;
+    story.pass(100);
+    story.facts.is_heard = false;
+    story.pass(4_000);
+    assert_eq!((story.state(), story.orders()), ("suspected", Vec::new()));
+}
+
+#[test]
+fn a_node_that_lost_only_its_secondary_goes_on_alone() {
+    let mut story = Story::new(settings());
+    story.facts = Facts { is_heard: true, own_offices: 1, ..Facts::default() };
+    story.look();
+    story.alpha_falls_silent();
+    story.pass(100_000);
+    assert_eq!((story.state(), story.code(), story.orders()), ("watching", String::new(), vec![]));
+}
+
+#[test]
+fn a_replica_that_lacks_writes_fences_nobody_and_says_why() {
+    let mut story = Story::new(settings());
+    story.facts.lost.clear();
+    story.facts.not_mine = vec![("shop".into(), "it lacks acknowledged writes".into())];
+    story.alpha_falls_silent();
+    story.pass(100_000);
+    assert_eq!((story.code(), story.orders()), ("not_up_to_date".into(), vec![]));
+}
+
+#[test]
+fn after_a_start_only_an_operator_has_a_peer_fenced_that_was_never_heard() {
+    let mut story = Story::new(settings());
+    story.fence = Fence::new(Time(0), settings());
+    story.alpha_falls_silent();
+    story.pass(100_000);
+    assert_eq!((story.code(), story.orders()), ("peer_never_heard".into(), vec![]));
+    story.tell(Input::Ordered);
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+}
+
+#[test]
+fn manual_fencing_waits_for_the_operator_and_is_confirmed_the_same_way() {
+    let mut story = Story::new(Settings { is_automatic: false, ..settings() });
+    story.alpha_falls_silent();
+    story.pass(100_000);
+    assert_eq!((story.code(), story.orders()), ("fencing_is_manual".into(), vec![]));
+    story.tell(Input::Ordered);
+    story.agent(Request::Off, Ended::Exit(0));
+    story.agent(Request::Status, Ended::Exit(2));
+    story.tell(Input::Probed { accepted: None });
+    story.orders();
+    story.tell(Input::PromotionEnded { resource: "shop".into(), refused: None });
+    let text = "beta fenced alpha (fence_x, off confirmed)".into();
+    assert_eq!(story.orders(), [Effect::Answer(Ok(text))]);
+}
+
+#[test]
+fn nobody_fences_a_peer_that_is_heard() {
+    let mut story = Story::new(settings());
+    story.tell(Input::Ordered);
+    let orders = story.orders();
+    let [Effect::Answer(Err(verdict))] = &orders[..] else { panic!("{orders:?}") };
+    assert_eq!((verdict.code.as_str(), verdict.rule.as_str()), ("peer_is_heard", "No witness"));
+    assert_eq!(story.state(), "watching");
+}
+
+#[test]
+fn an_agent_that_says_off_while_the_peer_accepts_connections_is_refused() {
+    let mut story = Story::new(settings());
+    story.until_probe();
+    story.tell(Input::Probed { accepted: Some("10.0.0.1:7788".into()) });
+    assert_eq!((story.orders(), story.state()), (vec![], "failed"));
+    let verdict = story.fence.verdict(story.now()).unwrap();
+    assert_eq!((verdict.code.as_str(), verdict.rule.as_str()), ("fence_unconfirmed", "No witness"));
+    assert_eq!(
+        verdict.why,
+        "fence unconfirmed: fence_x says that alpha is off, but 10.0.0.1:7788 accepts connections"
+    );
+    assert!(verdict.next.contains("--old-primary-is-off"), "{}", verdict.next);
+}
+
+#[test]
+fn an_agent_that_says_off_while_the_peer_speaks_is_refused() {
+    let mut story = Story::new(settings());
+    story.alpha_falls_silent();
+    story.pass(5_000);
+    story.agent(Request::Off, Ended::Exit(0));
+    story.facts.is_heard = true;
+    story.pass(100);
+    story.facts.is_heard = false;
+    story.pass(100);
+    story.agent(Request::Status, Ended::Exit(2));
+    story.tell(Input::Probed { accepted: None });
+    assert!(!story.orders().contains(&promote_shop()));
+    assert_eq!((story.state(), story.code()), ("failed", "fence_unconfirmed".into()));
+}
+
+#[test]
+fn a_status_that_stays_on_confirms_nothing() {
+    let mut story = Story::new(settings());
+    story.alpha_falls_silent();
+    story.pass(5_000);
+    story.agent(Request::Off, Ended::Exit(0));
+    story.orders();
+    for _ in 0..10 {
+        story.agent(Request::Status, Ended::Exit(0));
+        story.pass(1_000);
+        assert_eq!(story.orders(), [Effect::RunAgent(Request::Status)]);
+    }
+    story.agent(Request::Status, Ended::Exit(0));
+    assert_eq!((story.state(), story.code()), ("failed", "fence_unconfirmed".into()));
+}
+
+#[test]
+fn a_machine_that_loses_its_power_slowly_is_asked_until_it_is_off() {
+    let mut story = Story::new(settings());
+    story.alpha_falls_silent();
+    story.pass(5_000);
+    story.agent(Request::Off, Ended::Exit(0));
+    story.agent(Request::Status, Ended::Exit(0));
+    story.pass(1_000);
+    story.orders();
+    story.agent(Request::Status, Ended::Exit(2));
+    assert_eq!(story.orders(), [Effect::Probe]);
+}
+
+#[test]
+fn failed_attempts_back_off_and_nothing_else_confirms() {
+    let ends = [Ended::Exit(1), Ended::Exit(2), Ended::TimedOut, Ended::NotRun];
+    for ended in ends {
+        let mut story = Story::new(settings());
+        story.alpha_falls_silent();
+        story.pass(5_000);
+        story.agent(Request::Off, ended.clone());
+        assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)], "{ended:?}: no status");
+        let code = if ended == Ended::TimedOut { "fence_timed_out" } else { "fence_failed" };
+        assert_eq!((story.state(), story.code()), ("failed", code.into()));
+        let verdict = story.fence.verdict(story.now()).unwrap();
+        assert!(verdict.why.contains("fence_x off") && verdict.why.contains("some words"));
+        story.pass(1_900);
+        assert_eq!(story.orders(), []);
+        story.pass(100);
+        assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+        // The last attempt of the round: a minute.
+        story.agent(Request::Off, ended.clone());
+        story.pass(59_900);
+        assert_eq!(story.orders(), []);
+        assert!(story.fence.activity(story.now()).contains("tried again in 100 ms"));
+        story.pass(100);
+        assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+    }
+    for ended in [Ended::Exit(1), Ended::TimedOut, Ended::NotRun] {
+        let mut story = Story::new(settings());
+        story.alpha_falls_silent();
+        story.pass(5_000);
+        story.agent(Request::Off, Ended::Exit(0));
+        story.agent(Request::Status, ended);
+        assert!(!story.orders().contains(&Effect::Probe));
+        assert_eq!(story.state(), "failed");
+    }
+}
+
+#[test]
+fn a_refused_promotion_shows_and_is_tried_again_with_a_new_fence() {
+    let mut story = Story::new(settings());
+    story.until_probe();
+    story.tell(Input::Probed { accepted: None });
+    let refused = Some("this machine lost its caches".into());
+    story.tell(Input::PromotionEnded { resource: "shop".into(), refused });
+    assert_eq!((story.state(), story.code()), ("failed", "promotion_refused".into()));
+    story.orders();
+    story.pass(60_000);
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+}
+
+#[test]
+fn in_a_duel_the_node_with_more_offices_does_not_wait() {
+    let delayed = Settings { delay: Span::from_ms(3_000), ..settings() };
+    for (own_offices, waits_ms) in [(0, 8_000), (1, 8_000), (2, 5_000)] {
+        let mut story = Story::new(delayed.clone());
+        story.facts.own_offices = own_offices;
+        story.alpha_falls_silent();
+        story.pass(waits_ms - 100);
+        assert_eq!(story.orders(), [], "{own_offices} offices");
+        story.pass(100);
+        assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+    }
+}
+
+#[test]
+fn a_reboot_is_off_confirmed_promoted_and_on() {
+    let mut story = Story::new(Settings { action: Action::Reboot, ..settings() });
+    story.until_probe();
+    story.tell(Input::Probed { accepted: None });
+    assert_eq!(story.orders(), [promote_shop()], "it stays off until the office is taken");
+    story.facts.lost.clear();
+    story.tell(Input::PromotionEnded { resource: "shop".into(), refused: None });
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::On)]);
+    story.agent(Request::On, Ended::Exit(1));
+    assert_eq!(story.state(), "fenced", "a machine that does not start again is no danger");
+    assert!(matches!(story.ordered.last(), Some(Effect::Note(Note::Failed(_)))));
+}
