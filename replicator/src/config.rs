@@ -2,6 +2,7 @@
 //! with a default that is named here. Unknown keys and impossible values are refused with file,
 //! line, column and a hint. `replctl check` shows the result.
 
+mod fence;
 mod parse;
 mod problem;
 mod reader;
@@ -10,10 +11,12 @@ mod tests;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use replicator_core::{Timing, limits};
 
+pub use fence::FenceConfig;
 pub use problem::{ConfigError, Problem, line_and_column, suggestion};
 
 /// Where the file is by default.
@@ -54,6 +57,8 @@ pub struct ClusterConfig {
     pub cluster: String,
     /// How long a lease is; machine death is noticed a tenth later.
     pub lease_ms: u64,
+    /// Without a witness: whether a node fences a lost primary by itself.
+    pub fences_by_itself: bool,
     /// All nodes, by name.
     pub nodes: Vec<NodeConfig>,
     /// All resources, by name.
@@ -87,6 +92,8 @@ pub struct NodeConfig {
     pub run_dir: PathBuf,
     /// Where the devices appear.
     pub device_dir: PathBuf,
+    /// How the others switch it off.
+    pub fence: Option<FenceConfig>,
 }
 
 /// One resource.
@@ -155,7 +162,29 @@ impl ClusterConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, text)
+        let mode = fs::metadata(path).map_or(0, |file| file.permissions().mode());
+        let config = Self::parse(path, text.clone())?;
+        config.check_secrets(mode & 0o7777, text)?;
+        Ok(config)
+    }
+
+    /// A file with passwords of fence agents is nobody else's business.
+    fn check_secrets(&self, mode: u32, text: String) -> Result<(), ConfigError> {
+        let mut fences = self.nodes.iter().filter_map(|node| node.fence.as_ref());
+        let Some((span, key)) = fences.find_map(|fence| fence.secret.clone()) else {
+            return Ok(());
+        };
+        if mode & 0o004 == 0 {
+            return Ok(());
+        }
+        let problem = Problem {
+            span,
+            what: format!("`{key}` is a secret, and everybody can read this file ({mode:04o})"),
+            help: "chmod 0600 it; or use `password_file` beside `agent`, or the agent's own \
+                   `password_script`"
+                .into(),
+        };
+        Err(ConfigError::Wrong { path: self.path.clone(), text, problems: vec![problem] })
     }
 
     /// Checks the text of a file; the path is for messages.
@@ -170,6 +199,19 @@ impl ClusterConfig {
     /// Whether a majority decides: there is a witness.
     pub fn has_majority(&self) -> bool {
         self.nodes.iter().any(|node| node.witness)
+    }
+
+    /// Whether a primary that is lost is fenced and replaced by itself, without a majority.
+    pub fn fences_lost_primaries(&self) -> bool {
+        self.fences_by_itself && !self.has_majority()
+    }
+
+    /// How `node` switches its peer off, when that is decided without a majority.
+    pub fn fence_of_peer(&self, node: &str) -> Option<(&NodeConfig, &FenceConfig)> {
+        if self.has_majority() {
+            return None;
+        }
+        self.peers_of(node).into_iter().find_map(|peer| Some((peer, peer.fence.as_ref()?)))
     }
 
     /// A node by its name.

@@ -127,6 +127,11 @@ pub enum Order {
         /// Whether it is.
         is_standby: bool,
     },
+    /// Have the peer of this node fenced, and its offices taken when that is confirmed.
+    Fence {
+        /// The node to be switched off.
+        node: String,
+    },
     /// What the register went through.
     History,
     /// Everything that happens from now on, and the latest before; ends when the caller closes.

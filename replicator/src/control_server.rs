@@ -142,9 +142,35 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
         Order::Standby { node, is_standby } => {
             with_plane(daemon, &|plane| plane.standby(&node, is_standby))
         }
-        Order::History => with_plane(daemon, &|plane| Reply::History(plane.history.entries())),
+        Order::Fence { node } => fence(daemon, &node),
+        Order::History => match &daemon.fencing {
+            Some(fencing) => Reply::History(fencing.history.entries()),
+            None => with_plane(daemon, &|plane| Reply::History(plane.history.entries())),
+        },
         Order::Events => unreachable!("handled by the caller"),
     }
+}
+
+/// What only two nodes without a witness need.
+fn fence(daemon: &Daemon, node: &str) -> Reply {
+    if let Some(fencing) = &daemon.fencing {
+        return fencing.order(node);
+    }
+    let refusal = if daemon.control_plane.is_some() {
+        RefusalReport::new(
+            "majority_decides",
+            "here a majority decides: nobody needs to be fenced",
+            "for a failover by force: replctl failover",
+        )
+    } else {
+        RefusalReport::new(
+            "no_fence_agent",
+            format!("the configuration has no [node.{node}.fence]"),
+            "write one on both nodes and restart the daemons (see tools/deploy/examples); or \
+             switch the node off and say so: replctl promote RESOURCE --old-primary-is-off",
+        )
+    };
+    Reply::Refused(refusal)
 }
 
 /// What only a majority can do.

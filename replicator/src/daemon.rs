@@ -20,6 +20,7 @@ use crate::config::{ClusterConfig, NodeConfig};
 use crate::control::Reply;
 use crate::control_server;
 use crate::events::{Events, Weight};
+use crate::fence::Fencing;
 use crate::key::{ClusterKey, KeyError};
 use crate::nbd_listen::NbdPort;
 use crate::peers::Peers;
@@ -39,6 +40,8 @@ pub struct Daemon {
     peers: Arc<Peers>,
     /// The control plane, where a majority decides.
     pub control_plane: Option<Arc<ControlPlane>>,
+    /// Fencing of the peer, without a majority.
+    pub fencing: Option<Arc<Fencing>>,
     /// What has happened.
     pub events: Arc<Events>,
     warnings: Vec<String>,
@@ -133,6 +136,9 @@ impl Daemon {
             None
         };
 
+        let fencing = Fencing::start(&cluster, &node, &resources, peers.clone(), events.clone())
+            .map_err(io_error("start", "fencing"))?;
+
         let started = Instant::now();
         let daemon = Arc::new(Self {
             cluster,
@@ -140,6 +146,7 @@ impl Daemon {
             resources,
             peers,
             control_plane,
+            fencing,
             events,
             warnings,
             started,
@@ -182,6 +189,7 @@ impl Daemon {
             warnings: self.warnings.clone(),
             refused_greetings: self.peers.refused_greetings(),
             cluster_state: self.control_plane.as_ref().and_then(|plane| plane.report()),
+            fence: self.fencing.as_ref().map(|fencing| fencing.report()),
             resources,
         }
     }

@@ -114,10 +114,12 @@ pub enum RefusalCode {
     WrongSide = 10,
     /// Too many greetings at once.
     Busy = 11,
+    /// The question was only whether somebody is there.
+    Alive = 12,
 }
 
 impl RefusalCode {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Version,
         Self::Key,
         Self::Cluster,
@@ -129,6 +131,7 @@ impl RefusalCode {
         Self::Disconnected,
         Self::WrongSide,
         Self::Busy,
+        Self::Alive,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -149,6 +152,7 @@ impl RefusalCode {
             Self::Disconnected => "disconnected",
             Self::WrongSide => "wrong_side",
             Self::Busy => "busy",
+            Self::Alive => "alive",
         }
     }
 }

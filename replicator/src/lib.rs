@@ -4,7 +4,7 @@
 //! Around the data loop: `config` (the file), `key` and `greeting` (who may speak with us),
 //! `peers` (connections to the other nodes), `nbd_listen` (connections of clients), `resource`
 //! (one resource with its loop), `daemon` (all of them), `control` (what `replctl` says and
-//! hears), `recording` (the steps of a core into a file), `create` with `signature` and
+//! hears), `fence` (a lost peer is switched off, without a witness), `recording` (the steps of a core into a file), `create` with `signature` and
 //! `device_use` (metadata on a disk, without a daemon).
 
 pub mod block_device;
@@ -20,6 +20,7 @@ pub mod device_use;
 pub mod disk;
 pub mod dump;
 pub mod events;
+pub mod fence;
 pub mod greeting;
 pub mod incarnation;
 pub mod key;

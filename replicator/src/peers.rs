@@ -2,6 +2,8 @@
 //! The node whose name sorts lower dials, so that two nodes never connect to each other at once.
 //! A connection is handed to the data loop when both ends have proved who they are (`greeting`).
 
+mod alive;
+
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -255,6 +257,9 @@ impl Peers {
                 let peer = resource.peer_index(&agreement.peer).expect("admit has found it");
                 hand_over(resource, peer, stream, leftover);
             }
+            // It only wanted to know whether this node is alive.
+            Err(ConnectError::Greeting(GreetingError::RefusedByUs(refusal)))
+                if refusal.code == RefusalCode::Alive => {}
             Err(error) => {
                 self.note_failure(&from.to_string(), &error);
                 self.blame_for_status(from, &error);
@@ -349,6 +354,9 @@ impl Directory for Peers {
                 "the configuration of {me} has no data node {node}; it must be the same everywhere"
             );
             return refuse(RefusalCode::UnknownNode, text);
+        }
+        if resource == alive::QUESTION {
+            return refuse(RefusalCode::Alive, format!("{me} is alive"));
         }
         if node > me {
             let text = format!("{node} must wait for {me} to connect: the lower name dials");

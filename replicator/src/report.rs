@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ClusterReport;
+use crate::fence::FenceReport;
 use crate::verdict::Verdict;
 
 /// A whole node.
@@ -27,6 +28,9 @@ pub struct StatusReport {
     /// The cluster, where a majority decides.
     #[serde(default)]
     pub cluster_state: Option<ClusterReport>,
+    /// Fencing of the peer, without a majority.
+    #[serde(default)]
+    pub fence: Option<FenceReport>,
     /// Its resources.
     pub resources: Vec<ResourceReport>,
 }

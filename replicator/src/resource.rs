@@ -7,6 +7,7 @@ mod bring_up;
 mod in_cluster;
 mod orders;
 mod reports;
+mod standing;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -30,6 +31,7 @@ use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::data_loop::{FromLoop, LoopHandle, LoopStatus, ToLoop};
 use crate::events::{Events, Weight, describe};
 use crate::link::{Due, Link};
+pub use standing::Standing;
 
 /// How often a keeper looks after its device.
 const TICK: Duration = Duration::from_secs(1);

@@ -65,6 +65,18 @@ pub fn of(resource: &ResourceReport, node: &str) -> Verdict {
     }
 }
 
+/// A primary that would be fenced and replaced when it is lost says so instead of naming the
+/// command for it.
+pub fn mention_fencing(resource: &mut ResourceReport, node: &str, peer: &str, agent: &str) {
+    let is_primary = resource.replica.as_ref().is_some_and(|replica| replica.role == "primary");
+    if is_primary && resource.verdict.level == Level::Safe {
+        resource.verdict.text = format!(
+            "safe. Any one node may fail now; when {node} is lost, {peer} switches it off \
+             ({agent}) and takes over"
+        );
+    }
+}
+
 fn first_of(warnings: &[String]) -> &str {
     warnings.first().map_or("see the log", String::as_str)
 }
@@ -237,6 +249,14 @@ mod tests {
         let verdict = of(&resource("primary", beta("current", true)), "alpha");
         assert_eq!(verdict.level, Level::Safe);
         assert!(verdict.text.starts_with("safe. Any one node may fail now."), "{}", verdict.text);
+    }
+
+    #[test]
+    fn with_fencing_a_safe_primary_says_what_happens_by_itself() {
+        let mut resource = resource("primary", beta("current", true));
+        resource.verdict = of(&resource, "alpha");
+        mention_fencing(&mut resource, "alpha", "beta", "fence_x");
+        assert!(resource.verdict.text.ends_with("beta switches it off (fence_x) and takes over"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ import time
 import traceback
 
 import bad_input
+import fencing
 import kills
 import networks
 import recordings
@@ -22,7 +23,7 @@ import storage
 from cluster import Refused, Skip, TestFailed
 
 SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
-             + bad_input.SCENARIOS + recordings.SCENARIOS)
+             + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS)
 
 
 def sentence(scenario):

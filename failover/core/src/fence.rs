@@ -7,8 +7,8 @@
 //!                              v  | back-off                   v refused
 //!                             failed  <------------------------+
 //! ```
-//! An attempt counts only when `off` succeeded, `status` says off, nothing accepts connections at
-//! any address of the peer, and the peer was silent all the time: an agent that lies promotes nobody.
+//! An attempt counts only when `off` succeeded, `status` says off, nothing accepts connections at any
+//! address of the peer, and the peer was silent all the time: an agent that lies promotes nobody.
 
 use alloc::format;
 use alloc::string::String;

@@ -88,6 +88,27 @@ impl History {
         });
     }
 
+    /// Notes what fencing did, where no majority has a register with revisions.
+    pub fn note_fence(&self, what: &str, resource: &str, why: &str, by: &str, generation: u64) {
+        let revision = {
+            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.last().map_or(1, |last| last.revision + 1)
+        };
+        let taker = if generation > 0 { by } else { "" };
+        self.add(HistoryEntry {
+            at_unix_ms: unix_ms(),
+            revision,
+            what: what.to_owned(),
+            resource: resource.to_owned(),
+            why: why.to_owned(),
+            by: by.to_owned(),
+            generation,
+            primary: taker.to_owned(),
+            in_sync: if taker.is_empty() { Vec::new() } else { vec![taker.to_owned()] },
+            phases: Vec::new(),
+        });
+    }
+
     /// Notes how long the parts of a change of office took here.
     pub fn note_phases(&self, resource: &str, what: &str, phases: Vec<(String, u64)>) {
         let last = {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use replicator_core::{Span, Timing, limits};
 use toml::de::DeTable;
 
+use super::fence;
 use super::problem::Problem;
 use super::reader::{Placed, Problems, Section, absolute};
 use super::{
@@ -65,6 +66,7 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
     };
     port(&mut top, "http_port");
     let lease_ms = top.number("lease_ms", LEASE_RANGE_MS).unwrap_or(defaults::LEASE_MS);
+    let fences_by_itself = top.word("fencing", &["auto", "manual"]) == Some("auto");
     let timing = match top.section("timing") {
         Some(section) => timing(section, Timing::default()),
         None => Timing::default(),
@@ -91,6 +93,7 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
         problems.add(0..0, "there is no node with disks", "write [node.NAME] with its address");
     }
     check_addresses(&nodes, &mut warnings);
+    warnings.extend(fence::warnings(&nodes, fences_by_itself));
 
     let data_nodes: Vec<&str> =
         nodes.iter().filter(|node| !node.witness).map(|node| node.name.as_str()).collect();
@@ -105,7 +108,8 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
     }
     top.finish();
     let cluster = cluster?.value;
-    Some(ClusterConfig { path: path.to_owned(), cluster, lease_ms, nodes, resources, warnings })
+    let path = path.to_owned();
+    Some(ClusterConfig { path, cluster, lease_ms, fences_by_itself, nodes, resources, warnings })
 }
 
 /// Names appear in paths, NBD exports and commands: letters, digits, `-`, `_` and `.`.
@@ -160,6 +164,7 @@ fn node(
         state_dir: section.path("state_dir").unwrap_or_else(|| from.state_dir.clone()),
         device_dir: section.path("device_dir").unwrap_or_else(|| from.device_dir.clone()),
         run_dir,
+        fence: fence::fence(&name.value, &mut section, witness),
     };
     section.finish();
     Some(node)

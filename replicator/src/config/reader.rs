@@ -178,6 +178,11 @@ impl<'a> Section<'a> {
         self.problems.add(span, what, help);
     }
 
+    /// Where problems are noted, for readers of single values.
+    pub fn problems(&self) -> &'a Problems {
+        self.problems
+    }
+
     /// Reports every key that nobody asked for. To be called last.
     pub fn finish(self) {
         for (name, _) in self.table.iter() {

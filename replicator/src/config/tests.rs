@@ -151,3 +151,100 @@ fn an_unknown_node_is_told_the_known_ones() {
          did you mean --node alpha?"
     );
 }
+
+const FENCED: &str = r#"cluster = "shop"
+fencing = "auto"
+[node.alpha]
+address = "10.0.0.1"
+fence = { agent = "fence_ipmilan", password_file = "/etc/replicator/ipmi" }
+[node.beta]
+address = "10.0.0.2"
+[node.beta.fence]
+agent = "/opt/fence_own"
+options = { ip = "10.1.0.2", lanplus = true, plug = 3 }
+timeout_ms = 30000
+action = "reboot"
+attempts = 5
+delay_ms = 2000
+fence_after_ms = 1500
+[resource.web]
+disk = "/dev/vg0/web"
+"#;
+
+#[test]
+fn a_fence_has_its_values_and_defaults() {
+    use failover::core::fence::Action;
+    let config = parse(FENCED).unwrap();
+    assert!(config.fences_lost_primaries());
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let (peer, fence) = config.fence_of_peer("beta").unwrap();
+    assert_eq!((peer.name.as_str(), fence.label().as_str()), ("alpha", "fence_ipmilan"));
+    assert_eq!(fence.agent, Path::new("/usr/sbin/fence_ipmilan"));
+    assert_eq!(fence.password_file.as_deref(), Some(Path::new("/etc/replicator/ipmi")));
+    assert_eq!((fence.action, fence.attempts, fence.delay_ms), (Action::Off, 3, 0));
+    assert_eq!((fence.timeout_ms, fence.fence_after_ms), (60_000, 5_000));
+    let (_, fence) = config.fence_of_peer("alpha").unwrap();
+    assert_eq!(fence.agent, Path::new("/opt/fence_own"));
+    let options = [("ip", "10.1.0.2"), ("lanplus", "true"), ("plug", "3")];
+    let options: Vec<(String, String)> =
+        options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    assert_eq!(fence.options, options);
+    assert_eq!((fence.action, fence.attempts, fence.delay_ms), (Action::Reboot, 5, 2_000));
+    assert_eq!((fence.timeout_ms, fence.fence_after_ms), (30_000, 1_500));
+}
+
+#[test]
+fn fencing_by_itself_must_be_asked_for_and_is_nothing_with_a_witness() {
+    let manual = parse(&FENCED.replace("fencing = \"auto\"\n", "")).unwrap();
+    assert!(!manual.fences_lost_primaries() && manual.fence_of_peer("beta").is_some());
+    let witness = "[node.gamma]\naddress = \"10.0.0.3\"\nwitness = true\n[resource.web]";
+    let voting = parse(&FENCED.replace("[resource.web]", witness)).unwrap();
+    assert!(!voting.fences_lost_primaries() && voting.fence_of_peer("beta").is_none());
+    assert_eq!(voting.warnings, ["`fence` has no effect: with a witness a majority decides"]);
+    let bare = FENCED.lines().filter(|line| !line.starts_with("fence =")).collect::<Vec<_>>();
+    let bare = parse(&bare.join("\n")).unwrap();
+    assert_eq!(bare.warnings, ["nobody can fence alpha: it has no `fence`"]);
+}
+
+#[test]
+fn a_wrong_fence_is_refused() {
+    for (right, wrong, said) in [
+        ("agent = \"/opt/fence_own\"", "", "`agent` is missing in [node.beta.fence]"),
+        ("timeout_ms", "timeout", "unknown key `timeout` in [node.beta.fence]"),
+        ("\"reboot\"", "\"cycle\"", "`action` cannot be \"cycle\""),
+        ("plug = 3", "action = \"off\"", "`action` is given to the agent by the daemon"),
+        ("plug = 3", "plug = [3]", "`plug` must be a string of one line"),
+        ("plug = 3", "plug = \"3\\nip=1\"", "`plug` must be a string of one line"),
+        ("\"auto\"", "\"always\"", "`fencing` cannot be \"always\""),
+        ("/opt/fence_own", "opt/fence_own", "`agent` must be an absolute path"),
+    ] {
+        let text = refusal(&FENCED.replace(right, wrong));
+        assert!(text.contains(said), "{wrong}: {text}");
+    }
+}
+
+#[test]
+fn a_file_with_a_password_that_everybody_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::env::temp_dir().join(format!("replicator-secret-{}", std::process::id()));
+    let with = |key: &str| FENCED.replace("plug = 3", &format!("{key} = \"x\""));
+    for (key, mode, is_refused) in [
+        ("password", 0o644, true),
+        ("passwd", 0o604, true),
+        ("snmp_priv_passwd", 0o644, true),
+        ("password", 0o600, false),
+        ("password_script", 0o644, false),
+        ("username", 0o644, false),
+    ] {
+        fs::write(&path, with(key)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        match ClusterConfig::load(&path) {
+            Ok(_) => assert!(!is_refused, "{key} {mode:o}"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(is_refused && text.contains("is a secret"), "{key} {mode:o}: {text}");
+            }
+        }
+    }
+    fs::remove_file(path).unwrap();
+}

@@ -47,6 +47,10 @@ impl Resource {
             self.add_status(&mut report, status, block_bytes);
         }
         report.verdict = verdict::of(&report, &self.node.name);
+        let fence = self.node.fence.as_ref().filter(|_| self.cluster.fences_lost_primaries());
+        if let (Some(fence), [peer]) = (fence, &self.peers[..]) {
+            verdict::mention_fencing(&mut report, &self.node.name, peer, &fence.label());
+        }
         report
     }
 

@@ -203,6 +203,17 @@ What only the old primary has is reported when it comes back, and overwritten on
         /// The node.
         name: String,
     },
+    /// Without a witness: switch the other node off with its fence agent, have that confirmed, and
+    /// take over what it served.
+    #[command(after_help = "\
+The node must be silent, and [node.NAME.fence] says how it is switched off. It counts as off only
+when the agent's `off` succeeded, its `status` says off, and nothing answers at any address of the
+node; then this node becomes primary of what the other was primary of and is recorded as such.
+With fencing = \"auto\" all of this happens by itself after fence_after_ms.")]
+    Fence {
+        /// The node to be switched off.
+        name: String,
+    },
     /// Show what happened to the register: every change with its cause.
     History {
         /// Only of this resource.
@@ -232,7 +243,12 @@ What only the old primary has is reported when it comes back, and overwritten on
         live: bool,
     },
     /// Check the configuration file, the key and the disks.
-    Check,
+    Check {
+        /// Ask the fence agents too (`metadata`, `monitor`): whether they are installed, have the
+        /// options they need, and reach their devices. Switches nothing.
+        #[arg(long)]
+        fence: bool,
+    },
 }
 
 #[derive(Args)]

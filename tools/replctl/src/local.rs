@@ -5,6 +5,7 @@ use std::path::Path;
 use replicator::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use replicator::create::{self, CreateRequest, Created};
 use replicator::dump;
+use replicator::fence::agent;
 use replicator::key::ClusterKey;
 use serde_json::json;
 
@@ -188,8 +189,13 @@ pub fn dump(
     Ok(EXIT_DONE)
 }
 
-/// `check`: what the file means, and whether key and disks of this node are there.
-pub fn check(config: &ClusterConfig, arguments: &Arguments) -> Result<u8, Failure> {
+/// `check`: what the file means, whether key and disks of this node are there, and on wish whether
+/// the fence agents work from here.
+pub fn check(
+    config: &ClusterConfig,
+    asks_agents: bool,
+    arguments: &Arguments,
+) -> Result<u8, Failure> {
     let mut problems = config.warnings.clone();
     // On a machine that is no node of the file only the file itself can be checked.
     let here = config.choose_node(arguments.node.as_deref()).ok();
@@ -205,6 +211,11 @@ pub fn check(config: &ClusterConfig, arguments: &Arguments) -> Result<u8, Failur
                 }
             }
         }
+    }
+    for node in config.nodes.iter().filter(|_| asks_agents) {
+        let found = node.fence.as_ref().map(|fence| agent::check(fence, &node.name));
+        let named = |problem| format!("fence of {}: {problem}", node.name);
+        problems.extend(found.unwrap_or_default().into_iter().map(named));
     }
     if arguments.json {
         let nodes: Vec<&str> = config.nodes.iter().map(|node| node.name.as_str()).collect();

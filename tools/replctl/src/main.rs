@@ -7,6 +7,7 @@ mod progress;
 mod remote;
 mod show;
 mod show_cluster;
+mod show_fence;
 
 use std::process::ExitCode;
 
@@ -76,14 +77,14 @@ fn end_quietly_on_closed_pipe() {
 fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let config =
         ClusterConfig::load(&arguments.config).map_err(|error| Failure::new(EXIT_USAGE, error))?;
-    if let Command::Check = arguments.command {
-        return local::check(&config, arguments);
+    if let Command::Check { fence } = arguments.command {
+        return local::check(&config, fence, arguments);
     }
     let node = config
         .choose_node(arguments.node.as_deref())
         .map_err(|error| Failure::new(EXIT_USAGE, error))?;
     match &arguments.command {
-        Command::Check => unreachable!("done above, it needs no node"),
+        Command::Check { .. } => unreachable!("done above, it needs no node"),
         Command::Init { resource, from } => {
             local::init(&config, node, resource.as_deref(), from.as_deref(), arguments)
         }

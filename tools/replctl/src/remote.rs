@@ -15,10 +15,13 @@ use crate::arguments::{Arguments, Command};
 use crate::progress;
 use crate::show;
 use crate::show_cluster;
+use crate::show_fence;
 use crate::{EXIT_DONE, EXIT_NO_DAEMON, EXIT_NOT_SAFE, EXIT_REFUSED, Failure};
 
 /// Longer than any wait inside the daemon.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// A fence agent may take its whole time more than once.
+const FENCE_PATIENCE: Duration = Duration::from_secs(3600);
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 /// How long `events` waits for the next one before it ends without --follow.
 const EVENT_PAUSE: Duration = Duration::from_millis(300);
@@ -33,6 +36,7 @@ pub fn run(node: &NodeConfig, arguments: &Arguments) -> Result<u8, Failure> {
         Command::Status { resource, watch: true } => {
             watch(socket, resource.as_deref(), arguments.json)
         }
+        Command::Fence { name } => fence(socket, name, arguments.json),
         Command::History { resource, number } => {
             history(socket, resource.as_deref(), *number, arguments.json)
         }
@@ -134,13 +138,23 @@ fn refusal_failure(refusal: &RefusalReport) -> Failure {
 }
 
 fn simple(socket: &Path, order: Order, wants_json: bool) -> Result<u8, Failure> {
-    let reply = ask_daemon(socket, order)?;
-    if let Reply::Refused(refusal) = &reply {
+    say(&ask_daemon(socket, order)?, wants_json)
+}
+
+fn fence(socket: &Path, node: &str, wants_json: bool) -> Result<u8, Failure> {
+    let order = Order::Fence { node: node.to_owned() };
+    let reply =
+        ask(socket, order, FENCE_PATIENCE).map_err(|error| Failure::new(EXIT_NO_DAEMON, error))?;
+    say(&reply, wants_json)
+}
+
+fn say(reply: &Reply, wants_json: bool) -> Result<u8, Failure> {
+    if let Reply::Refused(refusal) = reply {
         return Err(refusal_failure(refusal));
     }
     if wants_json {
-        println!("{}", serde_json::to_string(&reply).expect("plain values"));
-    } else if let Reply::Done(text) | Reply::Already(text) = &reply {
+        println!("{}", serde_json::to_string(reply).expect("plain values"));
+    } else if let Reply::Done(text) | Reply::Already(text) = reply {
         println!("{text}");
     }
     Ok(EXIT_DONE)
@@ -172,11 +186,7 @@ fn history(
 fn explain(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8, Failure> {
     let report = fetch_status(socket, None)?;
     let Some(cluster) = &report.cluster_state else {
-        return Err(Failure::new(
-            EXIT_REFUSED,
-            "this cluster has no witness, so nothing is decided by itself: replctl status says \
-             what is safe",
-        ));
+        return explain_fence(&report, wants_json);
     };
     let offices: Vec<_> =
         cluster.resources.iter().filter(|it| resource.is_none_or(|name| it.name == name)).collect();
@@ -191,6 +201,23 @@ fn explain(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8
     }
     show_cluster::nodes(&mut out, cluster);
     print!("{out}");
+    Ok(EXIT_DONE)
+}
+
+/// Without a witness only fencing decides anything.
+fn explain_fence(report: &StatusReport, wants_json: bool) -> Result<u8, Failure> {
+    let Some(fence) = &report.fence else {
+        return Err(Failure::new(
+            EXIT_REFUSED,
+            "this cluster has no witness and no fence agent, so nothing is decided by itself: \
+             replctl status says what is safe",
+        ));
+    };
+    if wants_json {
+        println!("{}", serde_json::to_string_pretty(fence).expect("plain values"));
+    } else {
+        print!("{}", show_fence::explain(fence, &report.node));
+    }
     Ok(EXIT_DONE)
 }
 

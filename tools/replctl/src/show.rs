@@ -10,6 +10,7 @@ use replicator::dump::Dump;
 use replicator::report::{EventReport, PeerReport, ReplicaReport, ResourceReport, StatusReport};
 
 use crate::show_cluster;
+use crate::show_fence;
 
 /// A size with a unit.
 pub fn bytes(bytes: u64) -> String {
@@ -91,6 +92,9 @@ pub fn status(report: &StatusReport, before: Option<(&StatusReport, Duration)>) 
         }
         show_cluster::nodes(&mut out, cluster);
         let _ = writeln!(out, "last change: {}", cluster.last_change);
+    }
+    if let Some(fence) = &report.fence {
+        show_fence::status(&mut out, fence);
     }
     for refused in &report.refused_greetings {
         let _ = writeln!(
@@ -228,6 +232,16 @@ pub fn config(config: &ClusterConfig, here: Option<&NodeConfig>, problems: &[Str
                 node.control_socket.display(),
                 node.nbd_socket.display(),
                 node.key.display()
+            );
+        }
+        if let Some(fence) = &node.fence {
+            let by = if config.fences_by_itself { "by itself" } else { "by hand" };
+            let _ = writeln!(
+                out,
+                "    fenced by {} {by}, after {} of silence, at most {} a call",
+                fence.label(),
+                span(fence.fence_after_ms),
+                span(fence.timeout_ms)
             );
         }
     }

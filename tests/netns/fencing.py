@@ -1,0 +1,374 @@
+"""Scenarios: two nodes without a witness and a fence agent. A lost primary is switched off, that is
+confirmed, and only then the other node takes over; every agent that fails or lies promotes nobody.
+
+`fence_dummy` of Debian's fence-agents is the real agent that needs no hardware: a file stands for
+the power switch. The others are scripts that keep the same contract, or break it.
+"""
+
+import os
+import pathlib
+import signal
+import time
+
+from cluster import Cluster, Skip, expect, wait_until
+from kills import Blkload, wait_for_writes
+from roles import fill, holds
+
+DUMMY = pathlib.Path("/usr/sbin/fence_dummy")
+SILENCE_MS = 1500
+
+# Keeps the contract; the file `power` beside it is the switch. What stands in `before_off` is
+# what makes each scenario.
+AGENT = """#!/bin/sh
+cd "$(dirname "$0")"
+while read -r line; do case "$line" in action=*) action="${{line#action=}}";; esac; done
+echo "$action" >> calls
+case "$action" in
+  metadata) echo '<parameter name="ip" required="1">'; exit 0;;
+  monitor) exit 0;;
+  off) {before_off}
+       echo off > power; exit 0;;
+  on) echo on > power; exit 0;;
+  status) [ "$(cat power)" = on ] && exit 0; exit 2;;
+esac
+exit 1
+"""
+
+
+class Fenced(Cluster):
+    """Two nodes; each one has a fence agent of its own for the other to call."""
+
+    def __init__(self, agent=None, fencing="auto", before_off=":", fence="", **more):
+        self.agent, self.fencing, self.fence = agent, fencing, fence
+        self.before_off = before_off
+        super().__init__(**more)
+
+    def _config(self, mine):
+        lines = [super()._config(mine), ""]
+        for name, node in self.nodes.items():
+            lines += [f"[node.{name}.fence]", f"fence_after_ms = {SILENCE_MS}", self.fence]
+            lines += self._agent(node)
+        return f'fencing = "{self.fencing}"\n' + "\n".join(lines)
+
+    def _agent(self, node):
+        if self.agent:
+            # Without a line end, as the agent writes it itself.
+            self.power(node).write_text("on")
+            return [f'agent = "{self.agent}"',
+                    f'options = {{ type = "file", status_file = "{self.power(node)}" }}']
+        place = self.agents(node)
+        place.mkdir(exist_ok=True)
+        (place / "agent").write_text(AGENT.format(before_off=self.before_off))
+        (place / "agent").chmod(0o755)
+        self.power(node).write_text("on\n")
+        return [f'agent = "{place}/agent"', 'options = { ip = "nowhere" }']
+
+    def agents(self, node):
+        """The directory of the agent for a node."""
+        return self.dir / f"agent-{node.name}"
+
+    def power(self, node):
+        """The file that stands for the power switch of a node."""
+        if self.agent:
+            return self.dir / f"power-{node.name}"
+        return self.agents(node) / "power"
+
+    def calls(self, node):
+        """What the agent of a node was asked so far."""
+        file = self.agents(node) / "calls"
+        return file.read_text().split() if file.exists() else []
+
+
+def fence(node):
+    """Fencing as a node reports it."""
+    return node.ctl("status")["fence"]
+
+
+def wait_for_state(node, word, deadline_s=20):
+    """Until fencing is in this state."""
+    return wait_until(f"fencing is {word}", lambda: fence(node)["state"] == word and fence(node),
+                      deadline_s)
+
+
+def events(node):
+    """The texts of all events."""
+    return [line.split('"text":"', 1)[1] for line in node.ctl_raw("events")[1].splitlines()]
+
+
+def expect_recorded(node, text):
+    """In the events, and in the history that outlives a restart."""
+    expect(any(text in event for event in events(node)), f"no event says {text!r}")
+    history = [entry["why"] for entry in node.ctl("history")]
+    expect(text in history, f"the history does not say {text!r}: {history}")
+
+
+def expect_not_promoted(node):
+    """It did not take the office."""
+    expect(node.replica()["role"] == "secondary", f"{node.name} took the office")
+
+
+def a_killed_primary_is_fenced_by_a_real_agent_and_replaced():
+    """fence_dummy of Debian. Nothing acknowledged is lost, and the old primary comes back."""
+    if not DUMMY.exists():
+        raise Skip(f"{DUMMY} is missing: apt install fence-agents")
+    with Fenced(agent="fence_dummy") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        code, out, _ = alpha.ctl_raw("check", "--fence", as_json=False)
+        expect(code == 0 and "verdict: good" in out, f"check --fence says {code}: {out}")
+        verdict = alpha.status()["verdict"]["text"]
+        expect("beta switches it off (fence_dummy)" in verdict, f"the verdict is: {verdict}")
+        load = Blkload(cluster, alpha, beta)
+        child = load.start(10)
+        wait_for_writes(alpha, 200)
+        alpha.kill()
+        killed = time.monotonic()
+        wait_until("beta took over", lambda: beta.replica()["role"] == "primary", 30)
+        print(f"    {time.monotonic() - killed:.2f} s from SIGKILL to promoted, "
+              f"{SILENCE_MS / 1000} s of it silence")
+        expect(cluster.power(alpha).read_text().strip() == "off", "alpha was not switched off")
+        wait_for_writes(beta, 100)
+        load.finish(child)
+        load.verify()
+        expect_recorded(beta, "beta fenced alpha (fence_dummy, off confirmed)")
+        expect(fence(beta)["state"] == "fenced", f"fencing is {fence(beta)}")
+        alpha.start()
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+        wait_for_state(beta, "watching")
+        expect(cluster.primary() is beta, "the old primary took the office back")
+
+
+def a_lost_secondary_is_not_fenced_and_the_primary_goes_on_alone():
+    with Fenced() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        beta.kill()
+        wait_until("beta left the set", lambda: not alpha.peer()["is_member"])
+        fill(alpha, range(20), b"a")
+        # Longer than fence_after_ms.
+        end = time.monotonic() + 2 * SILENCE_MS / 1000
+        wait_until("more than the patience is over", lambda: time.monotonic() > end)
+        expect(cluster.calls(beta) == [], f"the agent was called: {cluster.calls(beta)}")
+        expect(fence(alpha)["state"] == "watching", f"fencing is {fence(alpha)}")
+
+
+def nobody_is_fenced_because_of_an_operator():
+    """`disconnect`, `down` and an orderly stop end sessions; the peer is alive, or released."""
+    with Fenced() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+
+        def expect_peace(what):
+            end = time.monotonic() + 2 * SILENCE_MS / 1000
+            wait_until("more than the patience is over", lambda: time.monotonic() > end)
+            expect(cluster.calls(alpha) == [], f"alpha was fenced after {what}")
+            expect(fence(beta)["state"] == "watching", f"after {what} fencing is {fence(beta)}")
+
+        for node in (alpha, beta):
+            node.ctl("disconnect", "demo")
+            expect_peace(f"disconnect on {node.name}")
+            node.ctl("connect", "demo")
+            cluster.wait_in_sync()
+        alpha.ctl("down", "demo")
+        expect_peace("down")
+        alpha.stop()
+        expect_peace("an orderly stop")
+        expect_not_promoted(beta)
+
+
+def an_agent_that_takes_its_time_is_waited_for():
+    with Fenced(before_off="sleep 30") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(50), b"a")
+        alpha.kill()
+        state = wait_for_state(beta, "fencing")
+        expect("off runs" in state["activity"], f"it does not say what it does: {state}")
+        expect(state["explain"]["refusal"]["rule"] == "No witness", f"no rule: {state}")
+        began = time.monotonic()
+        wait_until("beta took over", lambda: beta.replica()["role"] == "primary", 60)
+        expect(time.monotonic() - began > 25, "it did not wait for its agent")
+        expect(cluster.calls(alpha) == ["off", "status"], f"{cluster.calls(alpha)}")
+        expect(holds(beta, range(50), b"a"), "data are missing")
+
+
+def an_agent_that_does_not_end_is_killed_and_promotes_nobody():
+    child = "sleep 4; echo off > power"
+    with Fenced(before_off=f"({child}) & wait", fence="timeout_ms = 1000\nattempts = 2") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        alpha.kill()
+        state = wait_for_state(beta, "failed")
+        refusal = state["explain"]["refusal"]
+        expect(refusal["code"] == "fence_timed_out", f"the reason is {refusal}")
+        expect("--old-primary-is-off" in refusal["next"], f"it does not help: {refusal}")
+        wait_until("it is tried again", lambda: cluster.calls(alpha).count("off") == 2, 20)
+        wait_until("both attempts failed", lambda: "attempt 2 of 2 failed" in
+                   fence(beta)["activity"], 10)
+        expect_not_promoted(beta)
+        text = beta.ctl_raw("explain", as_json=False)[1]
+        expect("rule No witness" in text and "beta does not take the office" in text, text)
+        # The children of a killed agent must not switch anything later.
+        end = time.monotonic() + 5
+        wait_until("its child would be done", lambda: time.monotonic() > end)
+        expect(cluster.power(alpha).read_text().strip() == "on", "a child of the agent lived on")
+        # The way of an operator is still there.
+        beta.promote("--old-primary-is-off")
+        wait_for_state(beta, "watching")
+
+
+def an_agent_that_fails_is_reported_with_its_words():
+    words = "echo Unable to connect to the fence device >&2; exit 1"
+    with Fenced(before_off=words) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        alpha.kill()
+        refusal = wait_for_state(beta, "failed")["explain"]["refusal"]
+        expect(refusal["code"] == "fence_failed", f"the reason is {refusal}")
+        expect("off ended with 1: Unable to connect" in refusal["why"], f"{refusal}")
+        text = beta.ctl_raw("status", as_json=False)[1]
+        expect("Unable to connect" in text and "tried again in" in text, text)
+        expect_not_promoted(beta)
+        # The old primary comes back: nothing was lost and nobody fences it any more.
+        alpha.start()
+        wait_for_state(beta, "watching")
+        cluster.wait_in_sync()
+        expect(cluster.primary() is alpha, "alpha is not primary any more")
+
+
+def an_agent_that_lies_about_a_stopped_primary_is_refused():
+    """SIGSTOP: silent, but the kernel of that machine still accepts connections: it is not off."""
+    with Fenced(fence="attempts = 1") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(50), b"a")
+        alpha.signal(signal.SIGSTOP)
+        state = wait_for_state(beta, "failed", 30)
+        refusal = state["explain"]["refusal"]
+        expect(refusal["code"] == "fence_unconfirmed", f"the reason is {refusal}")
+        expect(refusal["why"].startswith("fence unconfirmed: agent says that alpha is off, but ")
+               and "accepts connections" in refusal["why"], f"{refusal}")
+        expect(cluster.calls(alpha) == ["off", "status"], f"{cluster.calls(alpha)}")
+        expect_not_promoted(beta)
+        alpha.signal(signal.SIGCONT)
+        wait_for_state(beta, "watching")
+        cluster.wait_in_sync()
+        expect(cluster.primary() is alpha and holds(alpha, range(50), b"a"), "alpha lost something")
+        expect(fence(beta)["failure"]["refusal"]["code"] == "fence_unconfirmed",
+               "the lie is forgotten")
+
+
+def an_agent_that_says_on_after_off_is_refused():
+    with Fenced(before_off="exit 0", fence="timeout_ms = 2000\nattempts = 1") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        alpha.kill()
+        refusal = wait_for_state(beta, "failed")["explain"]["refusal"]
+        expect(refusal["code"] == "fence_unconfirmed", f"the reason is {refusal}")
+        expect(cluster.calls(alpha).count("status") > 1, "it was asked once only")
+        expect_not_promoted(beta)
+
+
+def manual_fencing_waits_for_the_operator():
+    with Fenced(fencing="manual", fence='action = "reboot"') as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(50), b"a")
+        beta.refuses("fence", "alpha", code="peer_is_heard")
+        beta.refuses("fence", "gamma", code="unknown_peer")
+        alpha.kill()
+        state = wait_for_state(beta, "suspected")
+        refusal = state["explain"]["refusal"]
+        expect(refusal["code"] == "fencing_is_manual" and "replctl fence alpha" in refusal["next"],
+               f"it does not help: {refusal}")
+        end = time.monotonic() + 2 * SILENCE_MS / 1000
+        wait_until("more than the patience is over", lambda: time.monotonic() > end)
+        expect(cluster.calls(alpha) == [], "it was fenced without an operator")
+        answer = beta.ctl("fence", "alpha")
+        expect(answer == {"done": "beta fenced alpha (agent, off confirmed)"}, f"{answer}")
+        expect(beta.replica()["role"] == "primary", "beta did not take over")
+        expect(holds(beta, range(50), b"a"), "data are missing")
+        wait_until("alpha is on again", lambda: cluster.calls(alpha) == ["off", "status", "on"])
+
+
+def after_a_start_nobody_is_fenced_before_he_was_heard():
+    """Two nodes that boot together must not switch each other off; an operator can."""
+    with Fenced() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(50), b"a")
+        alpha.kill()
+        beta.kill()
+        beta.start()
+        wait_until("it says why it waits", lambda: (fence(beta)["explain"] or {}).get(
+            "refusal", {}).get("code") == "peer_never_heard")
+        end = time.monotonic() + 2 * SILENCE_MS / 1000
+        wait_until("more than the patience is over", lambda: time.monotonic() > end)
+        expect(cluster.calls(alpha) == [], "it was fenced")
+        beta.ctl("fence", "alpha")
+        expect(beta.replica()["role"] == "primary", "beta did not take over")
+        expect(holds(beta, range(50), b"a"), "data are missing")
+
+
+def a_replica_that_lacks_writes_fences_nobody():
+    with Fenced() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        beta.stop()
+        wait_until("beta left the set", lambda: not alpha.peer()["is_member"])
+        fill(alpha, range(50), b"a")
+        alpha.ctl("disconnect", "demo")
+        beta.start()
+        wait_until("it heard of alpha", lambda: fence(beta)["state"] == "watching")
+        alpha.kill()
+        wait_until("it says why", lambda: (fence(beta)["explain"] or {}).get(
+            "refusal", {}).get("code") in ("not_up_to_date", "peer_never_heard"))
+        end = time.monotonic() + 2 * SILENCE_MS / 1000
+        wait_until("more than the patience is over", lambda: time.monotonic() > end)
+        print(f"    {fence(beta)['explain']['refusal']}")
+        expect(cluster.calls(alpha) == [], "alpha was fenced for nothing")
+
+
+def an_isolated_primary_is_really_switched_off_before_it_is_replaced():
+    """Both directions cut; the agent has another way, as a real one has. What the old primary
+    acknowledged alone meanwhile is not lost silently: it is refused with the number of blocks."""
+    if os.geteuid() != 0:
+        raise Skip("network namespaces need root")
+    with Fenced(before_off="kill -9 $(cat pid)", namespaces=True) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(50), b"a")
+        (cluster.agents(alpha) / "pid").write_text(str(alpha.process.pid))
+        for name in ("alpha", "beta"):
+            cluster.cut_from(name)
+        wait_until("alpha goes on alone", lambda: not alpha.peer()["is_member"])
+        fill(alpha, range(100, 107), b"b")
+        wait_until("beta took over", lambda: beta.replica()["role"] == "primary", 30)
+        wait_until("alpha is off", lambda: not alpha.is_running)
+        expect(holds(beta, range(50), b"a"), "data are missing")
+        fill(beta, range(200, 230), b"c")
+        cluster.heal()
+        alpha.start()
+        wait_until("alpha is recognised as diverged",
+                   lambda: alpha.replica()["data"] == "diverged")
+        diverged = beta.peer()["diverged_blocks"]
+        # It was killed: all of a hot extent counts.
+        expect(7 <= diverged <= 1024, f"7 blocks diverged, {diverged} are reported")
+        alpha.ctl("resync", "demo", "--discard")
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+        expect(cluster.primary() is beta and holds(beta, range(200, 230), b"c"), "data are missing")
+
+
+def without_an_agent_the_commands_say_what_is_missing():
+    with Cluster() as cluster:
+        alpha = cluster.start().alpha
+        refusal = alpha.refuses("fence", "beta", code="no_fence_agent")
+        expect("[node.beta.fence]" in refusal.why, f"{refusal}")
+        expect(alpha.ctl("status")["fence"] is None, "fencing without an agent")
+
+
+SCENARIOS = [
+    a_killed_primary_is_fenced_by_a_real_agent_and_replaced,
+    a_lost_secondary_is_not_fenced_and_the_primary_goes_on_alone,
+    nobody_is_fenced_because_of_an_operator,
+    an_agent_that_takes_its_time_is_waited_for,
+    an_agent_that_does_not_end_is_killed_and_promotes_nobody,
+    an_agent_that_fails_is_reported_with_its_words,
+    an_agent_that_lies_about_a_stopped_primary_is_refused,
+    an_agent_that_says_on_after_off_is_refused,
+    manual_fencing_waits_for_the_operator,
+    after_a_start_nobody_is_fenced_before_he_was_heard,
+    a_replica_that_lacks_writes_fences_nobody,
+    an_isolated_primary_is_really_switched_off_before_it_is_replaced,
+    without_an_agent_the_commands_say_what_is_missing,
+]
