@@ -260,6 +260,13 @@ pub fn joined_unknowingly(leader: &Hello, follower: &Hello) -> bool {
         && follower.knows_you_as == leader.replica
 }
 
+/// R11a: whether the peer may hold what this replica lost. It does not when its data are bad, or
+/// of different times because a resync was not finished; a replica that became a member without
+/// hearing of it finished its own.
+pub fn may_hold_more(mine: &Hello, theirs: &Hello) -> bool {
+    !theirs.invalid && (!theirs.syncing || joined_unknowingly(mine, theirs))
+}
+
 /// R12: the peer's register names this replica a member, and what this disk remembers does not
 /// lead there: it was restored from a copy that is older than the membership.
 pub fn is_not_who_joined(theirs: &Hello, mine: &Hello) -> bool {
@@ -343,6 +350,17 @@ mod tests {
         assert_eq!(relation(&theirs, &mine), Relation::Idle { adopt: true });
         let theirs = Hello { is_primary: true, ..theirs };
         assert!(matches!(relation(&mine, &theirs), Relation::Refuse { diverged: None, .. }));
+    }
+
+    #[test]
+    fn data_of_different_times_are_not_waited_for() {
+        let mine = hello(ALPHA, register(8, &[ALPHA, BETA]));
+        let theirs = Hello { knows_you_as: ALPHA, ..hello(BETA, register(8, &[ALPHA, BETA])) };
+        assert!(may_hold_more(&mine, &theirs));
+        assert!(!may_hold_more(&mine, &Hello { invalid: true, ..theirs.clone() }));
+        let unfinished = Hello { syncing: true, base: 3, ..theirs };
+        assert!(!may_hold_more(&mine, &unfinished));
+        assert!(may_hold_more(&mine, &Hello { coming: 5, ..unfinished }), "it finished and joined");
     }
 
     #[test]

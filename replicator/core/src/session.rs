@@ -235,6 +235,7 @@ impl Replica {
     }
 
     fn agreed(&mut self, at: usize, relation: &'static str, effects: &mut Effects) {
+        let mine = self.hello(at);
         let peer = &mut self.peers[at];
         peer.spoken = true;
         peer.refused = false;
@@ -243,7 +244,7 @@ impl Replica {
         let recorded = peer.hello.as_ref().is_some_and(|hello| {
             let member = self.register.member(hello.replica);
             hello.has_disk
-                && !hello.invalid
+                && handshake::may_hold_more(&mine, hello)
                 && member.is_some_and(|member| member.incarnation == hello.incarnation)
         });
         peer.kept_caches = recorded;

@@ -229,7 +229,8 @@ impl World {
         let local = self.local(node);
         let process = self.nodes[node].process.as_ref().expect("an order has a process");
         let is_alone = process.replica.status(local).peers[0].state != "idle"
-            || self.superblock(1 - node).invalid;
+            || self.superblock(1 - node).invalid
+            || self.superblock(1 - node).syncing;
         is_alone && member.is_some_and(|member| member.incarnation.0 != boot)
     }
 

@@ -11,6 +11,7 @@ use crate::command::{Answer, Refusal};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::flush::FlushWaiter;
+use crate::handshake;
 use crate::input::DiskFailure;
 use crate::membership::Change;
 use crate::peer::Link;
@@ -248,8 +249,12 @@ impl Replica {
             self.node_of(other.replica)
         );
         let hello = connected.and_then(|at| self.peers[at].hello.as_deref());
-        // One whose data are bad holds nothing that could be waited for.
-        let holds_more = |hello: &&Hello| hello.replica == other.replica && !hello.invalid;
+        // One whose data are bad or unfinished holds nothing that could be waited for.
+        let holds_more = |hello: &&Hello| {
+            let mine = connected.map(|at| self.hello(at));
+            hello.replica == other.replica
+                && mine.is_some_and(|mine| handshake::may_hold_more(&mine, hello))
+        };
         if let Some(hello) = hello.filter(holds_more) {
             if hello.incarnation != other.incarnation {
                 return Ok(());
