@@ -52,9 +52,17 @@ impl Detector {
     /// A message came in. Whether it counts: it comes from the node's present process, whose
     /// acceptor did not go back.
     pub fn hears(&mut self, now: Time, from: &NodeName, envelope: &Envelope) -> bool {
+        let patience = self.patience;
         let node = self.nodes.entry(from.clone()).or_default();
-        if node.former.contains(&envelope.process) {
-            return false;
+        if node.process != envelope.process {
+            let is_silent = node.at.is_none_or(|at| now.since(at) >= patience);
+            let is_former = node.former.contains(&envelope.process);
+            let is_older = node.acceptor == envelope.acceptor && envelope.sequence < node.sequence;
+            // A late message counts for nothing while a later process speaks. Which of two is the
+            // later one is a guess after the own start: who goes on speaking is right.
+            if !is_silent && (is_former || is_older) {
+                return false;
+            }
         }
         if node.acceptor != envelope.acceptor {
             (node.acceptor, node.sequence, node.floor) = (envelope.acceptor, 0, 0);
@@ -62,6 +70,7 @@ impl Detector {
         }
         if node.process != envelope.process {
             if node.at.is_some() {
+                node.former.retain(|process| *process != envelope.process);
                 node.former.push(node.process);
                 if node.former.len() > FORMER_MAX {
                     node.former.remove(0);

@@ -178,8 +178,17 @@ impl Proposer {
         accepted: Option<&ClusterState>,
         doing: &mut Vec<Doing>,
     ) {
-        if self.round.as_ref().is_some_and(|round| now >= round.resend_at) {
-            self.send(now, doing);
+        if let Some(round) = self.round.as_ref().filter(|round| now >= round.resend_at) {
+            // Who has promised more never agrees to this ballot, and the others may be silent for
+            // ever: a higher one is tried.
+            let is_outbid = round.denied.values().any(|why| matches!(why, Denial::Promised(_)));
+            if is_outbid {
+                self.round = None;
+                self.attempts += 1;
+                self.retry_at = now;
+            } else {
+                self.send(now, doing);
+            }
         }
         if self.round.is_some() || self.queue.is_empty() || now < self.retry_at {
             return;
@@ -239,15 +248,19 @@ impl Proposer {
         }
     }
 
-    /// The offices that the first in the queue would take from somebody else (L2).
+    /// The offices that the first in the queue would take from somebody else (L2). One that the
+    /// register moved past takes nothing: only its outcome is asked for, which no lease may delay.
     fn takes(&self) -> Vec<String> {
         let change = self.queue.front().map(|proposal| &proposal.change);
-        let Some(Change::Replica { resource, next, .. }) = change else { return Vec::new() };
+        let Some(Change::Replica { resource, expected, next, .. }) = change else {
+            return Vec::new();
+        };
         let known = self.round.as_ref().and_then(|round| round.voters_of.as_ref());
         let old = known.and_then(|state| state.resource(resource));
         let taken = old.is_some_and(|old| {
             old.holder.as_ref().is_some_and(|holder| holder.node != self.me)
                 && next.tenure != old.state.tenure
+                && *expected == old.state.generation
         });
         if taken { alloc::vec![resource.clone()] } else { Vec::new() }
     }

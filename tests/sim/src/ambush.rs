@@ -293,7 +293,9 @@ impl World {
                 }
             }
             Strike::PingPong { left } => {
-                if !self.operator_is_busy() {
+                if self.cluster.is_some() {
+                    self.switch_over();
+                } else if !self.operator_is_busy() {
                     self.promote_with_the_other_off(1 - primary);
                 }
                 if left > 1 {

@@ -48,6 +48,7 @@ impl World {
             Event::TimesOut { node, .. } => (13, *node, at),
             Event::Flap { .. } => (14, 0, at),
             Event::Restore { node } => (15, *node, at),
+            Event::Cluster(_) => (16, 0, at),
         };
         self.draw = sequence(self.seed, kind, place as u64, number);
     }

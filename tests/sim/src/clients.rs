@@ -124,7 +124,7 @@ impl World {
         if self.clients.left == 0 {
             return;
         }
-        let Some((node, tenure)) = self.device() else {
+        let Some((node, tenure)) = self.device_of_a_client() else {
             let delay = (1 + self.draw.below(200)) * MS;
             return self.after(delay, Event::Client { worker });
         };
@@ -151,10 +151,22 @@ impl World {
 
     /// The node that serves, and the tenure of its device.
     pub fn device(&self) -> Option<(usize, u64)> {
-        (0..2).find_map(|node| {
+        self.devices().max_by_key(|(_, office)| *office)
+    }
+
+    fn devices(&self) -> impl Iterator<Item = (usize, u64)> {
+        (0..2).filter_map(|node| {
             let process = self.nodes[node].process.as_ref()?;
             Some((node, process.device?))
         })
+    }
+
+    /// The device a client finds: now and then that of a node whose office is over and that does
+    /// not know (only in a cluster).
+    fn device_of_a_client(&mut self) -> Option<(usize, u64)> {
+        let newest = self.device()?;
+        let oldest = self.devices().min_by_key(|(_, office)| *office)?;
+        Some(if oldest != newest && self.draw.chance(30) { oldest } else { newest })
     }
 
     fn draw_request(&mut self) -> Ask {
@@ -261,6 +273,8 @@ impl World {
         let Some(open) = self.clients.open.remove(&id) else {
             return self.fail(Kind::Safety, "R2f", format!("request {id} is answered twice"));
         };
+        let counts = result.is_err() || self.success_counts(node, open.office, id);
+        let result = if counts { result } else { Err(ClientError::Shutdown) };
         let process = self.nodes[node].process.as_mut().expect("a process answers");
         if open.is_gone {
             if let ClientRequest::Read { buf, .. } | ClientRequest::Write { buf, .. } = open.what {

@@ -16,6 +16,7 @@ impl World {
         if self.troubles >= end {
             // Who stands still for long wakes up first.
             let awake = self.nodes.iter().map(|node| node.paused_until).max().unwrap_or(0);
+            let awake = awake.max(self.witness_wakes_at());
             if awake > self.now {
                 return self.after(awake - self.now, Event::Trouble);
             }
@@ -56,6 +57,14 @@ impl World {
             Fault::Pause => self.stand_still(node, some_time),
             Fault::LongPause => self.pause_machine(node),
             Fault::ClockJump => self.upset_clock(node),
+            Fault::WitnessFalls
+            | Fault::WitnessPauses
+            | Fault::Isolation
+            | Fault::ControlCut
+            | Fault::Storm
+            | Fault::Orders
+            | Fault::OldRecord => self.trouble_cluster(fault, some_time),
+            Fault::Switchover if self.cluster.is_some() => self.switch_over(),
             Fault::Partition => {
                 self.occasions_of_cut(None);
                 self.blocked_until = [until; 2];
@@ -165,6 +174,7 @@ impl World {
         self.stand_still(node, length);
         if stands {
             self.nodes[node].clock.stand_still(self.now, until);
+            self.clock_stands_still(node, until);
         }
         if self.nodes[node].process.is_some() {
             let slept = Occasion::MachineSleptOn;
@@ -181,7 +191,8 @@ impl World {
     }
 
     fn upset_clock(&mut self, node: usize) {
-        if self.draw.chance(50) {
+        // A clock that jumps while its machine runs is none that leases are made for.
+        if self.draw.chance(50) || self.cluster.is_some() {
             let rate = 900 + self.draw.below(201);
             self.nodes[node].clock.drift(self.now, rate);
         } else {
@@ -254,6 +265,9 @@ impl World {
         self.weather = Default::default();
         self.ambush = None;
         self.release_parcels();
+        if self.cluster.is_some() {
+            self.heal_cluster();
+        }
         for node in 0..2 {
             let there = &mut self.nodes[node];
             there.slow_until = 0;

@@ -7,6 +7,7 @@ pub mod chance;
 pub mod checkers;
 pub mod clients;
 pub mod clock;
+pub mod cluster;
 pub mod coverage;
 pub mod disk;
 pub mod failure;

@@ -5,10 +5,10 @@ use std::process::{Command, exit};
 use std::time::{Duration, Instant};
 
 use sim::campaign::Campaign;
+use sim::cluster::mode;
 use sim::minimise::minimise;
 use sim::parts::Parts;
 use sim::runner::{Found, Runner, crash, serve};
-use sim::world::World;
 use sim::{mutants, pretence};
 
 const HELP: &str = "\
@@ -24,6 +24,7 @@ PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
   --end N           the troubles end after N
 --trace             the story with every step of the cores; nothing is minimised
 --story             the story without the steps
+--cluster           two data nodes and a witness; failovers happen by themselves
 --coverage          a campaign tells how often everything was reached, and what is impossible
 --defect NAME       breaks a rule on purpose (names: see sim mutants)
 --pretend KIND      every seed fails as crash, liveness or safety, to test what reports that
@@ -112,6 +113,10 @@ fn read(words: &[String]) -> Result<(Arguments, Mode), String> {
                 }
                 read.passed_on.extend([word.clone(), name.clone()]);
             }
+            "--cluster" => {
+                mode::choose_cluster();
+                read.passed_on.push(word.clone());
+            }
             "--replay" => sim::replay::main(argument()?),
             "serve" => mode = Mode::Serve,
             "--count" => {
@@ -164,7 +169,11 @@ fn campaign(arguments: &Arguments) -> i32 {
     let length = |minutes: f64| Duration::from_secs_f64(minutes.max(0.0) * 60.0);
     let (from, to) = arguments.seeds.unwrap_or((0, u64::MAX));
     let campaign = Campaign {
-        regressions: sim::regressions(include_str!("../regressions.txt")).collect(),
+        regressions: sim::regressions(match mode::is_cluster() {
+            true => include_str!("../regressions-cluster.txt"),
+            false => include_str!("../regressions.txt"),
+        })
+        .collect(),
         from,
         to,
         until: arguments.minutes.map(|minutes| Instant::now() + length(minutes)),
@@ -205,7 +214,7 @@ fn tell(seed: u64, arguments: &Arguments) -> i32 {
         println!("seed {seed}: {found}");
         exit(found.kind.exit_code());
     }));
-    let mut world = World::new(seed, true);
+    let mut world = mode::world(seed, true);
     world.tells_steps = arguments.trace;
     world.parts = arguments.parts.clone();
     let failure = world.run();

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::cluster::mode;
 use crate::failure::Kind;
 use crate::parts::{Choice, Parts};
 use crate::plan::Fault;
@@ -54,7 +55,7 @@ struct Search<'a> {
 /// Minimises a seed that fails as a whole.
 pub fn minimise(runner: &mut Runner, seed: u64, whole: Outcome) -> Smallest {
     let wanted = whole.failure.clone().expect("a failed seed");
-    let world = World::new(seed, false);
+    let world = mode::world(seed, false);
     let (troubles, requests) = (world.plan.troubles, world.plan.requests);
     let gives_up_at = match wanted.kind {
         // Converging may take longer when things happen in another order.

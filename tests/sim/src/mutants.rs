@@ -7,9 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use crate::cluster::mode;
 use replicator_core::defect::{DEFECTS, Defect, switch_on};
-
-use crate::world::World;
 
 /// Every defect must be found within so many seeds.
 const SEEDS: u64 = 2000;
@@ -44,7 +43,7 @@ pub fn count(from: u64, to: u64) {
             println!("found {seed} Crash: {text}");
             exit(127);
         }));
-        if let Some(failure) = World::new(seed, false).run() {
+        if let Some(failure) = mode::world(seed, false).run() {
             println!("found {seed} {failure}");
         }
     }

@@ -76,7 +76,7 @@ impl World {
             return;
         }
         self.decide_diverged();
-        if self.operator.pending.is_none() {
+        if self.operator.pending.is_none() && self.cluster.is_none() {
             self.see_to_a_primary();
         }
     }
@@ -222,7 +222,7 @@ impl World {
 
     /// R11a: a member that lost its power is promoted although another, silent one may hold what
     /// it lost: flushed data are safe then, others are not.
-    fn lost_power_and_is_alone(&self, node: usize) -> bool {
+    pub(crate) fn lost_power_and_is_alone(&self, node: usize) -> bool {
         let mine = self.superblock(node);
         let boot = self.nodes[node].incarnation;
         let member = mine.register.member(mine.replica);
@@ -237,7 +237,8 @@ impl World {
     /// A new office begins: what it may have cost is told to the history.
     pub fn tell_history_of_a_wait(&mut self, node: usize) {
         let waited = |pending: &Pending| pending.node == node && pending.waited;
-        let cut_off = std::mem::take(&mut self.operator.cut_off_waits[node]);
+        let mut cut_off = std::mem::take(&mut self.operator.cut_off_waits[node]);
+        cut_off |= self.office_used_the_wait(node);
         if cut_off || self.operator.pending.as_ref().is_some_and(waited) {
             tell!(self, "for the history: R11a's wait was used");
             self.clients.history.power_lost(PowerLoss::AllMembers);
@@ -334,6 +335,12 @@ impl World {
         }
     }
 
+    /// The ticket of the next order that somebody gives.
+    pub(crate) fn next_ticket(&mut self) -> u64 {
+        self.operator.tickets += 1;
+        self.operator.tickets
+    }
+
     /// Orders so far, those left out too.
     pub fn orders(&self) -> u64 {
         self.operator.tickets
@@ -357,6 +364,9 @@ impl World {
     /// The sets that may be the committed one: the newest on each node's disk. Where one is
     /// plainly newer, only that; while it is being changed, the old one and the new one.
     pub fn durable_sets(&self) -> Vec<Vec<Member>> {
+        if let Some(sets) = self.possible_sets() {
+            return sets;
+        }
         let orders = [0, 1].map(|node| self.superblock(node).register.order());
         let newest = orders[0].max(orders[1]);
         (0..2)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
-use crate::plan::{FAULTS, Fault};
+use crate::plan::{Fault, all_faults};
 
 /// Numbers from 1 on, some of which take place.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -66,10 +66,11 @@ impl Parts {
         if what == "kinds" {
             let mut named = BTreeSet::new();
             for name in list.split(',').filter(|name| !name.is_empty()) {
-                let kind = FAULTS.iter().find(|kind| format!("{kind:?}") == name);
-                named.insert(*kind.ok_or(format!("{name}: there are {FAULTS:?}"))?);
+                let kind = all_faults().find(|kind| format!("{kind:?}") == name);
+                let there_are = || format!("{name}: there are {:?}", Vec::from_iter(all_faults()));
+                named.insert(kind.ok_or_else(there_are)?);
             }
-            let left_out = FAULTS.iter().filter(|&kind| named.contains(kind) != only);
+            let left_out = all_faults().filter(|kind| named.contains(kind) != only);
             self.no_kinds.extend(left_out);
             return Ok(());
         }

@@ -79,10 +79,24 @@ pub enum Fault {
     Careless,
     /// Trouble that waits for a certain moment: a commit, a resync, an acknowledgement (D9, P8).
     Ambush,
+    /// The daemon or the machine of the witness falls.
+    WitnessFalls,
+    /// The witness stands still.
+    WitnessPauses,
+    /// A node, also the witness, is cut off from all others, in one direction or both.
+    Isolation,
+    /// The control planes of two nodes do not hear each other, or one of them.
+    ControlCut,
+    /// Many datagrams get lost.
+    Storm,
+    /// The operator of a cluster moves the office, or switches something.
+    Orders,
+    /// A node comes back with an older record of its acceptor (L5).
+    OldRecord,
 }
 
-/// All kinds, for drawing and counting.
-pub const FAULTS: [Fault; 34] = [
+/// What befalls a pair, for drawing.
+pub const FAULTS_OF_A_PAIR: [Fault; 34] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::BothPowerCut,
@@ -118,6 +132,57 @@ pub const FAULTS: [Fault; 34] = [
     Fault::Careless,
     Fault::Ambush,
 ];
+
+/// What befalls a cluster, for drawing.
+const FAULTS_OF_A_CLUSTER: [Fault; 31] = [
+    Fault::Kill,
+    Fault::PowerCut,
+    Fault::BothPowerCut,
+    Fault::Pause,
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::Reset,
+    Fault::SlowDisk,
+    Fault::HungDisk,
+    Fault::DiskError,
+    Fault::DiskFull,
+    Fault::Switchover,
+    Fault::Restart,
+    Fault::LongPause,
+    Fault::ClockJump,
+    Fault::FrameLoss,
+    Fault::SlowLink,
+    Fault::BlackHole,
+    Fault::Flap,
+    Fault::LateConnection,
+    Fault::DeadDisk,
+    Fault::ClientGone,
+    Fault::Ambush,
+    Fault::WitnessFalls,
+    Fault::WitnessFalls,
+    Fault::WitnessPauses,
+    Fault::Isolation,
+    Fault::Isolation,
+    Fault::ControlCut,
+    Fault::Storm,
+    Fault::Orders,
+];
+
+/// What befalls only clusters.
+const FAULTS_OF_CLUSTERS: [Fault; 7] = [
+    Fault::WitnessFalls,
+    Fault::WitnessPauses,
+    Fault::Isolation,
+    Fault::ControlCut,
+    Fault::Storm,
+    Fault::Orders,
+    Fault::OldRecord,
+];
+
+/// All kinds, for counting.
+pub fn all_faults() -> impl Iterator<Item = Fault> {
+    FAULTS_OF_A_PAIR.into_iter().chain(FAULTS_OF_CLUSTERS)
+}
 
 /// Everything a seed decides before it runs.
 #[derive(Clone, Debug)]
@@ -189,7 +254,7 @@ impl Plan {
             .collect();
         let mut faults = Vec::new();
         while faults.len() < 3 {
-            for fault in FAULTS {
+            for fault in FAULTS_OF_A_PAIR {
                 if draw.chance(45) {
                     faults.push((fault, weight(fault, draw)));
                 }
@@ -236,6 +301,21 @@ impl Plan {
 }
 
 impl Plan {
+    /// Draws a plan for a cluster: as for a pair, with other troubles.
+    pub fn draw_for_a_cluster(draw: &mut Draw) -> Self {
+        let mut plan = Self::draw(draw);
+        plan.faults.clear();
+        while plan.faults.len() < 4 {
+            for fault in FAULTS_OF_A_CLUSTER {
+                if draw.chance(40) {
+                    plan.faults.push((fault, weight(fault, draw)));
+                }
+            }
+        }
+        plan.timing.demote_after = Span::from_ms([2_000, 10_000][draw.below(2) as usize]);
+        plan
+    }
+
     /// Draws the kind of the next trouble.
     pub fn draw_fault(&self, draw: &mut Draw) -> Fault {
         let total: u64 = self.faults.iter().map(|(_, weight)| weight).sum();

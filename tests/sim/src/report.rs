@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::coverage::Coverage;
 use crate::failure::Kind;
-use crate::plan::FAULTS;
+use crate::plan::all_faults;
 use crate::runner::{Found, Outcome};
 use crate::world::Tally;
 
@@ -15,14 +15,15 @@ impl Tally {
     /// For the pipe between a runner and its child; [`Tally::set`] reads the numbers.
     pub fn line(&self) -> String {
         let plain = [self.virtual_ns, self.steps, self.requests, self.tenures, self.resyncs];
-        let faults = FAULTS.map(|fault| self.faults.get(&fault).copied().unwrap_or(0));
-        let words: Vec<String> = plain.iter().chain(&faults).map(u64::to_string).collect();
+        let faults = all_faults().map(|fault| self.faults.get(&fault).copied().unwrap_or(0));
+        let words: Vec<String> =
+            plain.into_iter().chain(faults).map(|number| number.to_string()).collect();
         format!("tally {}", words.join(" "))
     }
 
     /// Takes the numbers of a line; too few of them count as nothing.
     pub fn set(&mut self, numbers: &[u64]) {
-        if numbers.len() != PLAIN + FAULTS.len() {
+        if numbers.len() != PLAIN + all_faults().count() {
             return;
         }
         self.virtual_ns = numbers[0];
@@ -30,8 +31,8 @@ impl Tally {
         self.requests = numbers[2];
         self.tenures = numbers[3];
         self.resyncs = numbers[4];
-        let caused = FAULTS.iter().zip(&numbers[PLAIN..]).filter(|(_, count)| **count > 0);
-        self.faults = caused.map(|(fault, count)| (*fault, *count)).collect();
+        let caused = all_faults().zip(&numbers[PLAIN..]).filter(|(_, count)| **count > 0);
+        self.faults = caused.map(|(fault, count)| (fault, *count)).collect();
     }
 
     /// Adds what another seed did.

@@ -7,10 +7,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 use std::{fs, io, panic, thread};
 
+use crate::cluster::mode;
 use crate::coverage::Coverage;
 use crate::failure::{Failure, Kind};
 use crate::parts::Parts;
-use crate::world::{Tally, World};
+use crate::world::Tally;
 
 /// A seed that needs longer hangs in a step of a core.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -205,7 +206,7 @@ pub fn serve() {
         let mut number = || words.next().and_then(|word| word.parse().ok()).expect("a number");
         let (seed, gives_up_at) = (number(), number());
         let parts = words.next().unwrap_or("").parse().expect("parts of a seed");
-        let mut world = World::new(seed, false);
+        let mut world = mode::world(seed, false);
         world.parts = parts;
         world.gives_up_at = gives_up_at;
         if let Some(failure) = world.run() {

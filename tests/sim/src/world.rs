@@ -11,6 +11,7 @@ use crate::ambush::{Ambush, Strike};
 use crate::chance::Moments;
 use crate::checkers::Checkers;
 use crate::clients::Clients;
+use crate::cluster::{Cluster, Happening};
 use crate::coverage::{Coverage, Observed};
 use crate::failure::{Failure, Kind};
 use crate::host::Node;
@@ -67,6 +68,8 @@ pub enum Event {
     Restore { node: usize },
     /// A link flaps once more.
     Flap { times: u64, period_ms: u64 },
+    /// Something happens in the cluster around the pair.
+    Cluster(Happening),
 }
 
 struct Entry {
@@ -169,6 +172,8 @@ pub struct World {
     pub tally: Tally,
     /// Whether to print the story.
     pub trace: bool,
+    /// The witness and the control planes, in a world that has them.
+    pub cluster: Option<Box<Cluster>>,
     /// Takes the inputs instead of the cores.
     stand_in: Option<StandIn>,
 }
@@ -188,6 +193,17 @@ impl World {
     pub fn new(seed: u64, trace: bool) -> Self {
         let mut draw = Draw::new(seed ^ 0x5eed);
         let plan = Plan::draw(&mut draw);
+        Self::begin(seed, draw, plan, None, trace)
+    }
+
+    /// A world before anything happens.
+    pub(crate) fn begin(
+        seed: u64,
+        mut draw: Draw,
+        plan: Plan,
+        cluster: Option<Box<Cluster>>,
+        trace: bool,
+    ) -> Self {
         let nodes = [0, 1].map(|node| Node::new(node, &plan, &mut draw));
         let clients = Clients::new(&plan);
         let mut world = Self {
@@ -219,6 +235,7 @@ impl World {
             done: false,
             tally: Tally::default(),
             trace,
+            cluster,
             stand_in: None,
             plan,
         };
@@ -228,7 +245,12 @@ impl World {
         }
         world.after(2 * MS, Event::Operator);
         world.after(3 * MS, Event::Look);
-        world.after(800 * MS, Event::Trouble);
+        if world.cluster.is_some() {
+            world.begin_cluster();
+        }
+        // A cluster is founded first.
+        let first = if world.cluster.is_some() { 2_500 } else { 800 };
+        world.after(first * MS, Event::Trouble);
         for worker in 0..world.plan.workers {
             world.after(5 * MS, Event::Client { worker });
         }
@@ -279,6 +301,7 @@ impl World {
             Event::TimesOut { connection, node } => self.time_out(connection, node),
             Event::Restore { node } => self.restore_disk(node),
             Event::Flap { times, period_ms } => self.flap(times, period_ms),
+            Event::Cluster(happening) => self.happen_in_cluster(happening),
         }
     }
 

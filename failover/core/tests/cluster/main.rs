@@ -4,8 +4,9 @@ mod members;
 mod world;
 
 use failover_core::Span;
-use failover_core::cluster::Force;
+use failover_core::cluster::{Epoch, Force};
 use failover_core::command::Change;
+use failover_core::message::{Envelope, Heartbeat, Message};
 use failover_core::node::Input;
 
 use world::{RESOURCE, World, name, replica_of};
@@ -77,5 +78,65 @@ fn a_cluster_that_loses_its_witness_and_gets_it_back_pauses_for_nothing() {
     world.kill("beta");
     let end = world.now + Span::from_ms(3_000);
     world.run_until(Span::from_ms(4_000), |world| world.now >= end);
+    assert!(world.has_lease("alpha"), "{:#?}", world.log);
+}
+
+#[test]
+fn a_late_message_of_an_earlier_process_makes_nobody_deaf() {
+    let mut world = World::with_primary();
+    let heartbeat = Heartbeat { number: 1_000, is_blank: false, ..Heartbeat::default() };
+    let late = Envelope {
+        process: world.machines[&name("alpha")].process,
+        acceptor: world.machines[&name("alpha")].disk.id,
+        epoch: Epoch::default(),
+        sequence: world.machines[&name("alpha")].disk.sequence,
+        message: Message::Heartbeat(heartbeat),
+    };
+    world.kill("alpha");
+    world.start("alpha");
+    // The witness starts too: it knows no process of alpha, hears the new one, then the late word.
+    world.kill("gamma");
+    world.start("gamma");
+    let hears = |world: &World| {
+        let gamma = world.machines[&name("gamma")].node.as_ref().unwrap();
+        let now = world.now;
+        let alpha = gamma.detector().node(&name("alpha"))?;
+        Some((alpha.process, gamma.detector().hears_now(now, &name("alpha"))))
+    };
+    world.run_until(Span::from_ms(1_000), |world| hears(world).is_some());
+    world.step("gamma", Input::Received { from: name("alpha"), envelope: Box::new(late) });
+    let present = world.machines[&name("alpha")].process;
+    world.run_until(Span::from_ms(3_000), |world| hears(world) == Some((present, true)));
+}
+
+#[test]
+fn a_takeover_that_the_register_moved_past_is_settled_while_the_other_has_the_lease() {
+    let mut world = World::with_primary();
+    world.isolate("alpha");
+    world.run_until(Span::from_ms(3_000), |world| {
+        let beta = world.machines[&name("beta")].node.as_ref().unwrap();
+        beta.acceptor().accepted().is_some_and(|state| state.by == name("beta"))
+    });
+    // Its accept reached nobody else, and the old primary is back and changes its set.
+    world.cut = vec![
+        (name("beta"), name("alpha")),
+        (name("beta"), name("gamma")),
+        (name("gamma"), name("beta")),
+        (name("alpha"), name("beta")),
+    ];
+    world.lose_messages_of("beta");
+    world.run_until(Span::from_ms(3_000), |world| world.has_lease("alpha"));
+    let mut next = world.machines[&name("alpha")].state.clone().unwrap();
+    let expected = next.generation;
+    next.generation += 1;
+    next.set.retain(|member| member.replica == replica_of(&name("alpha")));
+    let resource = RESOURCE.to_string();
+    let shrink = Input::ReplicaProposed { resource, number: 9, expected, next, forced: false };
+    world.step("alpha", shrink);
+    let is_decided = |world: &World, what: &str| world.log.iter().any(|line| line.contains(what));
+    // Gamma has promised more to beta, which is silent: alpha outbids it.
+    world.run_until(Span::from_ms(1_000), |world| is_decided(world, "alpha decided 9: generation"));
+    world.cut.clear();
+    world.run_until(Span::from_ms(3_000), |world| is_decided(world, "beta decided 1: newer"));
     assert!(world.has_lease("alpha"), "{:#?}", world.log);
 }

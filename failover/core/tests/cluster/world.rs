@@ -348,4 +348,11 @@ impl World {
             }
         }
     }
+
+    /// What is on its way from a node never arrives.
+    pub fn lose_messages_of(&mut self, node: &str) {
+        let is_lost =
+            |event: &Event| matches!(event, Event::Message { from, .. } if *from == name(node));
+        self.events.retain(|_, event| !is_lost(event));
+    }
 }

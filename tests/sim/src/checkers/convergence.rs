@@ -21,6 +21,7 @@ impl World {
         let delay = LOOK_EVERY_MS * MS;
         self.after(delay, Event::Look);
         self.check_tracking();
+        self.look_at_cluster();
         self.pretend();
         let Some(calm_since) = self.checkers.calm_since else { return };
         let settled = self.why_unsettled();
@@ -42,6 +43,9 @@ impl World {
     fn why_unsettled(&self) -> Option<&'static str> {
         if self.clients.left > 0 || !self.clients.open.is_empty() {
             return Some("requests wait");
+        }
+        if let Some(why) = self.why_cluster_unsettled() {
+            return Some(why);
         }
         let mut primaries = 0;
         for node in 0..2 {

@@ -7,7 +7,13 @@ use crate::world::World;
 impl World {
     /// A change is committed: both copies must have it.
     pub fn check_copies(&mut self, node: usize, what: &str, generation: u64) {
-        if ["learned from the peer", "told by the primary"].contains(&what) {
+        if ["learned from the peer", "told by the primary", "learned from the majority"]
+            .contains(&what)
+        {
+            return;
+        }
+        if self.cluster.as_ref().is_some_and(|cluster| cluster.seats[node].metadata_failed) {
+            // What the majority committed counts; the next start learns it again.
             return;
         }
         let copies = self.nodes[node].disk.copies();

@@ -63,6 +63,9 @@ impl World {
             self.nodes[node].failing = None;
         }
         self.nodes[node].flush_failed |= matches!(job, Job::Flush { .. });
+        if let Some(cluster) = &mut self.cluster {
+            cluster.seats[node].metadata_failed |= matches!(job, Job::Meta { .. });
+        }
         self.occasions_of_error(node, failing);
         tell!(self, "{}: {failing:?} fails", self.nodes[node].name);
         Err(if failing == Failing::Space { DiskFailure::NoSpace } else { DiskFailure::Io(5) })

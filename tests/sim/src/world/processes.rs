@@ -26,6 +26,10 @@ impl World {
         if there.process.is_some() || there.start_at.is_none_or(|at| at > self.now) {
             return;
         }
+        if self.cluster.is_some() {
+            self.start_seat(node);
+        }
+        let there = &self.nodes[node];
         let is_dead = there.failing == Some(Failing::Everything) && there.failing_until > self.now;
         if is_dead {
             self.happened(Occasion::DiskDeadAtStart);
@@ -41,7 +45,7 @@ impl World {
             peers: vec![PeerConfig { node: self.nodes[1 - node].name.into() }],
             incarnation: Incarnation(there.incarnation),
             can_punch: there.can_punch,
-            register: RegisterKeeper::OwnSuperblock,
+            register: self.register_keeper(),
             timing: self.plan.timing,
         };
         let attached = self.attach_disk(node, config);
@@ -67,11 +71,24 @@ impl World {
         self.check_tracking();
         self.occasions_of_start(node);
         self.step(node, Input::TimePassed);
+        if self.cluster.is_some() {
+            self.replica_is_up(node);
+        }
         self.dial_in(MS);
+    }
+
+    fn register_keeper(&self) -> RegisterKeeper {
+        match self.cluster {
+            Some(_) => RegisterKeeper::Majority,
+            None => RegisterKeeper::OwnSuperblock,
+        }
     }
 
     /// A process is gone: its requests have an unknown outcome, its connections are closed.
     pub fn end_process(&mut self, node: usize) {
+        if self.cluster.is_some() {
+            self.end_seat(node);
+        }
         let Some(process) = self.nodes[node].process.take() else { return };
         self.nodes[node].paused_until = 0;
         self.nodes[node].clock.go_on(self.now);
@@ -131,6 +148,9 @@ impl World {
         let proposes = self.is_proposing(node);
         let before = self.superblock(node).register.order();
         self.tell_history_of_power_loss(node);
+        if self.cluster.is_some() {
+            self.end_seat(node);
+        }
         let process = self.nodes[node].process.take();
         if let Some(process) = process {
             self.forget_requests(node, process.life);
