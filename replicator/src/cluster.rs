@@ -7,8 +7,8 @@ mod orders;
 mod report;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -86,8 +86,8 @@ impl ControlPlane {
         let history = Arc::new(History::open(&node.state_dir).map_err(io("open the history"))?);
         let wiring = Wiring {
             resources: resources.iter().map(|it| (it.name().to_owned(), it.clone())).collect(),
-            history: history.clone(),
-            events,
+            chronicle: start_chronicle(history.clone(), events)
+                .map_err(io("start the thread history"))?,
         };
         let cluster = Cluster::start(
             failover::ClusterConfig {
@@ -128,8 +128,29 @@ impl ControlPlane {
 /// The resources as the node thread reaches them.
 struct Wiring {
     resources: HashMap<String, Arc<Resource>>,
+    /// Writes files and log lines, which the node thread must not wait for.
+    chronicle: mpsc::Sender<ClusterState>,
+}
+
+/// Notes every change of the register, on a thread of its own.
+fn start_chronicle(
     history: Arc<History>,
     events: Arc<Events>,
+) -> std::io::Result<mpsc::Sender<ClusterState>> {
+    let (sender, states) = mpsc::channel::<ClusterState>();
+    let body = move || {
+        for state in states {
+            let cause = &state.cause;
+            let text = match cause.why.as_str() {
+                "" => format!("register revision {}: {}", state.revision, cause.what),
+                why => format!("register revision {}: {} ({why})", state.revision, cause.what),
+            };
+            events.emit(Weight::Info, &cause.resource, text);
+            history.note(&state);
+        }
+    };
+    thread::Builder::new().name("history".into()).spawn(body)?;
+    Ok(sender)
 }
 
 impl Wiring {
@@ -162,13 +183,8 @@ impl Offices for Wiring {
     }
 
     fn committed(&self, state: &ClusterState) {
-        let cause = &state.cause;
-        let text = match cause.why.as_str() {
-            "" => format!("register revision {}: {}", state.revision, cause.what),
-            why => format!("register revision {}: {} ({why})", state.revision, cause.what),
-        };
-        self.events.emit(Weight::Info, &cause.resource, text);
-        self.history.note(state);
+        // The thread lives as long as this one.
+        let _ = self.chronicle.send(state.clone());
     }
 
     fn progress(&self, resource: &str) -> Option<Time> {

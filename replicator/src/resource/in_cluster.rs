@@ -76,8 +76,9 @@ impl Resource {
 
     /// The cluster orders this replica to take the office. Answered by a fact.
     pub fn promote_by_cluster(self: &Arc<Self>, force: Force, why: &str) {
-        self.emit(Weight::Info, format!("taking the office: {why}"));
+        let why = why.to_owned();
         self.in_helper("promote", move |resource| {
+            resource.emit(Weight::Info, format!("taking the office: {why}"));
             let reply = resource.take_office(force);
             if let Reply::Refused(refusal) = &reply {
                 let text = format!("cannot take the office: {}", refusal.why);
@@ -115,8 +116,9 @@ impl Resource {
 
     /// The cluster moves the office to another node.
     pub fn hand_over(self: &Arc<Self>, to: &str) {
-        self.emit(Weight::Info, format!("handing the office over to {to}"));
+        let to = to.to_owned();
         self.in_helper("hand over", move |resource| {
+            resource.emit(Weight::Info, format!("handing the office over to {to}"));
             let reply = resource.demote(true);
             if let Some(why) = hindrance_in(&reply) {
                 resource.emit(Weight::Warning, format!("cannot hand over: {}", why.why));
