@@ -43,6 +43,8 @@ defects! {
     OutstandingForgotten,
     /// R3, R9: a write does not wait until it is durable that an absent peer may lack it.
     BitAfterAck,
+    /// R3: a primary whose disk failed leaves before the heir has flushed.
+    HeirNotFlushed,
     /// R3: no flush of the own disk before a member is removed.
     NoFlushAtShrink,
     /// R4a: joins while frames are outstanding.

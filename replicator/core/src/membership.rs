@@ -28,6 +28,9 @@ pub(crate) enum Change {
     TakeOver,
     /// This replica gives the office up.
     Release,
+    /// The own disk failed: the member that takes over makes durable what it has (R3), then this
+    /// replica leaves.
+    FlushHeir { peer: PeerIndex, session: SessionId },
     /// The office goes to nobody, without a clean release: the disk failed (R16), or the office was
     /// lost in this process. Only with a majority.
     HandOver,
@@ -52,7 +55,7 @@ impl Replica {
     /// R1: every member of the newest known set, and every replica proposed for it, is there and
     /// has to acknowledge too.
     pub(crate) fn members_complete(&self) -> bool {
-        if !self.role.serves() {
+        if !self.role.serves() || self.hands_disk_over() {
             return false;
         }
         if defect(Defect::AckWithoutMember) {
@@ -160,7 +163,7 @@ impl Replica {
             Change::Grow { .. } => "a replica joined the in-sync set",
             Change::TakeOver => "the office was taken",
             Change::Release => "the office was released",
-            Change::HandOver => "the office was given up",
+            Change::HandOver | Change::FlushHeir { .. } => "the office was given up",
             Change::Adopt => "a set that was committed before",
             Change::GiveAuthority { .. } => "the authority was given away",
         };
@@ -172,6 +175,7 @@ impl Replica {
             Change::TakeOver => self.office_taken(effects),
             Change::Release => self.office_released(effects),
             Change::HandOver => self.answer_demotion(Ok(Answer::Done), effects),
+            Change::FlushHeir { .. } => unreachable!("nothing is proposed yet"),
             Change::Adopt => self.review_members(effects),
             Change::GiveAuthority { peer, session } => {
                 let at = usize::from(peer.0);

@@ -38,7 +38,7 @@ states! {
 states! {
     /// A change of the register that is being made.
     Changing: Nothing, ShrinkFlushing, ShrinkProposed, Grow, TakeOver, Release, GiveAuthority,
-    HandOver, Adopt,
+    FlushHeir, HandOver, Adopt,
 }
 
 states! {
@@ -222,6 +222,7 @@ fn changing(change: &Change) -> Changing {
         Change::Grow { .. } => Changing::Grow,
         Change::TakeOver => Changing::TakeOver,
         Change::Release => Changing::Release,
+        Change::FlushHeir { .. } => Changing::FlushHeir,
         Change::HandOver => Changing::HandOver,
         Change::Adopt => Changing::Adopt,
         Change::GiveAuthority { .. } => Changing::GiveAuthority,

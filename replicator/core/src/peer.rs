@@ -109,6 +109,8 @@ pub(crate) enum FlushPurpose {
     Join,
     /// The peer leaves.
     Leave,
+    /// The peer takes over from a primary whose disk failed.
+    Heir,
 }
 
 /// One peer.

@@ -601,7 +601,9 @@ impl Replica {
                 },
                 Stage::Held if !self.holds_lease(now) && self.change.is_none() => "lease".into(),
                 Stage::Held => match self.change {
-                    Some(Change::HandOver) => "the hand-over to another replica".into(),
+                    Some(Change::FlushHeir { .. } | Change::HandOver) => {
+                        "the hand-over to another replica".into()
+                    }
                     Some(Change::Shrink { replica, .. }) => {
                         format!("the removal of {} from the in-sync set", self.node_of(replica))
                     }

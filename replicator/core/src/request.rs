@@ -14,7 +14,6 @@ use crate::effect::{ClientError, Effect, Effects};
 use crate::flush::FlushWaiter;
 use crate::input::{ClientRequest, DiskFailure};
 use crate::limits::{EXTENT_BYTES, REQUESTS_MAX, ZERO_BYTES_MAX};
-use crate::membership::Change;
 use crate::note::Note;
 use crate::peer::{Link, Sent};
 use crate::replica::{Purpose, Replica, Role};
@@ -434,11 +433,16 @@ impl Replica {
             return;
         }
         let blocks = request.range.dirty_blocks();
-        for at in 0..self.peers.len() {
-            self.peers[at].bitmap.insert(blocks.clone());
-        }
         if matches!(why, DiskFailure::Io(_)) {
             self.primary_disk_failed(effects);
+        }
+        if self.hands_disk_over() {
+            // The heir is still to flush. The extent is hot: what differs there is marked when
+            // this replica steps down (R9).
+            return;
+        }
+        for at in 0..self.peers.len() {
+            self.peers[at].bitmap.insert(blocks.clone());
         }
         for at in 0..self.peers.len() {
             if matches!(self.peers[at].link, Link::Leading(_)) {
@@ -492,7 +496,7 @@ impl Replica {
     /// A request, or a part of it, is done on every replica that counts.
     fn complete_part(&mut self, key: usize, effects: &mut Effects) {
         let stuck = self.metadata_failed && self.role.serves() && !self.members_complete();
-        let hands_over = self.change == Some(Change::HandOver) && self.role.serves();
+        let hands_over = self.role.serves() && self.hands_disk_over();
         let request = &mut self.requests[key];
         if stuck && request.changes_data_or_flushes() {
             // The member that is missing can never leave the set.

@@ -582,6 +582,7 @@ impl Replica {
                     FlushPurpose::Resync(steps) => self.resync_flushed(at, steps, effects),
                     FlushPurpose::Join => self.join_flushed(at, effects),
                     FlushPurpose::Leave => self.leave_flushed(at, effects),
+                    FlushPurpose::Heir => self.heir_flushed(effects),
                 }
             }
         }
@@ -687,6 +688,7 @@ impl Replica {
                 _ => {}
             }
         }
+        self.heir_lost(at, effects);
         self.start_queued(effects);
     }
 

@@ -11,7 +11,7 @@ use crate::flush::{BarrierPurpose, FlushWaiter};
 use crate::handshake;
 use crate::membership::Change;
 use crate::note::Note;
-use crate::peer::{Lead, Link};
+use crate::peer::{FlushPurpose, Lead, Link};
 use crate::persist::After;
 use crate::register::RegisterState;
 use crate::replica::{Replica, Role};
@@ -198,11 +198,17 @@ impl Replica {
         })
     }
 
-    /// R16: the primary's disk failed. When another member holds everything, this replica leaves
-    /// the set and the other one gets the authority: it learns of it when they meet again, after
-    /// it is durable here. The last member goes on, and every failure is told.
+    /// Whether a primary whose disk failed is about to leave: nothing is answered.
+    pub(crate) fn hands_disk_over(&self) -> bool {
+        matches!(self.change, Some(Change::FlushHeir { .. } | Change::HandOver))
+    }
+
+    /// R16: the primary's disk failed. When another member holds everything, that one flushes, and
+    /// then this replica leaves the set and the other one gets the authority: it learns of it when
+    /// they meet again, after it is durable here. The last member goes on, and every failure is
+    /// told.
     pub(crate) fn primary_disk_failed(&mut self, effects: &mut Effects) {
-        if self.change == Some(Change::HandOver) {
+        if self.hands_disk_over() {
             return;
         }
         let Some(heir) = self.heir() else {
@@ -220,10 +226,23 @@ impl Replica {
             return;
         };
         self.disk_failed = true;
+        if self.change.is_some() || self.by_majority() && self.majority.is_busy() {
+            return self.step_down(None, effects);
+        }
+        let (peer, session) = (PeerIndex(heir as u8), self.peers[heir].session);
+        self.change = Some(Change::FlushHeir { peer, session });
+        if defect(Defect::HeirNotFlushed) {
+            return self.heir_flushed(effects);
+        }
+        self.send_flush(peer, FlushPurpose::Heir, effects);
+    }
+
+    /// R3: what the heir has is durable there; now this replica may leave the set.
+    pub(crate) fn heir_flushed(&mut self, effects: &mut Effects) {
+        let Some(Change::FlushHeir { peer, .. }) = self.change else { return };
+        self.change = None;
+        let heir = usize::from(peer.0);
         if self.by_majority() {
-            if self.change.is_some() || self.majority.is_busy() {
-                return self.step_down(None, effects);
-            }
             self.propose_hand_over(effects);
             for at in 0..self.peers.len() {
                 self.close(at, Retry::Now, effects);
@@ -235,5 +254,16 @@ impl Replica {
         next.authority = Some(self.peers[heir].replica());
         next.released_clean = false;
         self.step_down(Some(next), effects);
+    }
+
+    /// Nobody can take over for now: the set stays as it is, since what the heir had may not be
+    /// durable there.
+    pub(crate) fn heir_lost(&mut self, at: usize, effects: &mut Effects) {
+        if let Some(Change::FlushHeir { peer, .. }) = self.change
+            && usize::from(peer.0) == at
+        {
+            self.change = None;
+            self.step_down(None, effects);
+        }
     }
 }

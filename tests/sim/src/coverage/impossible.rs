@@ -117,6 +117,7 @@ pub fn changing(from: Changing, to: Changing) -> Option<&'static str> {
     let can = match from {
         Nothing => !matches!(to, ShrinkProposed | HandOver | Adopt),
         ShrinkFlushing => matches!(to, Nothing | ShrinkProposed),
+        FlushHeir => to == Nothing,
         Grow => matches!(to, Nothing | ShrinkFlushing),
         ShrinkProposed | TakeOver | Release | GiveAuthority => to == Nothing,
         HandOver | Adopt => false,
