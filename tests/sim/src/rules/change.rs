@@ -3,7 +3,7 @@
 use replicator_core::limits::EXTENT_BYTES;
 use replicator_core::metadata::Superblock;
 
-use crate::rules::view::{Device, Op, Sent, View};
+use crate::rules::view::{Device, Op, Sent, SentFrame, View};
 use crate::rules::{Case, Verdict, demand};
 
 /// A copy of the superblock is written.
@@ -62,6 +62,15 @@ fn changed_by_nobody(view: &View, next: &Superblock) -> Verdict {
     let leaves = !next.register.contains(view.me) && view.device == Device::Lost;
     demand(kept || leaves, "R1", || {
         format!("a replica without an office proposes the set {:?}", next.register.set)
+    })?;
+    // R3: it leaves to one that has made durable what was answered.
+    let session = &view.session;
+    let answered =
+        |frame: &SentFrame| matches!(frame.what, Sent::Write { .. }) && frame.answered > 0;
+    let last = session.sent.iter().rposition(answered);
+    let flushed = last.is_none_or(|last| session.flushed > last as u64 + 1);
+    demand(kept || flushed, "R3", || {
+        format!("this replica leaves the set, the heir flushed up to {}", session.flushed)
     })
 }
 
