@@ -114,6 +114,8 @@ impl Pool {
         let mut map = MmapMut::map_anon(bytes)?;
         // Fewer page faults and cheaper pinning; only a hint.
         let _ = map.advise(memmap2::Advice::HugePage);
+        // A child (a fence agent) must not turn pages into copies while the disk writes to them.
+        let _ = map.advise(memmap2::Advice::DontFork);
         // Touched now, so that no request ever waits for memory.
         map.fill(0);
         let unlocked_because = map.lock().err().map(|error| {

@@ -4,8 +4,9 @@
 //! Around the data loop: `config` (the file), `key` and `greeting` (who may speak with us),
 //! `peers` (connections to the other nodes), `nbd_listen` (connections of clients), `resource`
 //! (one resource with its loop), `daemon` (all of them), `control` (what `replctl` says and
-//! hears), `fence` (a lost peer is switched off, without a witness), `recording` (the steps of a core into a file), `create` with `signature` and
-//! `device_use` (metadata on a disk, without a daemon).
+//! hears), `fence` (a lost peer is switched off, without a witness), `recording` (the steps of a
+//! core into a file), `create` with `signature` and `device_use` (metadata on a disk, without a
+//! daemon).
 
 pub mod block_device;
 mod buffers;

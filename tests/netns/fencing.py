@@ -38,8 +38,9 @@ exit 1
 class Fenced(Cluster):
     """Two nodes; each one has a fence agent of its own for the other to call."""
 
-    def __init__(self, agent=None, fencing="auto", before_off=":", fence="", **more):
+    def __init__(self, agent=None, fencing="auto", before_off=":", fence="", delays=(), **more):
         self.agent, self.fencing, self.fence = agent, fencing, fence
+        self.delays = dict(delays)
         self.before_off = before_off
         super().__init__(**more)
 
@@ -47,6 +48,7 @@ class Fenced(Cluster):
         lines = [super()._config(mine), ""]
         for name, node in self.nodes.items():
             lines += [f"[node.{name}.fence]", f"fence_after_ms = {SILENCE_MS}", self.fence]
+            lines.append(f"delay_ms = {self.delays.get(name, 0)}")
             lines += self._agent(node)
         return f'fencing = "{self.fencing}"\n' + "\n".join(lines)
 
@@ -349,6 +351,40 @@ def an_isolated_primary_is_really_switched_off_before_it_is_replaced():
         expect(cluster.primary() is beta and holds(beta, range(200, 230), b"c"), "data are missing")
 
 
+def a_duel_has_the_winner_that_the_configuration_names():
+    """Each is primary of something, all is cut, each wants to fence the other: alpha is fenced
+    later, so it wins, and takes over what beta served."""
+    if os.geteuid() != 0:
+        raise Skip("network namespaces need root")
+    with Fenced(before_off="kill -9 $(cat pid)", namespaces=True, resources=("one", "two"),
+                delays={"alpha": 4000}) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        alpha.ctl("demote", "two")
+        beta.promote(resource="two")
+        for resource, node in (("one", alpha), ("two", beta)):
+            cluster.wait_in_sync(resource)
+            fill(node, range(50), b"a", resource)
+        for node in (alpha, beta):
+            (cluster.agents(node) / "pid").write_text(str(node.process.pid))
+        for name in ("alpha", "beta"):
+            cluster.cut_from(name)
+        wait_until("alpha took over", lambda: alpha.replica("two")["role"] == "primary", 30)
+        expect(not beta.is_running and alpha.is_running, "the wrong one was switched off")
+        expect(cluster.calls(alpha) == [], "alpha was fenced too")
+        expect(alpha.replica("one")["role"] == "primary", "alpha gave its own office up")
+        expect(holds(alpha, range(50), b"a", "two"), "data are missing")
+        expect_recorded(alpha, "alpha fenced beta (agent, off confirmed)")
+        cluster.heal()
+        beta.start()
+        # It went on alone before it was switched off: only an operator gives that up.
+        wait_until("beta is recognised as diverged",
+                   lambda: beta.replica("two")["data"] == "diverged")
+        beta.ctl("resync", "two", "--discard")
+        for resource in ("one", "two"):
+            cluster.wait_in_sync(resource)
+            cluster.expect_identical(resource)
+
+
 def without_an_agent_the_commands_say_what_is_missing():
     with Cluster() as cluster:
         alpha = cluster.start().alpha
@@ -370,5 +406,6 @@ SCENARIOS = [
     after_a_start_nobody_is_fenced_before_he_was_heard,
     a_replica_that_lacks_writes_fences_nobody,
     an_isolated_primary_is_really_switched_off_before_it_is_replaced,
+    a_duel_has_the_winner_that_the_configuration_names,
     without_an_agent_the_commands_say_what_is_missing,
 ]

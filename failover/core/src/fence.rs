@@ -7,8 +7,8 @@
 //!                              v  | back-off                   v refused
 //!                             failed  <------------------------+
 //! ```
-//! An attempt counts only when `off` succeeded, `status` says off, nothing accepts connections at any
-//! address of the peer, and the peer was silent all the time: an agent that lies promotes nobody.
+//! An attempt counts only when `off` succeeded, `status` says off, nothing accepts connections at
+//! any address of the peer, and the peer was silent all the time: a lie promotes nobody.
 
 use alloc::format;
 use alloc::string::String;
@@ -200,6 +200,8 @@ enum State {
     /// It is off. Promotions that did not end yet.
     Confirmed {
         waiting: Vec<String>,
+        /// Why one was refused.
+        refused: Option<String>,
     },
     Failed {
         attempt: u32,
@@ -293,12 +295,14 @@ impl Fence {
                 self.set_stage(Stage::Asking);
                 effects.push(Effect::RunAgent(Request::Status));
             }
+            // Promotions under way are waited for: their core notices a living peer itself.
+            State::Confirmed { ref waiting, .. } if !waiting.is_empty() => {}
             State::Confirmed { .. } | State::Failed { .. } if self.facts.is_heard => {
                 self.watch_again(now, effects);
             }
             State::Failed { .. } if self.facts.lost.is_empty() => self.watch_again(now, effects),
             // Another resource came up since; an old confirmation does not count for it.
-            State::Confirmed { ref waiting } if waiting.is_empty() && self.has_lost_primary() => {
+            State::Confirmed { .. } if self.has_lost_primary() => {
                 self.enter(now, State::Suspected);
             }
             State::Failed { attempt, retry_at: Some(at) } if now >= at => {
@@ -481,7 +485,7 @@ impl Fence {
             effects.push(Effect::Promote { resource: resource.clone() });
         }
         let is_done = waiting.is_empty();
-        self.enter(now, State::Confirmed { waiting });
+        self.enter(now, State::Confirmed { waiting, refused: None });
         if is_done {
             self.settle(text, effects);
         }
@@ -504,27 +508,30 @@ impl Fence {
         }
     }
 
+    /// One refusal is enough to try all of it again, once all have ended.
     fn promotion_ended(
         &mut self,
         now: Time,
         resource: &str,
-        refused: Option<String>,
+        ended: Option<String>,
         effects: &mut Vec<Effect>,
     ) {
-        if let Some(why) = refused {
-            let why = format!("{resource} cannot be promoted: {why}");
-            // The others go on; one failure is enough to try all of it again.
-            return match self.state {
-                State::Confirmed { .. } => self.fail(now, "promotion_refused", why, effects),
-                _ => effects.push(Effect::Note(Note::Failed(why))),
-            };
-        }
-        let State::Confirmed { waiting } = &mut self.state else { return };
-        let before = waiting.len();
+        let State::Confirmed { waiting, refused } = &mut self.state else {
+            unreachable!("a promotion ended that nobody ordered")
+        };
         waiting.retain(|it| it != resource);
-        if before > 0 && waiting.is_empty() {
-            let (_, text) = self.last_fenced.clone().expect("it was fenced before");
-            self.settle(text, effects);
+        if let Some(why) = ended {
+            *refused = Some(format!("{resource} cannot be promoted: {why}"));
+        }
+        if !waiting.is_empty() {
+            return;
+        }
+        match refused.take() {
+            Some(why) => self.fail(now, "promotion_refused", why, effects),
+            None => {
+                let (_, text) = self.last_fenced.clone().expect("it was fenced before");
+                self.settle(text, effects);
+            }
         }
     }
 
@@ -591,10 +598,10 @@ impl Fence {
                 };
                 format!("attempt {attempt} of {}: {what}", self.settings.attempts)
             }
-            State::Confirmed { waiting } if waiting.is_empty() => {
+            State::Confirmed { waiting, .. } if waiting.is_empty() => {
                 self.last_fenced.as_ref().map_or_else(String::new, |(_, text)| text.clone())
             }
-            State::Confirmed { waiting } => format!("promoting {}", waiting.join(", ")),
+            State::Confirmed { waiting, .. } => format!("promoting {}", waiting.join(", ")),
             State::Failed { attempt, retry_at } => {
                 let next = match retry_at {
                     Some(at) => format!("tried again in {} ms", left(*at)),

@@ -329,3 +329,100 @@ fn a_reboot_is_off_confirmed_promoted_and_on() {
     assert_eq!(story.state(), "fenced", "a machine that does not start again is no danger");
     assert!(matches!(story.ordered.last(), Some(Effect::Note(Note::Failed(_)))));
 }
+
+/// A sequence of numbers that is the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+/// What was seen of an attempt, by somebody who knows only the rule.
+#[derive(Default)]
+struct Evidence {
+    off_succeeded: bool,
+    status_said_off: bool,
+    nothing_accepts: bool,
+    heard: bool,
+}
+
+/// Agents, peers and operators do anything at any time; whoever is promoted was fenced by the rule.
+#[test]
+fn nobody_is_ever_promoted_without_all_of_the_evidence() {
+    let (mut promoted, mut refused) = (0, 0);
+    for seed in 0..3_000 {
+        let mut dice = Dice(seed);
+        let mut story = Story::new(Settings { is_automatic: seed % 3 > 0, ..settings() });
+        let mut running: Option<Effect> = None;
+        let mut seen = Evidence::default();
+        for _ in 0..150 {
+            let attempts_before = matches!(story.state(), "fencing");
+            match (running.take(), dice.below(6)) {
+                (Some(Effect::RunAgent(request)), 0..=2) => {
+                    let ended = match dice.below(8) {
+                        0 => Ended::TimedOut,
+                        1 => Ended::NotRun,
+                        2 => Ended::Exit(1),
+                        3 if request == Request::Status => Ended::Exit(0),
+                        _ if request == Request::Status => Ended::Exit(2),
+                        _ => Ended::Exit(0),
+                    };
+                    match request {
+                        Request::Off => seen.off_succeeded = ended == Ended::Exit(0),
+                        Request::Status => seen.status_said_off = ended == Ended::Exit(2),
+                        Request::On => {}
+                    }
+                    story.agent(request, ended);
+                }
+                (Some(Effect::Probe), 0..=2) => {
+                    let accepted = (dice.below(4) == 0).then(|| "10.0.0.1:7788".to_owned());
+                    seen.nothing_accepts = accepted.is_none();
+                    story.tell(Input::Probed { accepted });
+                }
+                (Some(Effect::Promote { resource }), 0..=2) => {
+                    let refused = (dice.below(3) == 0).then(|| "no".to_owned());
+                    story.tell(Input::PromotionEnded { resource, refused });
+                }
+                (waits, 5) => {
+                    running = waits;
+                    story.tell(Input::Ordered);
+                }
+                (waits, _) => {
+                    running = waits;
+                    let is_rare = dice.below(20) == 0;
+                    story.facts.is_heard ^= is_rare || story.now_ms == 0;
+                    seen.heard |= story.facts.is_heard;
+                    story.now_ms += 100 * (1 + dice.below(40));
+                    story.look();
+                }
+            }
+            for effect in story.orders() {
+                match &effect {
+                    Effect::Promote { .. } => {
+                        assert!(
+                            seen.off_succeeded && seen.status_said_off && seen.nothing_accepts,
+                            "seed {seed}: promoted without a confirmation"
+                        );
+                        assert!(!seen.heard, "seed {seed}: promoted although it was heard");
+                        promoted += 1;
+                    }
+                    Effect::RunAgent(Request::Off) => {
+                        assert!(!attempts_before, "seed {seed}: two attempts at once");
+                        seen = Evidence::default();
+                    }
+                    Effect::Answer(Err(_)) => refused += 1,
+                    _ => {}
+                }
+                if !matches!(effect, Effect::Answer(_)) {
+                    assert!(running.is_none(), "seed {seed}: {effect:?} beside {running:?}");
+                    running = Some(effect);
+                }
+            }
+        }
+    }
+    assert!(promoted > 500 && refused > 500, "{promoted} promoted, {refused} refused");
+}
