@@ -220,6 +220,8 @@ pub struct Fence {
     facts: Facts,
     /// Since when the peer has been silent; none while it is heard, or before the first facts.
     silent_since: Option<Time>,
+    /// When the last facts came.
+    looked_at: Time,
     /// Whether it was ever heard.
     was_heard: bool,
     /// Whether it was heard since the attempt began.
@@ -242,6 +244,7 @@ impl Fence {
             since: now,
             facts: Facts::default(),
             silent_since: None,
+            looked_at: now,
             was_heard: false,
             heard_meanwhile: false,
             is_ordered: false,
@@ -269,6 +272,12 @@ impl Fence {
 
     fn looked(&mut self, now: Time, facts: Facts, effects: &mut Vec<Effect>) {
         self.facts = facts;
+        // Who slept for half of the patience heard nothing because of that: it counts anew.
+        let has_slept = now.since(self.looked_at).0 * 2 > self.patience().0;
+        self.looked_at = now;
+        if has_slept && matches!(self.state, State::Watching | State::Suspected) {
+            self.silent_since = None;
+        }
         if self.facts.is_heard {
             self.was_heard = true;
             self.heard_meanwhile = true;

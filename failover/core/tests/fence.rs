@@ -137,6 +137,20 @@ fn a_primary_that_comes_back_in_time_is_left_alone() {
 }
 
 #[test]
+fn a_node_that_slept_counts_the_silence_anew() {
+    let mut story = Story::new(settings());
+    story.alpha_falls_silent();
+    story.pass(1_000);
+    // A paused machine: hours on the clock, and nothing was looked at.
+    story.now_ms += 3_600_000;
+    story.look();
+    story.pass(4_900);
+    assert_eq!((story.state(), story.orders()), ("suspected", vec![]));
+    story.pass(100);
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+}
+
+#[test]
 fn a_node_that_lost_only_its_secondary_goes_on_alone() {
     let mut story = Story::new(settings());
     story.facts = Facts { is_heard: true, own_offices: 1, ..Facts::default() };
