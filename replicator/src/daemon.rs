@@ -24,8 +24,9 @@ use crate::fence::Fencing;
 use crate::key::{ClusterKey, KeyError};
 use crate::nbd_listen::NbdPort;
 use crate::peers::Peers;
-use crate::report::StatusReport;
+use crate::report::{ResourceReport, StatusReport};
 use crate::resource::Resource;
+use crate::verdict;
 
 /// How often a stop looks whether a resource is still in use.
 const USE_POLL: Duration = Duration::from_millis(500);
@@ -175,11 +176,17 @@ impl Daemon {
     /// same time, so that one hanging disk delays the answer only once.
     pub fn report(&self, only: Option<&str>) -> StatusReport {
         let wanted = self.resources.iter().filter(|it| only.is_none_or(|name| it.name() == name));
-        let resources = thread::scope(|scope| {
+        let mut resources: Vec<ResourceReport> = thread::scope(|scope| {
             let asked: Vec<_> = wanted.map(|resource| scope.spawn(|| resource.report())).collect();
             let answered = asked.into_iter().filter_map(|thread| thread.join().ok());
             answered.collect()
         });
+        let cluster_state = self.control_plane.as_ref().and_then(|plane| plane.report());
+        if let Some(cluster) = &cluster_state {
+            for resource in &mut resources {
+                resource.verdict = verdict::in_cluster(resource, &self.node.name, cluster);
+            }
+        }
         StatusReport {
             cluster: self.cluster.cluster.clone(),
             node: self.node.name.clone(),
@@ -188,7 +195,7 @@ impl Daemon {
             up_ms: self.started.elapsed().as_millis() as u64,
             warnings: self.warnings.clone(),
             refused_greetings: self.peers.refused_greetings(),
-            cluster_state: self.control_plane.as_ref().and_then(|plane| plane.report()),
+            cluster_state,
             fence: self.fencing.as_ref().map(|fencing| fencing.report()),
             resources,
         }

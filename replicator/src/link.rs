@@ -121,6 +121,12 @@ impl Link {
         self.delay = (self.delay * 3 / 2).min(DELAY_MAX);
     }
 
+    /// The office moved: both ends begin anew now, so that this is not the time to wait.
+    pub fn hurry(&mut self, now: Instant) {
+        self.delay = DELAY_MIN;
+        self.next_attempt = self.next_attempt.min(now);
+    }
+
     /// An operator wants a connection.
     pub fn unblock(&mut self, now: Instant) {
         self.is_blocked = false;
@@ -160,6 +166,22 @@ mod tests {
         link.began(SessionId(1), start);
         link.ended(SessionId(1), Retry::Later, "closed", start + GOOD_SESSION);
         assert_eq!(link.due(start + GOOD_SESSION), Due::After(DELAY_MIN));
+    }
+
+    #[test]
+    fn a_moved_office_ends_the_waiting_but_not_a_block() {
+        let now = Instant::now();
+        let mut link = Link::new(now);
+        for _ in 0..9 {
+            link.failed("refused".into(), false, now);
+        }
+        link.hurry(now);
+        assert_eq!(link.due(now), Due::Now);
+        link.failed("refused".into(), false, now);
+        assert_eq!(link.due(now), Due::After(DELAY_MIN));
+        link.block();
+        link.hurry(now);
+        assert_eq!(link.due(now), Due::WhenChanged);
     }
 
     #[test]

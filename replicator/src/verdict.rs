@@ -1,6 +1,8 @@
 //! The state of a resource in one sentence that a tired person understands at night: is it safe,
 //! what may fail next, and what to type if something should change.
 
+mod in_cluster;
+
 use serde::{Deserialize, Serialize};
 
 use crate::report::{PeerReport, ReplicaReport, ResourceReport};
@@ -31,8 +33,24 @@ fn verdict(level: Level, text: String) -> Verdict {
     Verdict { level, text }
 }
 
-/// The verdict of a node on one of its resources.
+pub use in_cluster::of as in_cluster;
+
+/// The verdict of a node on one of its resources, where no majority decides.
 pub fn of(resource: &ResourceReport, node: &str) -> Verdict {
+    let name = &resource.name;
+    if let Some(found) = trouble(resource, node) {
+        return found;
+    }
+    let replica = resource.replica.as_ref().expect("a resource without one is trouble");
+    match replica.role.as_str() {
+        "primary" => primary(name, node, replica),
+        "secondary" => secondary(name, node, replica),
+        other => verdict(Level::Attention, format!("{node} is {other}")),
+    }
+}
+
+/// What is wrong whoever decides: not up, no disk, diverged.
+fn trouble(resource: &ResourceReport, node: &str) -> Option<Verdict> {
     let name = &resource.name;
     let Some(replica) = &resource.replica else {
         let text = match resource.state.as_str() {
@@ -40,29 +58,23 @@ pub fn of(resource: &ResourceReport, node: &str) -> Verdict {
             "failed" => format!("cannot run on {node}: {}", resource.why),
             other => format!("{other} on {node}: {}", resource.why),
         };
-        return verdict(Level::Attention, text);
+        return Some(verdict(Level::Attention, text));
     };
     match replica.data.as_str() {
         "failed" => {
             let text = format!("the disk of {node} failed: {}", first_of(&resource.warnings));
-            return verdict(Level::Attention, text);
+            return Some(verdict(Level::Attention, text));
         }
-        "diverged" => return diverged_here(name, node, replica),
+        "diverged" => return Some(diverged_here(name, node, replica)),
         _ => {}
     }
-    if let Some(peer) = replica.peers.iter().find(|peer| peer.diverged_blocks > 0) {
-        let text = format!(
-            "{} has {} blocks that nobody else has, from before the last forced promotion. Save \
-             what is needed, then on {}: replctl resync {name} --discard",
-            peer.node, peer.diverged_blocks, peer.node
-        );
-        return verdict(Level::Degraded, text);
-    }
-    match replica.role.as_str() {
-        "primary" => primary(name, node, replica),
-        "secondary" => secondary(name, node, replica),
-        other => verdict(Level::Attention, format!("{node} is {other}")),
-    }
+    let peer = replica.peers.iter().find(|peer| peer.diverged_blocks > 0)?;
+    let text = format!(
+        "{} has {} blocks that nobody else has, from before the last forced promotion. Save what \
+         is needed, then on {}: replctl resync {name} --discard",
+        peer.node, peer.diverged_blocks, peer.node
+    );
+    Some(verdict(Level::Degraded, text))
 }
 
 /// A primary that would be fenced and replaced when it is lost says so instead of naming the
@@ -109,8 +121,8 @@ fn primary(name: &str, node: &str, replica: &ReplicaReport) -> Verdict {
     }
     let peer = &replica.peers[0].node;
     let text = format!(
-        "safe. Any one node may fail now. Roles change by hand in this version: if {node} is lost, \
-         on {peer}: replctl promote {name} --old-primary-is-off"
+        "safe. Any one node may fail now. There is no witness, so roles change by hand: if {node} is \
+         lost, on {peer}: replctl promote {name} --old-primary-is-off"
     );
     verdict(Level::Safe, text)
 }

@@ -151,7 +151,7 @@ class CheckedLoad:
     def __init__(self, cluster, size_mib, rate, seed):
         self.log_path = cluster.dir / "blkload.log"
         self.program = cluster.bin / "blkload"
-        self.uris = [word for node in cluster.nodes.values()
+        self.uris = [word for node in cluster.data_nodes
                      for word in ("--uri", node.blkload_uri())]
         self.common = ["--journal", cluster.dir / "journal", "--json"]
         words = [self.program, "run", *self.uris, *self.common, "--seconds", 1 << 20,

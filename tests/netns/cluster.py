@@ -1,5 +1,6 @@
-"""Two nodes, alpha and beta, on this machine: makes their disks, key and configuration, starts and
-kills their daemons, asks `replctl`, waits for conditions with deadlines, compares their disks.
+"""Two nodes, alpha and beta, on this machine, or three with gamma, a witness: makes their disks, key
+and configuration, starts and kills their daemons, asks `replctl`, waits for conditions with
+deadlines, compares their disks.
 
 Everything lives in one temporary directory (REPLICATOR_TEST_DIR says where, /var/tmp by default),
 listens on loopback or in network namespaces of its own, and is gone when the `with` block ends.
@@ -24,6 +25,7 @@ from nbd_client import Client
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NODES = ("alpha", "beta")
+WITNESS = "gamma"
 MIB = 1 << 20
 BLOCK = 4096
 PR_SET_PDEATHSIG = 1
@@ -40,7 +42,7 @@ class Skip(Exception):
 
 
 class Refused(Exception):
-    """`replctl` refused or failed; `code`, `why` and `next` say how."""
+    """`replctl` refused or failed; `code`, `rule`, `why` and `next` say how."""
 
     def __init__(self, exit_code, answer):
         refusal = answer.get("refused", {})
@@ -48,6 +50,7 @@ class Refused(Exception):
         self.code = refusal.get("code", "")
         self.why = refusal.get("why", answer.get("error", str(answer)))
         self.next = refusal.get("next", "")
+        self.rule = refusal.get("rule", "")
         super().__init__(f"{self.why} (next: {self.next})" if self.next else self.why)
 
 
@@ -180,6 +183,12 @@ class Node:
         self.process = None
         self.environment = {}
         self.arguments = []
+
+    @property
+    def host(self):
+        """Its IP address."""
+        number = list(self.cluster.nodes).index(self.name) + 1
+        return f"10.99.0.{number}" if self.cluster.namespaces else "127.0.0.1"
 
     def disk(self, resource="demo"):
         """The path of its disk."""
@@ -346,12 +355,12 @@ class Node:
 
 
 class Cluster:
-    """Two nodes. `resources` is a list of names; each gets a file as disk on both nodes, unless
-    `disks` maps (resource, node) to something else."""
+    """Two nodes, and a witness if asked for. `resources` is a list of names; each gets a file as
+    disk on both nodes, unless `disks` maps (resource, node) to something else."""
 
     def __init__(self, resources=("demo",), size_mib=64, backing="normal", attach="none", tcp=False,
                  namespaces=False, disks=None, timing=None, options="", assume_equal=True,
-                 name="test", device_root=None, create_flags=()):
+                 name="test", device_root=None, create_flags=(), witness=False):
         self.bin = binaries()
         parent = os.environ.get("REPLICATOR_TEST_DIR", "/var/tmp")
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="repl-", dir=parent))
@@ -366,7 +375,10 @@ class Cluster:
         self.resources = {}
         self.children = []
         self.alpha, self.beta = (Node(self, name) for name in NODES)
+        self.data_nodes = [self.alpha, self.beta]
         self.nodes = {"alpha": self.alpha, "beta": self.beta}
+        if witness:
+            self.gamma = self.nodes[WITNESS] = Node(self, WITNESS)
         for resource in resources:
             disk = {}
             for name in NODES:
@@ -461,13 +473,16 @@ class Cluster:
 
     def _config(self, mine):
         lines = [f'cluster = "{mine.get("cluster", self.name)}"', ""]
-        for number, (name, node) in enumerate(self.nodes.items(), 1):
-            host = f"10.99.0.{number}" if self.namespaces else "127.0.0.1"
-            lines += [f"[node.{name}]", f'address = "{host}:{node.port}"', f'key = "{node.key}"']
+        for name, node in self.nodes.items():
+            lines += [f"[node.{name}]", f'address = "{node.host}:{node.port}"']
             lines += [f'{key} = "{node.dir}"' for key in ("state_dir", "run_dir")]
+            lines.append(f'key = "{node.key}"')
+            if name == WITNESS:
+                lines += ["witness = true", ""]
+                continue
             lines.append(f'device_dir = "{node.device_dir}"')
             if self.tcp:
-                lines.append(f'nbd_address = "127.0.0.1:{node.nbd_port}"')
+                lines.append(f'nbd_address = "{node.host}:{node.nbd_port}"')
             lines.append("")
         if self.timing:
             lines.append("[timing]")
@@ -485,7 +500,7 @@ class Cluster:
         the cluster was made with `assume_equal=False`."""
         self.alpha.ctl("init")
         for resource in self.resources:
-            for node in self.nodes.values():
+            for node in self.data_nodes:
                 flags = [*self.create_flags, *(["--origin"] if node is self.alpha else [])]
                 if self.assume_equal:
                     flags.append("--assume-equal")
@@ -507,7 +522,7 @@ class Cluster:
     def wait_in_sync(self, resource="demo", deadline_s=40.0):
         """Waits until both are members, connected, and nothing is left to copy."""
         def done():
-            primary = [node for node in self.nodes.values()
+            primary = [node for node in self.data_nodes
                        if node.is_running and node.replica(resource)["role"] == "primary"]
             if len(primary) != 1:
                 return False
@@ -518,7 +533,7 @@ class Cluster:
 
     def primary(self, resource="demo"):
         """The node that is primary."""
-        found = [node for node in self.nodes.values() if node.is_running
+        found = [node for node in self.data_nodes if node.is_running
                  and node.replica(resource)["role"] == "primary"]
         expect(len(found) == 1, f"{len(found)} nodes are primary")
         return found[0]

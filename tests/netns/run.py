@@ -4,6 +4,7 @@ scenario is a function whose name says what must be true.
 
     run.py                  all of them
     run.py WORD...          those with one of these words in the name
+    run.py --long [WORD...] also those that take minutes
     run.py --list           their names
 
 Exit code: 0 all passed, 1 something failed, 77 something could not be tried here (no root).
@@ -20,10 +21,15 @@ import networks
 import recordings
 import roles
 import storage
+import trio_hosts
+import trio_network
+import trio_operation
 from cluster import Refused, Skip, TestFailed
 
 SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
-             + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS)
+             + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS
+             + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS)
+LONG = trio_hosts.LONG + trio_operation.LONG
 
 
 def sentence(scenario):
@@ -32,12 +38,13 @@ def sentence(scenario):
 
 
 def main():
-    words = sys.argv[1:]
+    words = [word for word in sys.argv[1:] if word != "--long"]
+    scenarios = SCENARIOS + (LONG if "--long" in sys.argv else [])
     if words == ["--list"]:
-        for scenario in SCENARIOS:
+        for scenario in SCENARIOS + LONG:
             print(sentence(scenario))
         return 0
-    chosen = [it for it in SCENARIOS if not words or any(word in sentence(it) for word in words)]
+    chosen = [it for it in scenarios if not words or any(word in sentence(it) for word in words)]
     began, failed, skipped = time.monotonic(), [], []
     for scenario in chosen:
         started = time.monotonic()

@@ -65,6 +65,7 @@ impl Node {
     /// Looks at everything and does what is due.
     pub(crate) fn decide(&mut self, effects: &mut Effects) {
         self.watch_majority();
+        self.watch_changes();
         self.watch_hand_overs();
         let takes_part = self.is_data_node() && self.left_out_of().is_none();
         if !takes_part || self.recovery.is_some() || !self.proposer.is_idle() {
@@ -76,10 +77,32 @@ impl Node {
         }
         let names: Vec<String> = self.locals.keys().cloned().collect();
         for name in names {
-            if let Ok(next) = self.judge(&name) {
+            let judged = self.judge(&name);
+            self.note_why(&name, judged.as_ref().err());
+            if let Ok(next) = judged {
                 self.do_move(name, next, effects);
             }
         }
+    }
+
+    /// Remembers since when a reason holds.
+    fn note_why(&mut self, resource: &str, why: Option<&Verdict>) {
+        let now = self.now;
+        let Some(local) = self.locals.get_mut(resource) else { return };
+        let is_same = |(code, _): &(String, Time)| why.is_some_and(|why| why.code == *code);
+        if !local.explained.as_ref().is_some_and(is_same) {
+            local.explained = why.map(|why| (why.code.clone(), now));
+        }
+    }
+
+    /// Why this node does not take an office, with the time since which that is the reason.
+    pub fn explain(&self, resource: &str) -> Option<Verdict> {
+        let mut verdict = self.judge(resource).err()?;
+        let known = self.locals.get(resource).and_then(|local| local.explained.as_ref());
+        if let Some((_, since)) = known.filter(|(code, _)| *code == verdict.code) {
+            verdict.since = verdict.since.min(*since);
+        }
+        Some(verdict)
     }
 
     fn do_move(&mut self, resource: String, next: Move, effects: &mut Effects) {
@@ -106,6 +129,12 @@ impl Node {
         let hears = self.hears_majority();
         self.no_majority_since =
             if hears { None } else { self.no_majority_since.or(Some(self.now)) };
+    }
+
+    fn watch_changes(&mut self) {
+        let revision = |state: Option<&ClusterState>| state.map_or(0, |state| state.revision);
+        let is_newer = revision(self.acceptor.accepted()) > revision(self.state());
+        self.change_since = if is_newer { self.change_since.or(Some(self.now)) } else { None };
     }
 
     /// A hand-over is over when the office is gone.
@@ -338,7 +367,7 @@ impl Node {
         if state.standby.contains(target) {
             let why = format!("{target} is on standby");
             let next = format!("replctl online {target}");
-            return Err(self.say_no("standby", "", &why, &next));
+            return Err(self.say_no("standby", "operator", &why, &next));
         }
         if !entry.has_member(target) {
             let why = format!(
@@ -423,8 +452,8 @@ impl Node {
         if state.paused {
             let mut verdict = self.say_no(
                 "paused",
-                "",
-                "an operator paused the automation",
+                "operator",
+                "an operator paused the automation: paused = true in the register",
                 "replctl resume; or replctl switchover",
             );
             verdict.since = self.known_since;
@@ -433,7 +462,7 @@ impl Node {
         if state.standby.contains(&self.config.name) {
             let why = format!("{} is on standby", self.config.name);
             let next = format!("replctl online {}", self.config.name);
-            let mut verdict = self.say_no("standby", "", &why, &next);
+            let mut verdict = self.say_no("standby", "operator", &why, &next);
             verdict.since = self.known_since;
             return Err(verdict);
         }
@@ -443,7 +472,7 @@ impl Node {
             && self.now.since(self.known_since) < WANTED_PATIENCE
         {
             let why = format!("an operator wants it on {wanted}, which is heard");
-            return Err(self.say_no("wanted_elsewhere", "", &why, "wait"));
+            return Err(self.say_no("wanted_elsewhere", "operator", &why, "wait"));
         }
         Ok(())
     }
@@ -457,6 +486,19 @@ impl Node {
         holder: &NodeName,
     ) -> Result<(), Verdict> {
         let next = "wait; a lease that is not renewed ends by itself";
+        // A release is in the acceptors, and the lease gone, a moment before it is known.
+        let changes = self.acceptor.accepted().filter(|newest| newest.by == *holder);
+        if let (Some(since), Some(newest)) = (self.change_since, changes)
+            && self.now.since(since) < self.lease()
+        {
+            let why = format!(
+                "{holder} proposes revision {}, not known to be committed",
+                newest.revision
+            );
+            let mut verdict = self.say_no("change_under_way", "L6", &why, "wait");
+            verdict.since = since;
+            return Err(verdict);
+        }
         if entry.state.sole {
             let why = format!(
                 "{holder} was the only member in generation {} and holds the office without end",

@@ -216,6 +216,8 @@ pub struct Local {
     pub office: Office,
     /// The last refusal of a promotion or hand-over.
     pub refusal: Option<Verdict>,
+    /// Why this node does not take the office, by its code, and since when.
+    pub explained: Option<(String, Time)>,
     /// No new attempt before.
     pub retry_at: Time,
     /// How often in a row it was refused.
@@ -265,6 +267,9 @@ pub struct Node {
     pub(crate) recovery: Option<Recovery>,
     /// Who was heard and is none of us.
     pub(crate) strangers: BTreeMap<NodeName, Stranger>,
+    /// Since when the acceptor here has a state that is newer than the known one: a change is under
+    /// way.
+    pub(crate) change_since: Option<Time>,
     /// Messages of this node to its own acceptor and back.
     own: VecDeque<Message>,
 }
@@ -298,6 +303,7 @@ impl Node {
             durable_epoch,
             recovery: None,
             strangers: BTreeMap::new(),
+            change_since: None,
             own: VecDeque::new(),
             config,
         }
@@ -355,6 +361,7 @@ impl Node {
         self.go_on(effects);
         self.tell_leases(effects);
         self.persist(effects);
+        say_once(effects);
     }
 
     /// When [`Input::TimePassed`] is due.
@@ -886,10 +893,16 @@ impl Node {
         }
     }
 
-    /// The offices that this process holds and whose loop makes progress (L1).
+    /// The offices that this process holds, whose loop makes progress (L1) and whose lease it can use.
     fn offices(&self) -> Vec<(String, u64)> {
         let Some(state) = self.state() else { return Vec::new() };
         let mine = Holder { node: self.config.name.clone(), process: self.config.process };
+        // One that hears nobody would go on extending a lease that it cannot use: after its end it
+        // asks only while it hears a majority.
+        let is_deaf = self.no_majority_since.is_some();
+        let is_of_use = |name: &String| {
+            !is_deaf || self.lease_until(name).is_some_and(|until| until > self.now)
+        };
         let is_alive = |name: &String| {
             self.locals
                 .get(name)
@@ -898,7 +911,8 @@ impl Node {
         state
             .resources
             .iter()
-            .filter(|entry| entry.holder.as_ref() == Some(&mine) && is_alive(&entry.name))
+            .filter(|entry| entry.holder.as_ref() == Some(&mine))
+            .filter(|entry| is_alive(&entry.name) && is_of_use(&entry.name))
             .map(|entry| (entry.name.clone(), entry.state.tenure))
             .collect()
     }
@@ -953,6 +967,26 @@ impl Node {
     pub(crate) fn is_data_node(&self) -> bool {
         !self.config.is_witness()
     }
+}
+
+/// A replica whose proposal was committed hears of it as that: to learn the same state as news
+/// would look like somebody else's.
+fn say_once(effects: &mut Effects) {
+    let decided: Vec<(String, u64)> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Decided { resource, result: Ok(state), .. } => {
+                Some((resource.clone(), state.generation))
+            }
+            _ => None,
+        })
+        .collect();
+    effects.retain(|effect| match effect {
+        Effect::Learned { resource, state } => !decided
+            .iter()
+            .any(|(of, generation)| of == resource && *generation == state.generation),
+        _ => true,
+    });
 }
 
 /// A denial in words.

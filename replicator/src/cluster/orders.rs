@@ -15,6 +15,11 @@ use crate::control::{RefusalReport, Reply};
 /// A switchover may take so long before the operator is told what it waits for.
 const SWITCHOVER_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
+/// A majority that declines for the moment, because a lease runs, is asked again for so long.
+const DECLINED_PATIENCE: Duration = Duration::from_secs(5);
+/// What a member says of its replica is up to two beats old: a hindrance that may be over counts
+/// only if it stays for so long.
+const FACTS_PATIENCE: Duration = Duration::from_secs(1);
 
 impl ControlPlane {
     fn look(&self) -> Result<Box<Node>, RefusalReport> {
@@ -60,30 +65,13 @@ impl ControlPlane {
     /// Moves the office without loss; waits until the other node serves.
     pub fn switchover(&self, resource: &str, to: Option<&str>) -> Reply {
         let began = Instant::now();
-        let ordered = self.look().and_then(|node| {
-            let entry = self.entry(&node, resource)?;
-            let state = node.state().expect("it has an entry");
-            let holder = entry.holder.as_ref().map(|holder| holder.node.clone());
-            let target = match to {
-                Some(name) => self.check_node(name)?,
-                None => node
-                    .heirs(&entry)
-                    .into_iter()
-                    .find(|it| Some(it) != holder.as_ref())
-                    .ok_or_else(|| {
-                        RefusalReport::new(
-                            "no_target",
-                            format!("no other node can take {resource} without loss"),
-                            "look at replctl status; wait for a resync or bring the node back",
-                        )
-                    })?,
-            };
-            if holder.as_ref() == Some(&target) {
-                return Ok(None);
+        let ordered = loop {
+            match self.find_target(resource, to) {
+                Err((_, true)) if began.elapsed() < FACTS_PATIENCE => thread::sleep(POLL),
+                Err((refusal, _)) => break Err(refusal),
+                Ok(target) => break Ok(target),
             }
-            node.check_target(state, &entry, &target).map_err(|verdict| refusal(&verdict))?;
-            Ok(Some(target))
-        });
+        };
         let target = match ordered {
             Ok(Some(target)) => target,
             Ok(None) => return Reply::Already(format!("{} is primary", to.unwrap_or_default())),
@@ -98,6 +86,42 @@ impl ControlPlane {
             Err(refusal) => Reply::Refused(refusal),
             Ok(()) => self.wait_for_primary(resource, &target, began),
         }
+    }
+
+    /// Where a switchover is to go; none: it is there. A refusal says whether it may be over in a
+    /// moment: it comes from what a member said of itself.
+    fn find_target(
+        &self,
+        resource: &str,
+        to: Option<&str>,
+    ) -> Result<Option<NodeName>, (RefusalReport, bool)> {
+        let stays = |refusal| (refusal, false);
+        let node = self.look().map_err(stays)?;
+        let entry = self.entry(&node, resource).map_err(stays)?;
+        let state = node.state().expect("it has an entry");
+        let holder = entry.holder.as_ref().map(|holder| &holder.node);
+        let target = match to {
+            Some(name) => self.check_node(name).map_err(stays)?,
+            None => {
+                let mut others = node.heirs(&entry).into_iter().filter(|it| Some(it) != holder);
+                others.next().ok_or_else(|| {
+                    let refusal = RefusalReport::new(
+                        "no_target",
+                        format!("no other node can take {resource} without loss"),
+                        "look at replctl status; wait for a resync or bring the node back",
+                    );
+                    (refusal, entry.state.set.len() > 1)
+                })?
+            }
+        };
+        if holder == Some(&target) {
+            return Ok(None);
+        }
+        node.check_target(state, &entry, &target).map_err(|verdict| {
+            let is_of_replica = entry.has_member(&target) && verdict.code != "standby";
+            (refusal(&verdict), is_of_replica)
+        })?;
+        Ok(Some(target))
     }
 
     /// Has a node take the office by force: data may be lost.
@@ -146,7 +170,11 @@ impl ControlPlane {
                 ));
             }
             let refused = node.local(resource).and_then(|local| local.refusal.clone());
-            if let Some(verdict) = refused.filter(|it| it.since.0 > 0 && is_fresh(it, began)) {
+            let counts = |it: &Verdict| {
+                let is_passing = it.code == "not_now" && began.elapsed() < DECLINED_PATIENCE;
+                it.since.0 > 0 && is_fresh(it, began) && !is_passing
+            };
+            if let Some(verdict) = refused.filter(counts) {
                 let _ = self.order(
                     Change::Want {
                         resource: resource.to_owned(),

@@ -167,7 +167,7 @@ impl ControlPlane {
 
     fn office_report(&self, node: &Node, entry: &Entry) -> OfficeReport {
         let name = &entry.name;
-        let explain = node.judge(name).err().map(|verdict| Explanation {
+        let explain = node.explain(name).map(|verdict| Explanation {
             refusal: refusal(&verdict),
             since_ms: now().since(verdict.since).as_ms(),
         });

@@ -68,8 +68,8 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
     let lease_ms = top.number("lease_ms", LEASE_RANGE_MS).unwrap_or(defaults::LEASE_MS);
     let fences_by_itself = top.word("fencing", &["auto", "manual"]) == Some("auto");
     let timing = match top.section("timing") {
-        Some(section) => timing(section, Timing::default()),
-        None => Timing::default(),
+        Some(section) => timing(section, default_timing()),
+        None => default_timing(),
     };
 
     let mut warnings = Vec::new();
@@ -345,6 +345,16 @@ fn check_disks(
                 problems.add(name.span.clone(), what, help);
             }
         }
+    }
+}
+
+/// Clients are to wait for less than a second when only the link between the data nodes is cut, so
+/// a peer is missed sooner than the core alone would.
+fn default_timing() -> Timing {
+    Timing {
+        peer_silence: Span::from_ms(700),
+        ping_interval: Span::from_ms(200),
+        ..Timing::default()
     }
 }
 

@@ -62,7 +62,7 @@ fn a_good_file_has_its_values_and_defaults() {
     assert_eq!(web.attach, AttachWish::None);
     assert_eq!(web.timing.peer_silence, Span::from_ms(2000));
     assert_eq!(web.timing.power_loss_wait, Span(u64::MAX));
-    assert_eq!(config.resource("mariadb").unwrap().timing.peer_silence, Span::from_ms(1000));
+    assert_eq!(config.resource("mariadb").unwrap().timing.peer_silence, Span::from_ms(700));
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn every_problem_is_reported_at_once() {
         "r.toml:6:10: `attach` cannot be \"fues\"",
         "help: did you mean \"fuse\"?",
         "r.toml:7:15: `log_extents` must be a whole number from 64 to 8192",
-        "`ping_interval_ms` is 900, but must be below half of `peer_silence_ms`, which is 1000",
+        "`ping_interval_ms` is 900, but must be below half of `peer_silence_ms`, which is 700",
     ] {
         assert!(text.contains(part), "{part:?} is missing in:\n{text}");
     }

@@ -2,6 +2,7 @@
 //! the replica is and proposes goes out.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use failover::Cluster;
 use failover::core::cluster::Force;
@@ -130,6 +131,9 @@ impl Resource {
 
     /// How a proposal of the replica ended.
     pub fn decided(&self, number: u64, result: Result<RegisterState, NotCommitted>) {
+        if let Ok(state) = &result {
+            self.keep_state(state);
+        }
         let result = match result {
             Ok(state) => Ok(Box::new(state)),
             Err(NotCommitted::Newer(state)) => Err(Undecided::Newer(state)),
@@ -140,8 +144,20 @@ impl Resource {
 
     /// The newest committed state; kept for a loop that is not up yet.
     pub fn register_learned(&self, state: RegisterState) {
-        self.lock().learned = Some(state.clone());
+        self.keep_state(&state);
         self.tell_loop(Input::RegisterLearned(Box::new(state)));
+    }
+
+    /// Keeps a committed state. When the office moved, sessions begin anew at once.
+    fn keep_state(&self, state: &RegisterState) {
+        let mut kept = self.lock();
+        let office = |state: &RegisterState| (state.tenure, state.primary);
+        if kept.learned.as_ref().map(office) != Some(office(state)) {
+            let now = Instant::now();
+            kept.links.iter_mut().for_each(|link| link.hurry(now));
+            self.changed.notify_all();
+        }
+        kept.learned = Some(state.clone());
     }
 
     /// Until when this node may act as primary.

@@ -3,11 +3,11 @@
 mod members;
 mod world;
 
-use failover_core::Span;
 use failover_core::cluster::{Epoch, Force};
 use failover_core::command::Change;
 use failover_core::message::{Envelope, Heartbeat, Message};
 use failover_core::node::Input;
+use failover_core::{Span, Time};
 
 use world::{RESOURCE, World, name, replica_of};
 
@@ -139,4 +139,65 @@ fn a_takeover_that_the_register_moved_past_is_settled_while_the_other_has_the_le
     world.cut.clear();
     world.run_until(Span::from_ms(3_000), |world| is_decided(world, "beta decided 1: newer"));
     assert!(world.has_lease("alpha"), "{:#?}", world.log);
+}
+
+#[test]
+fn a_primary_that_is_heard_but_hears_nobody_is_replaced() {
+    let mut world = World::with_primary();
+    world.cut = vec![(name("beta"), name("alpha")), (name("gamma"), name("alpha"))];
+    let took = world.run_until(Span::from_ms(5_000), |world| world.has_lease("beta"));
+    assert!(took <= Span::from_ms(2_500), "{} ms: {:#?}", took.as_ms(), world.log);
+}
+
+/// The last member comes back with the witness, after a stale replica was there alone: it must
+/// serve (D12), though the third acceptor never answers.
+#[test]
+fn the_last_member_and_the_witness_are_enough_after_others_have_proposed() {
+    let mut world = World::with_primary();
+    world.kill("beta");
+    let mut next = world.machines[&name("alpha")].state.clone().unwrap();
+    let expected = next.generation;
+    next.generation += 1;
+    next.sole = true;
+    next.set.retain(|member| member.replica == replica_of(&name("alpha")));
+    let shrink = Input::ReplicaProposed {
+        resource: RESOURCE.into(),
+        number: 4,
+        expected,
+        next,
+        forced: false,
+    };
+    world.step("alpha", shrink);
+    world.run_until(Span::from_ms(3_000), |world| {
+        world.machines[&name("alpha")].lease == Some(Time(u64::MAX))
+    });
+    world.kill("alpha");
+    world.start("beta");
+    let end = world.now + Span::from_ms(4_000);
+    world.run_until(Span::from_ms(5_000), |world| world.now >= end);
+    assert!(!world.has_lease("beta"));
+    world.kill("beta");
+    world.start("alpha");
+    world.run_until(Span::from_ms(5_000), |world| world.has_lease("alpha"));
+}
+
+/// A hand-over is in the acceptors a moment before everybody knows of it: nobody takes that for a
+/// lost primary.
+#[test]
+fn a_switchover_is_never_taken_for_a_failure() {
+    let mut world = World::with_primary();
+    for round in 0..60 {
+        let target = if round % 2 == 0 { "beta" } else { "alpha" };
+        let change = Change::Want {
+            resource: RESOURCE.into(),
+            node: Some(name(target)),
+            force: Force::default(),
+        };
+        world.step("alpha", Input::Ordered { ticket: round, change, why: "an operator".into() });
+        world.run_until(Span::from_ms(3_000), |world| world.has_lease(target));
+        let end = world.now + Span::from_ms(200 + round * 7);
+        world.run_until(Span::from_ms(3_000), |world| world.now >= end);
+    }
+    let lost: Vec<&String> = world.log.iter().filter(|line| line.contains("is lost")).collect();
+    assert!(lost.is_empty(), "{lost:?}");
 }

@@ -129,6 +129,12 @@ impl World {
         let machine = self.machines.get_mut(&name(node)).unwrap();
         let Some(core) = &mut machine.node else { return };
         core.step(now, input, &mut effects);
+        // A replica never hears of its own change as of somebody else's.
+        for effect in &effects {
+            let Effect::Decided { result: Ok(mine), .. } = effect else { continue };
+            let news = |it: &Effect| matches!(it, Effect::Learned { state, .. } if state == mine);
+            assert!(!effects.iter().any(news), "told twice: {mine:?}");
+        }
         for effect in effects {
             self.effect(&name(node), effect);
         }
@@ -184,6 +190,9 @@ impl World {
                 self.push(FSYNC, event);
             }
             Effect::Decided { resource, number, result } => {
+                if let Ok(state) = &result {
+                    self.machines.get_mut(node).unwrap().state = Some(state.clone());
+                }
                 self.log.push(format!(
                     "{} {node} decided {number}: {}",
                     self.now.0 / 1_000_000,

@@ -151,36 +151,51 @@ impl Replica {
         if self.is_up_to_date() || allow_data_loss || defect(Defect::StalePromoted) {
             return Ok(());
         }
-        let why = if self.register.generation == 0 {
-            String::from("no replica of this resource was ever named its origin")
+        let (rule, why) = if self.register.generation == 0 {
+            ("R11b", String::from("no replica of this resource was ever named its origin"))
         } else if self.superblock.invalid {
-            String::from("the data of this replica were declared bad or changed without us")
+            let why = "the data of this replica were declared bad or changed without us";
+            ("R12", String::from(why))
         } else if self.superblock.syncing {
-            String::from(
-                "a resync of this replica was not finished: its blocks are of different times",
-            )
+            let why =
+                "a resync of this replica was not finished: its blocks are of different times";
+            ("R4", String::from(why))
         } else if self.superblock.diverged {
-            String::from("this replica has writes that the present lineage does not have")
+            let why = format!(
+                "this replica has writes that the lineage of generation {} does not have",
+                self.register.generation
+            );
+            ("R11d", why)
         } else {
-            format!(
+            let why = format!(
                 "this replica is not in the in-sync set of generation {}: it lacks acknowledged \
                  writes",
                 self.register.generation
-            )
+            );
+            ("R11a", why)
         };
-        let next = if self.register.generation == 0 {
+        Err(Refusal { code: "not_up_to_date", rule, why, next: self.what_instead() })
+    }
+
+    /// What may be done where the data here cannot be served.
+    fn what_instead(&self) -> String {
+        let first = self.register.set.first();
+        let other = first.map_or("the other node", |member| self.node_of(member.replica));
+        if self.register.generation == 0 {
             "name the node whose data count: replctl init RESOURCE --from NODE".into()
+        } else if self.superblock.diverged {
+            "save what is needed, then give it up here: replctl resync RESOURCE --discard".into()
+        } else if self.by_majority() {
+            format!(
+                "bring {other} back, it has them; or, if it is gone for ever, serve these old \
+                 data: replctl failover RESOURCE --to NODE --allow-data-loss"
+            )
         } else {
             format!(
-                "promote {} instead; or, if its data are gone for ever, serve these old data with \
-                 --allow-data-loss",
-                self.register
-                    .set
-                    .first()
-                    .map_or("the other node", |member| self.node_of(member.replica))
+                "promote {other} instead; or, if its data are gone for ever, serve these old data \
+                 with --allow-data-loss"
             )
-        };
-        Err(Refusal { code: "not_up_to_date", rule: "R11a", why, next })
+        }
     }
 
     pub(crate) fn peer_is_primary(&self, at: usize) -> Refusal {

@@ -1,0 +1,275 @@
+//! The same sentence where a majority decides: who would take over by itself, or what keeps it from
+//! that.
+
+use super::{Level, Verdict, because, is_connected, lacking, trouble, verdict};
+use crate::cluster::{ClusterReport, NodeReport, OfficeReport};
+use crate::report::{ReplicaReport, ResourceReport};
+
+/// A takeover takes so much longer than the lease, as a rule: its end at the acceptors, a look at
+/// the facts, the promotion.
+const BEYOND_LEASE_PERMILLE: u64 = 1_100;
+const TAKEOVER_MS: u64 = 200;
+
+/// The verdict of a node of a cluster with a majority on one of its resources.
+pub fn of(resource: &ResourceReport, node: &str, cluster: &ClusterReport) -> Verdict {
+    if let Some(found) = trouble(resource, node) {
+        return found;
+    }
+    let office = cluster.resources.iter().find(|office| office.name == resource.name);
+    let (Some(replica), Some(office)) = (&resource.replica, office) else {
+        let why = if cluster.has_majority { "" } else { ", and no majority is heard" };
+        let text = format!("not served: the register is not known on {node} yet{why}");
+        return verdict(Level::Attention, text);
+    };
+    match replica.role.as_str() {
+        "primary" => primary(node, replica, cluster, office),
+        "secondary" => secondary(node, replica, cluster, office),
+        other => verdict(Level::Attention, format!("{node} is {other}")),
+    }
+}
+
+fn primary(
+    node: &str,
+    replica: &ReplicaReport,
+    cluster: &ClusterReport,
+    office: &OfficeReport,
+) -> Verdict {
+    if !office.is_sole && office.lease_left_ms == 0 {
+        let text = format!(
+            "clients wait: the lease of {node} is over{}. It goes on when a majority is heard \
+             again, if nobody took over meanwhile",
+            silent_ones(cluster)
+        );
+        return verdict(Level::Attention, text);
+    }
+    if let Some(peer) = replica.peers.iter().find(|peer| !peer.is_member) {
+        return verdict(Level::Degraded, format!("served by {node} alone: {}", lacking(peer)));
+    }
+    if let Some(peer) = replica.peers.iter().find(|peer| peer.state != "current") {
+        let text = format!(
+            "served by {node}; {} is in the set but {}{}. Writes wait until it is back or removed",
+            peer.node,
+            peer.state,
+            because(peer)
+        );
+        return verdict(Level::Degraded, text);
+    }
+    let heir = replica.peers.first().map_or("", |peer| peer.node.as_str());
+    may_fail("", node, heir, cluster)
+}
+
+fn secondary(
+    node: &str,
+    replica: &ReplicaReport,
+    cluster: &ClusterReport,
+    office: &OfficeReport,
+) -> Verdict {
+    let is_held = office.is_sole || office.lease_left_ms > 0;
+    if office.primary.is_empty() || office.primary == node || !is_held {
+        return not_served(node, office);
+    }
+    let primary = &office.primary;
+    let is_member = office.in_sync.iter().any(|member| member == node);
+    if let Some(peer) = replica.peers.iter().find(|peer| peer.node == *primary)
+        && !is_connected(peer)
+    {
+        let place = if is_member { "still in the set" } else { "not in sync" };
+        let text = format!(
+            "{primary} serves; {node} is {place} and {}{}",
+            peer.state.replace("idle", "not connected"),
+            because(peer)
+        );
+        return verdict(Level::Degraded, text);
+    }
+    if !is_member || replica.data != "up_to_date" {
+        let data = replica.data.replace('_', " ");
+        let text = format!("{primary} serves; {node} is {data} and being brought up to date");
+        return verdict(Level::Degraded, text);
+    }
+    may_fail(&format!("{primary} serves. "), primary, node, cluster)
+}
+
+/// All copies are equal: what keeps a failure from being harmless?
+fn may_fail(who: &str, primary: &str, heir: &str, cluster: &ClusterReport) -> Verdict {
+    if cluster.is_paused {
+        let text = format!(
+            "{who}{heir} has everything, but automation is paused: nobody takes over by itself. \
+             replctl resume"
+        );
+        return verdict(Level::Degraded, text);
+    }
+    if cluster.standby.iter().any(|node| node == heir) {
+        let text = format!(
+            "{who}{heir} has everything, but is on standby: nobody takes over if {primary} fails. \
+             replctl online {heir}"
+        );
+        return verdict(Level::Degraded, text);
+    }
+    let silent = silent_ones(cluster);
+    if !silent.is_empty() {
+        let text = format!(
+            "{who}{heir} has everything, but one more failure leaves no majority{silent}. Bring \
+             that back"
+        );
+        return verdict(Level::Degraded, text);
+    }
+    let takeover_ms = cluster.lease_ms * BEYOND_LEASE_PERMILLE / 1_000 + TAKEOVER_MS;
+    let text = format!(
+        "safe. {who}Any one node may fail now; {heir} would take over in about {}.{} s",
+        takeover_ms / 1_000,
+        takeover_ms % 1_000 / 100
+    );
+    verdict(Level::Safe, text)
+}
+
+/// `: gamma is silent for 3.1 s`, or nothing.
+fn silent_ones(cluster: &ClusterReport) -> String {
+    let is_missing = |node: &&NodeReport| !matches!(node.state.as_str(), "here" | "reachable");
+    let missing: Vec<String> = cluster
+        .nodes
+        .iter()
+        .filter(is_missing)
+        .map(|node| match node.state.as_str() {
+            "silent" => {
+                let ms = node.silent_ms;
+                format!("{} is silent for {}.{} s", node.name, ms / 1_000, ms % 1_000 / 100)
+            }
+            other => format!("{} is {other}", node.name),
+        })
+        .collect();
+    if missing.is_empty() { String::new() } else { format!(": {}", missing.join(", ")) }
+}
+
+fn not_served(node: &str, office: &OfficeReport) -> Verdict {
+    let text = match &office.explain {
+        Some(explanation) => {
+            let refusal = &explanation.refusal;
+            let rule = if refusal.rule.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", refusal.rule)
+            };
+            format!(
+                "not served as far as {node} knows: {}{rule}. Next: {}",
+                refusal.why, refusal.next
+            )
+        }
+        None => format!("not served for the moment: {node} is about to take over"),
+    };
+    verdict(Level::Attention, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Explanation;
+    use crate::control::RefusalReport;
+    use crate::report::PeerReport;
+
+    fn node(name: &str, state: &str) -> NodeReport {
+        NodeReport {
+            name: name.into(),
+            state: state.into(),
+            silent_ms: 3_140,
+            ..NodeReport::default()
+        }
+    }
+
+    fn cluster() -> ClusterReport {
+        ClusterReport {
+            has_majority: true,
+            lease_ms: 1_000,
+            nodes: vec![
+                node("alpha", "here"),
+                node("beta", "reachable"),
+                node("gamma", "reachable"),
+            ],
+            resources: vec![OfficeReport {
+                name: "shop".into(),
+                primary: "alpha".into(),
+                in_sync: vec!["alpha".into(), "beta".into()],
+                lease_left_ms: 800,
+                ..OfficeReport::default()
+            }],
+            ..ClusterReport::default()
+        }
+    }
+
+    fn resource(role: &str, peer: &str) -> ResourceReport {
+        let peer = PeerReport {
+            node: peer.into(),
+            state: "current".into(),
+            is_member: true,
+            ..PeerReport::default()
+        };
+        ResourceReport {
+            name: "shop".into(),
+            state: "up".into(),
+            replica: Some(ReplicaReport {
+                role: role.into(),
+                data: "up_to_date".into(),
+                peers: vec![peer],
+                ..ReplicaReport::default()
+            }),
+            ..ResourceReport::default()
+        }
+    }
+
+    #[test]
+    fn a_whole_cluster_says_who_would_take_over_and_when() {
+        let primary = of(&resource("primary", "beta"), "alpha", &cluster());
+        assert_eq!(primary.level, Level::Safe);
+        let text = "safe. Any one node may fail now; beta would take over in about 1.3 s";
+        assert_eq!(primary.text, text);
+        let secondary = of(&resource("secondary", "alpha"), "beta", &cluster());
+        assert_eq!(secondary.level, Level::Safe);
+        assert!(secondary.text.starts_with("safe. alpha serves."), "{}", secondary.text);
+    }
+
+    #[test]
+    fn what_keeps_others_from_taking_over_is_named() {
+        let mut paused = cluster();
+        paused.is_paused = true;
+        let mut standby = cluster();
+        standby.standby = vec!["beta".into()];
+        let mut silent = cluster();
+        silent.nodes[2] = node("gamma", "silent");
+        for (cluster, words) in [
+            (paused, "replctl resume"),
+            (standby, "replctl online beta"),
+            (silent, "gamma is silent for 3.1 s"),
+        ] {
+            let verdict = of(&resource("primary", "beta"), "alpha", &cluster);
+            assert_eq!(verdict.level, Level::Degraded, "{}", verdict.text);
+            assert!(verdict.text.contains(words), "{}", verdict.text);
+        }
+    }
+
+    #[test]
+    fn a_primary_without_a_lease_says_who_is_missing() {
+        let mut cluster = cluster();
+        cluster.resources[0].lease_left_ms = 0;
+        cluster.nodes[1] = node("beta", "silent");
+        let verdict = of(&resource("primary", "beta"), "alpha", &cluster);
+        assert_eq!(verdict.level, Level::Attention);
+        assert!(verdict.text.contains("beta is silent for 3.1 s"), "{}", verdict.text);
+    }
+
+    #[test]
+    fn a_secondary_that_does_not_take_over_says_why_and_what_next() {
+        let mut cluster = cluster();
+        cluster.resources[0].lease_left_ms = 0;
+        cluster.resources[0].explain = Some(Explanation {
+            refusal: RefusalReport {
+                code: "not_a_member".into(),
+                rule: "R11a".into(),
+                why: "beta is stale".into(),
+                next: "bring alpha back".into(),
+            },
+            since_ms: 5,
+        });
+        let verdict = of(&resource("secondary", "alpha"), "beta", &cluster);
+        assert_eq!(verdict.level, Level::Attention);
+        assert!(verdict.text.contains("beta is stale (R11a). Next: bring alpha back"));
+    }
+}

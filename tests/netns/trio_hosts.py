@@ -1,0 +1,242 @@
+"""Scenarios: three nodes decide by themselves while daemons are killed, stopped and restarted under
+load.
+"""
+
+import itertools
+import signal
+
+from cluster import expect, on_each_backing, wait_until
+from trio import Trio, stay
+from trio_network import last_revision, longest_pause, nobody_took_over
+
+LEASE_S = 1.0
+TAKEN_WITHIN_S = 15
+
+
+def h1_a_killed_primary_is_replaced_and_returns_later(backing):
+    with Trio(backing=backing) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        alpha.kill()
+        took = cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
+        print(f"    the first write on beta {took:.2f} s after SIGKILL")
+        stay(2 if backing == "volatile" else 5)
+        alpha.start()
+        cluster.finish()
+        expect(cluster.primary() is beta, "the old primary took the office back")
+
+
+def h1_a_killed_primary_that_never_returns_is_replaced():
+    with Trio() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        alpha.kill()
+        took = cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
+        print(f"    the first write on beta {took:.2f} s after SIGKILL")
+        wait_until("alpha left the set", lambda: cluster.office(beta)["in_sync"] == ["beta"], 10)
+        cluster.wait_for_acks("beta", 5, 100)
+        cluster.watch.finish()
+
+
+def h1_a_killed_primary_that_is_back_after_100_ms_serves_again_or_is_replaced(backing):
+    with Trio(backing=backing) as cluster:
+        alpha = cluster.start().alpha
+        before = last_revision(cluster)
+        alpha.kill()
+        stay(0.1)
+        alpha.start()
+        wait_until("somebody acknowledges writes again", lambda: any(
+            ack[1] > cluster.watch.acks()[0][1] and ack[2] > since(cluster)
+            for ack in cluster.watch.acks()), TAKEN_WITHIN_S)
+        cluster.finish()
+        if backing == "normal":
+            nobody_took_over_from_another(cluster, before)
+        print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")
+
+
+def since(cluster):
+    """When the newest break of service was noticed by its client."""
+    ends = [float(line[2]) for line in cluster.watch.lines() if line[0] == "end"]
+    return max(ends, default=0.0)
+
+
+def nobody_took_over_from_another(cluster, before):
+    """Whoever takes the office since then is alpha, which had it."""
+    new = [entry for entry in cluster.takeovers()
+           if entry["revision"] > before and entry["primary"] != "alpha"]
+    expect(not new, f"somebody took over: {new}")
+
+
+def h1_a_killed_secondary_is_left_out_and_returns(backing):
+    with Trio(backing=backing) as cluster:
+        beta = cluster.start().beta
+        before = last_revision(cluster)
+        for away_s in (0.1, 5 if backing == "normal" else 2):
+            beta.kill()
+            stay(away_s)
+            cluster.wait_for_acks("alpha", TAKEN_WITHIN_S)
+            beta.start()
+            cluster.wait_in_sync()
+        cluster.finish()
+        nobody_took_over(cluster, before)
+        print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")
+
+
+def h1_a_killed_witness_is_noticed_by_nobody_but_the_operator():
+    with Trio() as cluster:
+        alpha, gamma = cluster.start().alpha, cluster.gamma
+        before = last_revision(cluster)
+        for away_s in (0.1, 5):
+            gamma.kill()
+            stay(away_s)
+            cluster.wait_for_acks("alpha", 2)
+            if away_s > 2 * LEASE_S:
+                cluster_state = alpha.ctl("status")["cluster_state"]
+                silent = [it["name"] for it in cluster_state["nodes"] if it["state"] == "silent"]
+                expect(silent == ["gamma"], f"silent: {silent}")
+            gamma.start()
+        cluster.finish()
+        nobody_took_over(cluster, before)
+        longest = longest_pause(cluster.watch.acks())
+        expect(longest < 1.0, f"clients waited {longest:.2f} s for a lost witness")
+
+
+def stopped_for(seconds):
+    """SIGSTOP of the primary for so long; the cluster when it goes on."""
+    def scenario():
+        with Trio() as cluster:
+            alpha, beta = cluster.start().alpha, cluster.beta
+            before = last_revision(cluster)
+            alpha.signal(signal.SIGSTOP)
+            stay(seconds)
+            alpha.signal(signal.SIGCONT)
+            if seconds < LEASE_S:
+                cluster.wait_for_acks("alpha", TAKEN_WITHIN_S)
+                nobody_took_over(cluster, before)
+            else:
+                cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
+            cluster.finish()
+            expect(cluster.primary() is (alpha if seconds < LEASE_S else beta), "wrong primary")
+            if seconds < LEASE_S:
+                expect(alpha.status()["counters"]["errors"] == 0, "clients saw errors")
+    return scenario
+
+
+def h2_a_primary_stopped_for_half_a_lease_goes_on():
+    stopped_for(LEASE_S / 2)()
+
+
+def h2_a_primary_stopped_for_two_leases_is_replaced_and_never_answers_again():
+    stopped_for(2 * LEASE_S)()
+
+
+def h2_a_primary_stopped_for_30_s_is_replaced_and_never_answers_again():
+    stopped_for(30)()
+
+
+def h2_a_primary_that_goes_on_in_the_middle_of_the_takeover_does_no_harm():
+    """At several moments around the end of the lease, whoever wins."""
+    with Trio() as cluster:
+        cluster.start()
+        for stopped_s in (0.9, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3):
+            primary = cluster.data_node(cluster.office()["primary"])
+            primary.signal(signal.SIGSTOP)
+            stay(stopped_s)
+            primary.signal(signal.SIGCONT)
+            cluster.wait_in_sync()
+            cluster.wait_for_acks(cluster.primary().name, TAKEN_WITHIN_S)
+        cluster.finish()
+
+
+def h2_a_stopped_witness_or_secondary_never_moves_the_office():
+    with Trio() as cluster:
+        cluster.start()
+        before = last_revision(cluster)
+        for node in (cluster.beta, cluster.gamma):
+            node.signal(signal.SIGSTOP)
+            stay(3 * LEASE_S)
+            cluster.wait_for_acks("alpha", 5)
+            node.signal(signal.SIGCONT)
+            cluster.wait_in_sync()
+        cluster.finish()
+        nobody_took_over(cluster, before)
+
+
+def h6_a_rolling_restart_of_all_daemons_loses_nothing():
+    """As an upgrade does it: the secondary, the witness, the primary after a switchover."""
+    with Trio() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        for node in (beta, cluster.gamma):
+            node.stop()
+            node.start()
+            cluster.wait_in_sync()
+        beta.ctl("switchover", "demo", "--to", "beta")
+        cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
+        alpha.stop()
+        alpha.start()
+        cluster.wait_in_sync()
+        cluster.finish()
+        expect(cluster.primary() is beta, "the office moved once more")
+        print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")
+
+
+def h6_a_primary_that_is_told_to_stop_hands_over_or_is_replaced():
+    """SIGTERM under load, without a switchover before."""
+    with Trio() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        alpha.stop(timeout_s=60)
+        took = cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
+        print(f"    the first write on beta {took:.2f} s after the end of alpha's daemon")
+        alpha.start()
+        cluster.finish()
+        expect(cluster.primary() is beta, "the office moved once more")
+
+
+def h7_a_cold_start_in_every_order_serves():
+    with Trio() as cluster:
+        cluster.start(watched=False)
+        for order in itertools.permutations(cluster.nodes.values()):
+            for node in cluster.nodes.values():
+                node.kill()
+            for node in order:
+                node.spawn()
+                wait_until(f"{node.name} answers", node.answers_or_died)
+            cluster.wait_in_sync()
+            with cluster.primary().client() as client:
+                client.write(0, bytes(4096), fua=True)
+        cluster.expect_identical()
+
+
+def h7_a_cold_start_serves_with_any_one_node_missing():
+    with Trio() as cluster:
+        cluster.start(watched=False)
+        for missing in cluster.nodes.values():
+            for node in cluster.nodes.values():
+                node.kill()
+            others = [node for node in cluster.nodes.values() if node is not missing]
+            for node in others:
+                node.spawn()
+            wait_until(f"somebody serves without {missing.name}", lambda: any(
+                node.replica()["role"] == "primary" for node in others
+                if node is not cluster.gamma), 30)
+            with cluster.primary().client() as client:
+                client.write(4096, bytes(4096), fua=True)
+            missing.start()
+            cluster.wait_in_sync()
+        cluster.expect_identical()
+
+
+SCENARIOS = [
+    *on_each_backing(h1_a_killed_primary_is_replaced_and_returns_later),
+    h1_a_killed_primary_that_never_returns_is_replaced,
+    *on_each_backing(h1_a_killed_primary_that_is_back_after_100_ms_serves_again_or_is_replaced),
+    *on_each_backing(h1_a_killed_secondary_is_left_out_and_returns),
+    h1_a_killed_witness_is_noticed_by_nobody_but_the_operator,
+    h2_a_primary_stopped_for_half_a_lease_goes_on,
+    h2_a_primary_stopped_for_two_leases_is_replaced_and_never_answers_again,
+    h2_a_primary_that_goes_on_in_the_middle_of_the_takeover_does_no_harm,
+    h2_a_stopped_witness_or_secondary_never_moves_the_office,
+    h6_a_rolling_restart_of_all_daemons_loses_nothing,
+    h6_a_primary_that_is_told_to_stop_hands_over_or_is_replaced,
+    h7_a_cold_start_in_every_order_serves,
+    h7_a_cold_start_serves_with_any_one_node_missing,
+]
+LONG = [h2_a_primary_stopped_for_30_s_is_replaced_and_never_answers_again]

@@ -1,0 +1,229 @@
+"""Scenarios: three nodes, operators who switch over, pause and force, and replicas that come back
+stale or diverged.
+"""
+
+import threading
+import time
+
+from cluster import Refused, expect, wait_until
+from nbd_client import Failed, Lost
+from nbd_client import Refused as NotServed
+from trio import Trio, stay
+from trio_network import last_revision, longest_pause, nobody_took_over
+
+TAKEN_WITHIN_S = 15
+BLOCK = 4096
+
+
+def d12_a_stale_replica_that_comes_back_alone_refuses_and_the_last_member_serves():
+    with Trio() as cluster:
+        alpha, beta, gamma = cluster.start(watched=False).nodes.values()
+        with alpha.client() as client:
+            client.write(0, b"1" * BLOCK, fua=True)
+        beta.kill()
+        wait_until("alpha is the only member",
+                   lambda: cluster.office(alpha)["in_sync"] == ["alpha"], 10)
+        with alpha.client() as client:
+            client.write(0, b"2" * BLOCK, fua=True)
+        alpha.kill()
+
+        beta.start()
+        stay(4)
+        expect(beta.replica()["role"] == "secondary", "a stale replica was promoted")
+        explained = cluster.office(beta)["explain"]["refusal"]
+        expect(explained["rule"] in ("R5d", "R11a", "R11c"), f"refused by {explained}")
+        print(f"    beta: {explained['rule']}: {explained['why']}")
+        for command in (("switchover", "demo", "--to", "beta"),):
+            refused = beta.refuses(*command)
+            expect(refused.code in ("not_a_member", "stale"), f"{refused.code}: {refused}")
+        try:
+            beta.client().close()
+            raise AssertionError("a stale replica serves clients")
+        except (NotServed, Lost):
+            pass
+
+        beta.kill()
+        alpha.start()
+        cluster.wait_for_primary(alpha)
+        with alpha.client() as client:
+            expect(client.read(0, BLOCK) == b"2" * BLOCK, "an acknowledged write is missing")
+        beta.start()
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+        expect(gamma.is_running, "the witness ended")
+
+
+def d13_after_a_forced_failover_the_old_primary_is_refused_until_the_operator_gives_its_data_up():
+    with Trio() as cluster:
+        alpha, beta, _ = cluster.start(watched=False).nodes.values()
+        beta.kill()
+        wait_until("alpha is the only member",
+                   lambda: cluster.office(alpha)["in_sync"] == ["alpha"], 10)
+        with alpha.client() as client:
+            for block in range(8):
+                client.write(block * BLOCK, b"a" * BLOCK, fua=True)
+        alpha.kill()
+        beta.start()
+        wait_until("beta knows the register",
+                   lambda: cluster.office(beta)["generation"] > 0, 10)
+        refused = beta.refuses("failover", "demo", "--to", "beta", "--allow-data-loss")
+        expect(refused.rule == "R5d" and "--old-primary-is-off" in refused.next,
+               f"{refused.rule} {refused}")
+        beta.ctl("failover", "demo", "--to", "beta", "--allow-data-loss", "--old-primary-is-off")
+        cluster.wait_for_primary(beta)
+        with beta.client() as client:
+            client.write(0, b"b" * BLOCK, fua=True)
+            expect(client.read(BLOCK, BLOCK) == bytes(BLOCK), "beta has what it never got")
+
+        alpha.start()
+        wait_until("alpha says that it diverged", lambda: alpha.replica()["data"] == "diverged")
+        diverged = wait_until("beta counts the diverged blocks",
+                              lambda: beta.peer()["diverged_blocks"])
+        # After a crash every hot extent counts.
+        expect(8 <= diverged <= 1024 + 8, f"{diverged} blocks diverged, 8 were written")
+        print(f"    {diverged} diverged blocks; {alpha.status()['verdict']['text']}")
+        stay(2)
+        expect(alpha.replica()["data"] == "diverged", "alpha was overwritten without an order")
+        explained = wait_until("explain tells", lambda: cluster.office(alpha)["replicas"][0][
+            "hindrance"])
+        expect(explained["rule"] == "R11d" and "--discard" in explained["next"], f"{explained}")
+        alpha.ctl("resync", "demo", "--discard")
+        cluster.wait_in_sync()
+        with beta.client() as client:
+            expect(client.read(0, BLOCK) == b"b" * BLOCK, "a write of the new lineage is missing")
+        cluster.expect_identical()
+        expect(any("forced" in entry["what"] for entry in cluster.history()),
+               "history does not name the force")
+
+
+def o3_a_switchover_under_load_loses_nothing():
+    with Trio() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        for source, target in ((alpha, beta), (beta, alpha), (alpha, beta)):
+            began = time.monotonic()
+            answer = source.ctl("switchover", "demo", "--to", target.name)
+            took = cluster.wait_for_acks(target.name, TAKEN_WITHIN_S)
+            print(f"    {answer.get('done', answer)}; first write {took:.2f} s, "
+                  f"{time.monotonic() - began:.2f} s with the checks")
+            cluster.wait_in_sync()
+        cluster.finish()
+
+
+def o3_a_switchover_whose_target_dies_half_way_leaves_somebody_serving():
+    with Trio() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        for after_s in (0.02, 0.05, 0.1):
+            order = threading.Thread(target=try_to, args=(
+                alpha, "switchover", "demo", "--to", "beta"))
+            order.start()
+            stay(after_s)
+            beta.kill()
+            wait_until("somebody serves", lambda: alpha.replica()["role"] == "primary", 30)
+            cluster.wait_for_acks("alpha", TAKEN_WITHIN_S)
+            order.join(90)
+            expect(not order.is_alive(), "the switchover never answers")
+            beta.start()
+            cluster.wait_in_sync()
+            if cluster.primary() is beta:
+                cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
+                beta.ctl("switchover", "demo", "--to", "alpha")
+                cluster.wait_for_primary(alpha)
+                cluster.wait_in_sync()
+        cluster.finish()
+
+
+def try_to(node, *words):
+    """A command that may be refused."""
+    try:
+        node.ctl(*words)
+    except Refused as refusal:
+        print(f"    {' '.join(words)}: {refusal}")
+
+
+def o4_while_automation_is_paused_nothing_is_taken_over_and_resume_does():
+    with Trio() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        beta.ctl("pause")
+        before = last_revision(cluster)
+        alpha.kill()
+        stay(4)
+        expect(beta.replica()["role"] == "secondary", "beta took over though paused")
+        nobody_took_over(cluster, before)
+        explained = cluster.office(beta)["explain"]
+        expect(explained["refusal"]["code"] == "paused", f"{explained}")
+        expect("replctl resume" in explained["refusal"]["next"], f"{explained}")
+        beta.ctl("resume")
+        took = cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
+        print(f"    the first write on beta {took:.2f} s after resume")
+        alpha.start()
+        cluster.finish()
+
+
+def o4_a_node_on_standby_gives_its_office_away_and_takes_none():
+    with Trio() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        alpha.ctl("standby", "alpha")
+        cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
+        cluster.wait_in_sync()
+        refused = beta.refuses("switchover", "demo", "--to", "alpha", code="standby")
+        expect("replctl online alpha" in refused.next, refused.next)
+        beta.kill()
+        stay(4)
+        expect(alpha.replica()["role"] == "secondary", "a node on standby took over")
+        explained = cluster.office(alpha)["explain"]["refusal"]
+        expect(explained["code"] == "standby", f"{explained}")
+        alpha.ctl("online", "alpha")
+        cluster.wait_for_acks("alpha", TAKEN_WITHIN_S)
+        beta.start()
+        cluster.finish()
+
+
+def o8_failovers_in_a_row(count):
+    """The primary is killed and comes back; again and again, under load."""
+    with Trio() as cluster:
+        cluster.start()
+        times = []
+        for _ in range(count):
+            old = cluster.primary()
+            new = next(node for node in cluster.data_nodes if node is not old)
+            old.kill()
+            times.append(cluster.wait_for_acks(new.name, TAKEN_WITHIN_S, 1))
+            old.start()
+            cluster.wait_in_sync()
+            cluster.watch.expect_well()
+        cluster.finish()
+        times.sort()
+        print(f"    {count} failovers: median {times[count // 2]:.2f} s, worst {times[-1]:.2f} s")
+
+
+def o8_ten_failovers_in_a_row():
+    o8_failovers_in_a_row(10)
+
+
+def o8_a_hundred_failovers_in_a_row():
+    o8_failovers_in_a_row(100)
+
+
+def o8_twenty_switchovers_in_a_row():
+    with Trio() as cluster:
+        cluster.start()
+        for number in range(20):
+            target = cluster.data_nodes[(number + 1) % 2]
+            cluster.data_nodes[number % 2].ctl("switchover", "demo", "--to", target.name)
+            cluster.wait_for_acks(target.name, TAKEN_WITHIN_S, 1)
+            cluster.wait_in_sync()
+        cluster.finish()
+        print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")
+
+
+SCENARIOS = [
+    d12_a_stale_replica_that_comes_back_alone_refuses_and_the_last_member_serves,
+    d13_after_a_forced_failover_the_old_primary_is_refused_until_the_operator_gives_its_data_up,
+    o3_a_switchover_under_load_loses_nothing,
+    o3_a_switchover_whose_target_dies_half_way_leaves_somebody_serving,
+    o4_while_automation_is_paused_nothing_is_taken_over_and_resume_does,
+    o4_a_node_on_standby_gives_its_office_away_and_takes_none,
+    o8_ten_failovers_in_a_row,
+    o8_twenty_switchovers_in_a_row,
+]
+LONG = [o8_a_hundred_failovers_in_a_row]
