@@ -21,6 +21,7 @@ import networks
 import recordings
 import roles
 import storage
+import trio_explain
 import trio_hosts
 import trio_network
 import trio_operation
@@ -28,7 +29,8 @@ from cluster import Refused, Skip, TestFailed
 
 SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS
-             + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS)
+             + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
+             + trio_explain.SCENARIOS)
 LONG = trio_hosts.LONG + trio_operation.LONG
 
 
