@@ -508,10 +508,15 @@ class Cluster:
         return self
 
     def start(self):
-        """Creates, starts both daemons, promotes alpha, waits until all are members."""
+        """Creates, starts the daemons, promotes alpha, waits until all are members; with a witness
+        nobody needs to be promoted."""
         self.create()
         for node in self.nodes.values():
             node.start()
+        if WITNESS in self.nodes:
+            for resource in self.resources:
+                self.wait_in_sync(resource)
+            return self
         for resource in self.resources:
             wait_until("the two are connected", lambda: self.alpha.peer(resource).get("state")
                        not in (None, "", "disconnected", "connecting"))
