@@ -20,7 +20,7 @@ use crate::config::{ClusterConfig, NodeConfig};
 use crate::control::Reply;
 use crate::control_server;
 use crate::events::{Events, Weight};
-use crate::fence::Fencing;
+use crate::fence::{Fencing, agent};
 use crate::key::{ClusterKey, KeyError};
 use crate::nbd_listen::NbdPort;
 use crate::peers::Peers;
@@ -101,6 +101,11 @@ impl Daemon {
         let control = listen(&node.control_socket)?;
 
         warnings.extend(cluster.warnings.iter().cloned());
+        if let Some((peer, fence)) = cluster.fence_of_peer(&node.name)
+            && let Some(problem) = agent::missing(fence)
+        {
+            warnings.push(format!("{} cannot be fenced: {problem}", peer.name));
+        }
         let cluster = Arc::new(cluster);
         let events = Arc::new(Events::default());
         let keeper = Arc::new(keeper);

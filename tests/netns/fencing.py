@@ -383,6 +383,17 @@ def a_duel_has_the_winner_that_the_configuration_names():
             cluster.expect_identical(resource)
 
 
+def a_missing_agent_is_seen_before_it_is_needed():
+    with Fenced(agent="fence_of_nowhere") as cluster:
+        alpha = cluster.start().alpha
+        words = "/usr/sbin/fence_of_nowhere cannot be run"
+        warnings = alpha.ctl("status")["warnings"]
+        expect(any(f"beta cannot be fenced: {words}" in it for it in warnings), f"{warnings}")
+        for flags in ([], ["--fence"]):
+            code, out, _ = alpha.ctl_raw("check", *flags, as_json=False)
+            expect(code == 4 and f"fence of beta: {words}" in out, f"check {flags} says {out}")
+
+
 def without_an_agent_the_commands_say_what_is_missing():
     with Cluster() as cluster:
         alpha = cluster.start().alpha
@@ -405,5 +416,6 @@ SCENARIOS = [
     a_replica_that_lacks_writes_fences_nobody,
     an_isolated_primary_is_really_switched_off_before_it_is_replaced,
     a_duel_has_the_winner_that_the_configuration_names,
+    a_missing_agent_is_seen_before_it_is_needed,
     without_an_agent_the_commands_say_what_is_missing,
 ]

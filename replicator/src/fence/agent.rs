@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use failover::core::fence::Ended;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, sigprocmask};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
 
 use crate::config::FenceConfig;
 
@@ -178,9 +178,23 @@ fn keep(
     let _ = thread::Builder::new().name("agent words".into()).spawn(body);
 }
 
+/// What can be seen to be missing without running anything: the program, the password.
+pub fn missing(config: &FenceConfig) -> Option<String> {
+    if let Err(error) = access(&config.agent, AccessFlags::X_OK) {
+        let program = config.agent.display();
+        return Some(format!(
+            "{program} cannot be run: {error}; is it installed (Debian: apt install fence-agents)?"
+        ));
+    }
+    config.password_file.as_deref().and_then(|path| password(path).err())
+}
+
 /// What is wrong with an agent as it is configured, asking it for `metadata` and `monitor`; empty
 /// when nothing is. Takes as long as the agent does.
 pub fn check(config: &FenceConfig, node: &str) -> Vec<String> {
+    if let Some(problem) = missing(config) {
+        return vec![problem];
+    }
     let label = config.label();
     let metadata = run(config, node, "metadata");
     let mut problems = Vec::new();
@@ -189,10 +203,6 @@ pub fn check(config: &FenceConfig, node: &str) -> Vec<String> {
             for name in missing_parameters(&metadata.output, config) {
                 problems.push(format!("{label} needs the option `{name}`"));
             }
-        }
-        Ended::NotRun => {
-            let said = &metadata.said;
-            return vec![format!("{said}; is it installed (Debian: apt install fence-agents)?")];
         }
         ended => problems.push(describe(&label, "metadata", ended, &metadata.said)),
     }

@@ -212,6 +212,11 @@ pub fn check(
             }
         }
     }
+    let fence = here.and_then(|node| config.fence_of_peer(&node.name)).filter(|_| !asks_agents);
+    if let Some((peer, fence)) = fence {
+        let missing = agent::missing(fence);
+        problems.extend(missing.map(|problem| format!("fence of {}: {problem}", peer.name)));
+    }
     for node in config.nodes.iter().filter(|_| asks_agents) {
         let found = node.fence.as_ref().map(|fence| agent::check(fence, &node.name));
         let named = |problem| format!("fence of {}: {problem}", node.name);
