@@ -31,7 +31,7 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
              + trio_explain.SCENARIOS)
-LONG = trio_hosts.LONG + trio_operation.LONG
+LONG = trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
 
 
 def sentence(scenario):

@@ -195,10 +195,12 @@ SCENARIOS = [
     p2_with_only_the_data_link_cut_the_primary_goes_on_with_the_vote_of_the_witness,
     p3_what_the_primary_sends_to_the_secondary_is_lost,
     p3_what_the_secondary_sends_to_the_primary_is_lost,
-    p3_what_the_primary_sends_to_the_witness_is_lost,
-    p3_what_the_witness_sends_to_the_primary_is_lost,
     p3_nothing_that_the_primary_sends_arrives_and_it_is_replaced,
     p3_the_primary_hears_nobody_and_is_replaced,
-    p6_a_data_link_that_flaps_never_moves_the_office,
     p6_a_primary_whose_whole_network_flaps_is_replaced_at_most_once_and_gets_nothing_back,
+]
+LONG = [
+    p3_what_the_primary_sends_to_the_witness_is_lost,
+    p3_what_the_witness_sends_to_the_primary_is_lost,
+    p6_a_data_link_that_flaps_never_moves_the_office,
 ]
