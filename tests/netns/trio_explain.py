@@ -191,6 +191,25 @@ def status_names_the_party_that_is_stopped():
         cluster.watch.finish()
 
 
+def status_names_a_disk_and_a_log_write_that_do_not_end():
+    with ThrottledDisk(64) as disk, Trio(disks={("demo", "alpha"): disk.path}) as cluster:
+        alpha = cluster.create().alpha
+        for node in (cluster.beta, cluster.gamma):
+            node.spawn()
+        alpha.spawn(wrap=disk.wrap)
+        cluster.wait_in_sync()
+        with alpha.client() as client:
+            disk.throttle(MIB // 4)
+            for number in range(9):
+                client.send_request(WRITE, number * 4 * MIB, MIB, b"d" * MIB)
+            for party in ("the disk", "the activity log"):
+                found = wait_until(f"status names {party}", lambda party=party: [
+                    it for it in alpha.replica()["waits"]
+                    if it["what"] == party and it["since_ms"] > 0], 10)
+                print(f"    {party} ({found[0]['since_ms']} ms)")
+        disk.throttle(1 << 40)
+
+
 SCENARIOS = [
     explain_lease_runs_no_majority_paused_and_standby,
     explain_not_a_member_and_stale,
@@ -198,4 +217,5 @@ SCENARIOS = [
     explain_a_higher_generation_on_disk_than_in_the_register,
     explain_a_drain_that_hangs,
     status_names_the_party_that_is_stopped,
+    status_names_a_disk_and_a_log_write_that_do_not_end,
 ]
