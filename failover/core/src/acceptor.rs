@@ -86,6 +86,8 @@ pub struct Acceptor {
     /// The offices of the accepted state that is durable: only for them a lease is granted, since
     /// after a restart nothing else reminds the acceptor of it.
     durable: Vec<(String, Holder, u64)>,
+    /// The longest lease for which a restart would wait (L5).
+    durable_lease: Span,
     leases: Vec<Lease>,
     /// Until then it has to assume that every holder it knows has a lease (L5).
     unsure_until: Time,
@@ -103,8 +105,11 @@ impl Acceptor {
         if defect(Defect::PromiseForgotten) {
             record.promised = Ballot::default();
         }
-        let durable = offices(&record);
-        Self { record, durable, leases: Vec::new(), unsure_until: now + wait }
+        if defect(Defect::AcceptForgotten) {
+            record.accepted = None;
+        }
+        let (durable, durable_lease) = (offices(&record), record.longest_lease);
+        Self { record, durable, durable_lease, leases: Vec::new(), unsure_until: now + wait }
     }
 
     /// What has to be durable before anybody hears the answer.
@@ -121,6 +126,24 @@ impl Acceptor {
     /// A record that [`Acceptor::next_record`] gave is durable.
     pub fn became_durable(&mut self, record: &Record) {
         self.durable = offices(record);
+        self.durable_lease = record.longest_lease;
+    }
+
+    /// The yes to an accept leaves now, its record being durable. For its proposer it is the first
+    /// grant of the offices it gives him (L3): so it leaves only while that state is the accepted
+    /// one. Whether it does.
+    pub fn first_grant(&mut self, now: Time, ballot: &Ballot) -> bool {
+        let Some((accepted, state)) = &self.record.accepted else { return false };
+        if accepted != ballot {
+            return false;
+        }
+        if state.by == ballot.node {
+            let holder = Holder { node: ballot.node.clone(), process: ballot.process };
+            let voters_since = state.voters_since;
+            let offices = state.offices_of(&holder);
+            self.renew(now, &holder, &offices, voters_since);
+        }
+        true
     }
 
     /// The newest accepted state.
@@ -199,15 +222,24 @@ impl Acceptor {
                 check_sole(known, next)?;
             }
         }
-        let was_voter = self.accepted().is_some_and(|known| known.is_voter(self.record.id));
-        let is_first = next.revision <= 1;
-        if !was_voter && !is_first && !defect(Defect::NewAcceptorWithoutWait) {
-            // Others may have granted leases that it knows nothing of (L5).
-            self.unsure_until = now + acceptor_term(next.longest_lease);
-        }
+        self.wait_if_new(now, next);
         self.leases.retain(|lease| next.leaves_office(&lease.resource, &lease.holder));
         self.keep(ballot, next);
         Ok(())
+    }
+
+    /// L5, L7: an acceptor that was no full voter so far waits when the voters begin to change
+    /// and again when it ends: others may have granted leases that it knows nothing of, to a
+    /// holder that does not know the new voters, until a majority had accepted the beginning.
+    fn wait_if_new(&mut self, now: Time, next: &ClusterState) {
+        let id = self.record.id;
+        let was_voter = self.accepted().is_some_and(|known| {
+            let is_full = known.voters.iter().any(|voter| voter.acceptor == id);
+            is_full || defect(Defect::NewAcceptorWaitsOnce) && known.is_voter(id)
+        });
+        if !was_voter && next.revision > 1 && !defect(Defect::NewAcceptorWithoutWait) {
+            self.unsure_until = self.unsure_until.max(now + acceptor_term(next.longest_lease));
+        }
     }
 
     /// Takes note of a committed state that it missed. Whether that is new to it.
@@ -216,10 +248,7 @@ impl Acceptor {
         if known.is_some_and(|(accepted, _)| accepted >= ballot) {
             return false;
         }
-        let was_voter = self.accepted().is_some_and(|known| known.is_voter(self.record.id));
-        if !was_voter && state.revision > 1 && !defect(Defect::NewAcceptorWithoutWait) {
-            self.unsure_until = now + acceptor_term(state.longest_lease);
-        }
+        self.wait_if_new(now, state);
         self.leases.retain(|lease| state.leaves_office(&lease.resource, &lease.holder));
         self.keep(ballot, state);
         true
@@ -251,17 +280,29 @@ impl Acceptor {
 
     /// Grants or renews the lease of offices that the accepted state gives this very process, and
     /// says which of them it does (L3). The time counts from now, which is when the answer leaves.
-    pub fn renew(&mut self, now: Time, holder: &Holder, offices: &[(String, u64)]) -> Vec<String> {
+    /// A holder that knows older voters (`voters_since`) gets none: it would count this grant in
+    /// a majority that decides nothing any more (L7).
+    pub fn renew(
+        &mut self,
+        now: Time,
+        holder: &Holder,
+        offices: &[(String, u64)],
+        voters_since: u64,
+    ) -> Vec<String> {
         let Some(state) = self.accepted() else { return Vec::new() };
+        if voters_since < state.voters_since && !defect(Defect::GrantToUninformed) {
+            return Vec::new();
+        }
         let until = now + acceptor_term(state.lease);
         let names = |(resource, tenure): &&(String, u64)| {
             let is_named = state.resource(resource).is_some_and(|entry| {
                 entry.holder.as_ref() == Some(holder) && entry.state.tenure == *tenure
             });
             let mut durable = self.durable.iter();
-            let is_durable = durable
-                .any(|office| office.0 == *resource && office.1 == *holder && office.2 == *tenure);
-            is_named && is_durable || defect(Defect::GrantAfterTakeover)
+            let is_durable = self.durable_lease >= state.lease
+                && durable.any(|own| own.0 == *resource && own.1 == *holder && own.2 == *tenure);
+            is_named && (is_durable || defect(Defect::GrantBeforeDurable))
+                || defect(Defect::GrantAfterTakeover)
         };
         let granted: Vec<String> =
             offices.iter().filter(names).map(|(resource, _)| resource.clone()).collect();

@@ -123,6 +123,8 @@ pub struct ClusterState {
     pub longest_lease: Span,
     /// Whose votes count.
     pub voters: Vec<Voter>,
+    /// The revision in which the voters changed last.
+    pub voters_since: u64,
     /// While the voters change: a majority of these is needed too (L7).
     pub next_voters: Option<Vec<Voter>>,
     /// Automation is off: nothing is taken over.
@@ -152,6 +154,18 @@ impl ClusterState {
         self.voters.iter().chain(next.filter(|voter| !self.voters.contains(voter)))
     }
 
+    /// Whose vote an answer of a node is: that of the acceptor that gave it. An acceptor without
+    /// its record has another id, and so no vote (L5).
+    pub fn vote_of(&self, node: &NodeName, acceptor: u128) -> u128 {
+        let as_voter = || self.all_voters().find(|voter| voter.node == *node);
+        match as_voter() {
+            Some(voter) if crate::defect::defect(crate::defect::Defect::EmptyRecordVotes) => {
+                voter.acceptor
+            }
+            _ => acceptor,
+        }
+    }
+
     /// Whether an acceptor has a vote.
     pub fn is_voter(&self, acceptor: u128) -> bool {
         self.all_voters().any(|voter| voter.acceptor == acceptor)
@@ -174,6 +188,13 @@ impl ClusterState {
     /// propose it: only when it leaves that office alone.
     pub fn leaves_office(&self, resource: &str, holder: &Holder) -> bool {
         self.resource(resource).is_some_and(|entry| entry.holder.as_ref() == Some(holder))
+    }
+
+    /// The offices of a holder, with their tenures.
+    pub fn offices_of(&self, holder: &Holder) -> Vec<(String, u64)> {
+        let held = |entry: &&Resource| entry.holder.as_ref() == Some(holder);
+        let office = |entry: &Resource| (entry.name.clone(), entry.state.tenure);
+        self.resources.iter().filter(held).map(office).collect()
     }
 
     /// The offices that `next` takes from somebody who did not propose it.

@@ -116,6 +116,8 @@ pub enum Unfit {
     TooMany,
     /// Another change of the voters is under way.
     VotersChange,
+    /// More than one voter would come or go (L7).
+    OneAtATime,
 }
 
 impl Change {
@@ -136,6 +138,7 @@ impl Change {
                     lease: *lease,
                     longest_lease: *lease,
                     voters: voters.clone(),
+                    voters_since: 1,
                     cause: cause.clone(),
                     ..ClusterState::default()
                 }),
@@ -144,9 +147,27 @@ impl Change {
         let mut next = old.ok_or(Unfit::NotFounded)?.clone();
         self.change(&mut next, by)?;
         next.revision += 1;
+        if matches!(self, Self::Voters { .. } | Self::VotersDone { .. }) {
+            next.voters_since = next.revision;
+        }
         next.by = by.clone();
         next.cause = cause.clone();
         Ok(next)
+    }
+
+    /// Whether doing it twice does nothing, whatever was done in between. What an operator sets can
+    /// be set back meanwhile.
+    pub(crate) fn is_guarded(&self) -> bool {
+        !matches!(
+            self,
+            Self::Want { .. }
+                | Self::Pause(_)
+                | Self::Standby { .. }
+                | Self::Lease(_)
+                | Self::Voters { .. }
+                | Self::AddResource { .. }
+                | Self::RemoveResource { .. }
+        )
     }
 
     fn change(&self, state: &mut ClusterState, by: &NodeName) -> Result<(), Unfit> {
@@ -210,6 +231,9 @@ impl Change {
                 if next.len() > VOTERS_MAX {
                     return Err(Unfit::TooMany);
                 }
+                if !is_one_step(expected, next) {
+                    return Err(Unfit::OneAtATime);
+                }
                 state.next_voters = Some(next.clone());
             }
             Self::VotersDone { next } => {
@@ -227,6 +251,15 @@ impl Change {
 fn first_epoch(voters: &[Voter], by: &NodeName) -> Epoch {
     let founder = voters.iter().find(|voter| voter.node == *by);
     Epoch { number: 1, founder: founder.map_or(0, |voter| voter.acceptor) }
+}
+
+/// Whether at most one acceptor comes and at most one goes (L7).
+fn is_one_step(old: &[Voter], new: &[Voter]) -> bool {
+    let missing =
+        |from: &[Voter], voter: &&Voter| !from.iter().any(|other| other.acceptor == voter.acceptor);
+    let came = new.iter().filter(|voter| missing(old, voter)).count();
+    let gone = old.iter().filter(|voter| missing(new, voter)).count();
+    !new.is_empty() && came <= 1 && gone <= 1
 }
 
 fn named<'a>(state: &'a mut ClusterState, name: &str) -> Result<&'a mut Resource, Unfit> {

@@ -17,6 +17,8 @@ macro_rules! defects {
 defects! {
     /// Paxos: a restarted acceptor has forgotten its promise.
     PromiseForgotten,
+    /// Paxos: a restarted acceptor has forgotten what it accepted.
+    AcceptForgotten,
     /// Paxos: the highest accepted value of the promises is not the base of the proposal.
     HighestValueIgnored,
     /// L2: a takeover is promised although the lease runs.
@@ -31,16 +33,28 @@ defects! {
     LeaseFromReply,
     /// L3: the newest request counts, not the oldest that makes the majority.
     LeaseFromNewest,
+    /// L3: a lease is granted for an office that a crash of the acceptor would make it forget.
+    GrantBeforeDurable,
+    /// L3: a grant that a former process of the holder asked for counts for the next one.
+    FormerGrantCounts,
+    /// L3: a grant counts for the lease the holder knows, not for the one the acceptor promised.
+    GrantWithoutTerm,
     /// L4: the holder keeps its lease as long as the acceptors.
     HolderKeepsTooLong,
     /// L5: a restarted acceptor does not wait.
     RestartWithoutWait,
     /// L5: a new acceptor does not wait.
     NewAcceptorWithoutWait,
+    /// L7: the new acceptor waits when the voters begin to change, not when the change ends.
+    NewAcceptorWaitsOnce,
+    /// L7: a lease is granted to a holder that does not know the present voters.
+    GrantToUninformed,
     /// L5: an acceptor that lost its record votes.
     EmptyRecordVotes,
     /// L7: a change of the voters needs a majority of the new ones only.
     NewMajorityOnly,
+    /// A change whose outcome is open is made again although it may have been made and undone.
+    OpenChangeRepeated,
     /// R5d: a takeover ignores a sole holder.
     SoleIgnored,
 }
@@ -52,6 +66,12 @@ static ACTIVE: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize
 #[cfg(feature = "defects")]
 pub fn switch_on(defect: Defect) {
     ACTIVE.store(defect as usize, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Mends all rules again.
+#[cfg(feature = "defects")]
+pub fn switch_off() {
+    ACTIVE.store(usize::MAX, core::sync::atomic::Ordering::Relaxed);
 }
 
 /// Whether a rule is broken on purpose.

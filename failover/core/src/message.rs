@@ -77,11 +77,19 @@ pub enum Message {
         request: u64,
         /// The resources and the tenure of each.
         offices: Vec<(String, u64)>,
+        /// The revision of the newest change of the voters that the holder knows (L7).
+        voters_since: u64,
     },
     /// The lease of these resources is granted.
     Granted {
         /// The number it answers.
         request: u64,
+        /// The process that asked.
+        process: u64,
+        /// The lease that the acceptor goes by.
+        lease: Span,
+        /// The accepted revision: a deposed holder learns at once (L3).
+        revision: u64,
         /// Those that are.
         resources: Vec<String>,
     },

@@ -14,10 +14,9 @@ use crate::ballot::{Ballot, NodeName};
 use crate::cluster::{Cause, ClusterState, Epoch, Force, Holder, Home, Resource, Voter};
 use crate::command::{Asker, Change, Unfit};
 use crate::decision::Office;
-use crate::defect::{Defect, defect};
 use crate::detector::Detector;
 use crate::facts::{Facts, Hindrance};
-use crate::holder::LeaseHolder;
+use crate::holder::{Granted, LeaseHolder};
 use crate::message::{Envelope, Heartbeat, Message};
 use crate::proposer::{Doing, Outcome, Proposal, Proposer};
 use crate::recovery::{Recovery, Stranger};
@@ -292,7 +291,7 @@ impl Node {
             is_settled: false,
             known_since: now,
             proposer: Proposer::new(config.name.clone(), config.process),
-            holder: LeaseHolder::default(),
+            holder: LeaseHolder::new(config.process),
             detector: Detector::new(lease),
             locals,
             started_at: now,
@@ -447,14 +446,10 @@ impl Node {
         if !self.detector.hears(self.now, from, &envelope) {
             return;
         }
-        let mut acceptor = envelope.acceptor;
-        if defect(Defect::EmptyRecordVotes)
-            && let Some(voter) = self
-                .state()
-                .and_then(|state| state.all_voters().find(|voter| voter.node == *from).cloned())
-        {
-            acceptor = voter.acceptor;
-        }
+        let acceptor = match self.state() {
+            Some(state) => state.vote_of(from, envelope.acceptor),
+            None => envelope.acceptor,
+        };
         self.said(from, envelope.process, acceptor, envelope.message, effects);
     }
 
@@ -483,10 +478,7 @@ impl Node {
                 self.say(from, answer, effects);
             }
             Message::Accept { ballot, state } => match self.acceptor.accept(now, &ballot, &state) {
-                Ok(()) => {
-                    self.first_grant(from, process, &state);
-                    self.after_durable(from, Message::Accepted { ballot });
-                }
+                Ok(()) => self.after_durable(from, Message::Accepted { ballot }),
                 Err(why) => {
                     let denied = Message::Denied { ballot, is_accept: true, why };
                     self.say(from, denied, effects);
@@ -504,35 +496,39 @@ impl Node {
                 self.proposer.denied(now, acceptor, (&ballot, is_accept), why, &mut doing);
             }
             Message::Learn { ballot, state } => self.learn(ballot, state, effects),
-            Message::Renew { request, offices } => {
+            Message::Renew { request, offices, voters_since } => {
                 let holder = Holder { node: from.clone(), process };
-                let resources = self.acceptor.renew(now, &holder, &offices);
+                let resources = self.acceptor.renew(now, &holder, &offices, voters_since);
                 if resources.len() < offices.len() {
                     self.teach(from, effects);
                 }
-                self.say(from, Message::Granted { request, resources }, effects);
+                let accepted = self.acceptor.accepted();
+                let lease = accepted.map_or(Span(0), |state| state.lease);
+                let revision = accepted.map_or(0, |state| state.revision);
+                let granted = Message::Granted { request, process, lease, revision, resources };
+                self.say(from, granted, effects);
             }
-            Message::Granted { request, resources } => {
-                self.holder.granted(acceptor, request, &resources, now);
+            Message::Granted { request, process, lease, revision, resources } => {
+                let granted = Granted { acceptor, process, request, lease, resources: &resources };
+                self.holder.granted(now, &granted);
+                self.look_up(revision, &resources);
             }
             Message::Heartbeat(heartbeat) => self.heard(from, heartbeat, effects),
         }
         self.carry_out(doing, effects);
     }
 
-    /// L3: an accepted takeover is the taker's first grant.
-    fn first_grant(&mut self, from: &NodeName, process: u64, state: &ClusterState) {
-        if state.by != *from {
-            return;
+    /// An acceptor that has something newer refused the lease of an office: what it has is settled
+    /// at once (L3), lest an open change of the voters costs the lease (L7).
+    fn look_up(&mut self, revision: u64, granted: &[String]) {
+        let is_refused = self.offices().iter().any(|(resource, _)| !granted.contains(resource));
+        let is_newer = self.state().is_some_and(|known| known.revision < revision);
+        if is_refused && is_newer && self.proposer.is_idle() {
+            let read =
+                Proposal { asker: Asker::Own, change: Change::Read, cause: Cause::default() };
+            let queued = self.proposer.propose(self.now, read);
+            queued.expect("it was idle");
         }
-        let holder = Holder { node: from.clone(), process };
-        let offices: Vec<(String, u64)> = state
-            .resources
-            .iter()
-            .filter(|entry| entry.holder.as_ref() == Some(&holder))
-            .map(|entry| (entry.name.clone(), entry.state.tenure))
-            .collect();
-        self.acceptor.renew(self.now, &holder, &offices);
     }
 
     fn heard(&mut self, from: &NodeName, heartbeat: Heartbeat, effects: &mut Effects) {
@@ -586,23 +582,13 @@ impl Node {
         self.recovered(sequence, effects);
         while self.answers.front().is_some_and(|answer| answer.sequence <= sequence) {
             let Some(answer) = self.answers.pop_front() else { break };
-            if let Message::Accepted { .. } = &answer.message
-                && let Some(state) = self.acceptor.accepted().cloned()
-                && answer.to == state.by
-                && let Some(process) = self.process_of(&answer.to)
+            if let Message::Accepted { ballot } = &answer.message
+                && !self.acceptor.first_grant(self.now, ballot)
             {
-                // The grant counts from the answer, which leaves only now.
-                self.first_grant(&answer.to, process, &state);
+                continue;
             }
             self.say(&answer.to, answer.message, effects);
         }
-    }
-
-    fn process_of(&self, node: &NodeName) -> Option<u64> {
-        if *node == self.config.name {
-            return Some(self.config.process);
-        }
-        self.detector.node(node).map(|node| node.process)
     }
 
     // ------------------------------------------------------------------ proposals
@@ -660,23 +646,17 @@ impl Node {
                     }
                 }
                 Doing::Accepted(state, acceptors, sent) => {
-                    self.first_granted(&state, &acceptors, sent)
+                    let me = self.me();
+                    self.holder.accepted(&me, &state, &acceptors, sent);
                 }
                 Doing::Ended(proposal, outcome) => self.ended(proposal, outcome, effects),
             }
         }
     }
 
-    fn first_granted(&mut self, state: &ClusterState, acceptors: &[u128], sent: Time) {
-        let mine = Holder { node: self.config.name.clone(), process: self.config.process };
-        if state.by != mine.node {
-            return;
-        }
-        for entry in state.resources.iter().filter(|entry| entry.holder.as_ref() == Some(&mine)) {
-            for acceptor in acceptors {
-                self.holder.note(&entry.name, *acceptor, sent);
-            }
-        }
+    /// This process.
+    fn me(&self) -> Holder {
+        Holder { node: self.config.name.clone(), process: self.config.process }
     }
 
     fn learn(&mut self, ballot: Ballot, state: ClusterState, effects: &mut Effects) {
@@ -780,6 +760,11 @@ impl Node {
             Unfit::TooMany => {
                 ("too_many", "the register is full".into(), "remove what is not needed".into())
             }
+            Unfit::OneAtATime => (
+                "one_at_a_time",
+                "more than one voter would come or go".into(),
+                "change them one after the other".into(),
+            ),
             Unfit::VotersChange => (
                 "voters_change",
                 "another change of the voters is under way".into(),
@@ -893,10 +878,10 @@ impl Node {
         }
     }
 
-    /// The offices that this process holds, whose loop makes progress (L1) and whose lease it can use.
+    /// The offices that this process holds, whose loop makes progress (L1) and whose lease it can
+    /// use.
     fn offices(&self) -> Vec<(String, u64)> {
         let Some(state) = self.state() else { return Vec::new() };
-        let mine = Holder { node: self.config.name.clone(), process: self.config.process };
         // One that hears nobody would go on extending a lease that it cannot use: after its end it
         // asks only while it hears a majority.
         let is_deaf = self.no_majority_since.is_some();
@@ -908,13 +893,8 @@ impl Node {
                 .get(name)
                 .is_some_and(|local| self.now.since(local.progress_at) < self.lease())
         };
-        state
-            .resources
-            .iter()
-            .filter(|entry| entry.holder.as_ref() == Some(&mine))
-            .filter(|entry| is_alive(&entry.name) && is_of_use(&entry.name))
-            .map(|entry| (entry.name.clone(), entry.state.tenure))
-            .collect()
+        let offices = state.offices_of(&self.me()).into_iter();
+        offices.filter(|(resource, _)| is_alive(resource) && is_of_use(resource)).collect()
     }
 
     /// Asks every acceptor for the lease.
@@ -923,11 +903,12 @@ impl Node {
         if offices.is_empty() {
             return;
         }
-        let request = self.holder.ask(self.now);
-        let voters: Vec<Voter> =
-            self.state().into_iter().flat_map(|state| state.all_voters().cloned()).collect();
+        let request = self.holder.ask(self.now, &offices);
+        let Some(state) = self.state() else { return };
+        let voters_since = state.voters_since;
+        let voters: Vec<Voter> = state.all_voters().cloned().collect();
         for voter in voters {
-            let message = Message::Renew { request, offices: offices.clone() };
+            let message = Message::Renew { request, offices: offices.clone(), voters_since };
             self.say(&voter.node, message, effects);
         }
     }
@@ -939,21 +920,29 @@ impl Node {
         }
         let state = self.state()?;
         let entry = state.resource(resource)?;
-        let mine = Holder { node: self.config.name.clone(), process: self.config.process };
-        if entry.holder.as_ref() != Some(&mine) {
+        if entry.holder.as_ref() != Some(&self.me()) {
             return None;
         }
-        if entry.state.sole {
+        // It ends with the holder's own next proposal, whose outcome may be a commit (R5d).
+        let is_changing = self.proposer.open().is_some_and(|open| {
+            open.resource(resource).is_none_or(|open| open.state != entry.state)
+        });
+        if entry.state.sole && !is_changing {
             return Some(Time(u64::MAX));
         }
         self.holder.until(state, resource)
+    }
+
+    fn is_holder(&self, resource: &str) -> bool {
+        let entry = self.state().and_then(|state| state.resource(resource));
+        entry.is_some_and(|entry| entry.holder.as_ref() == Some(&self.me()))
     }
 
     fn tell_leases(&mut self, effects: &mut Effects) {
         let names: Vec<String> = self.locals.keys().cloned().collect();
         for resource in names {
             let until = self.lease_until(&resource);
-            if until.is_none() {
+            if until.is_none() && !self.is_holder(&resource) {
                 self.holder.forget(&resource);
             }
             let local = self.locals.get_mut(&resource).expect("it was just listed");

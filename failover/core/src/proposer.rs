@@ -93,8 +93,9 @@ pub struct Proposer {
     round: Option<Round>,
     retry_at: Time,
     attempts: u64,
-    /// An accept of the first in the queue has left: its outcome is open until it is settled.
-    is_open: bool,
+    /// The state that the last accept of the first in the queue carried: its outcome is open until
+    /// it is settled.
+    open: Option<ClusterState>,
     /// When the first in the queue came to be the first.
     since: Time,
     /// Why the last round of the first in the queue ended.
@@ -112,7 +113,7 @@ impl Proposer {
             round: None,
             retry_at: Time(0),
             attempts: 0,
-            is_open: false,
+            open: None,
             since: Time(0),
             last_denial: None,
         }
@@ -132,6 +133,16 @@ impl Proposer {
     /// Whether nothing is proposed or waiting.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Whether a round is under way.
+    pub fn is_in_round(&self) -> bool {
+        self.round.is_some()
+    }
+
+    /// The state that was proposed and may be committed, or come to be (SAFETY.md "Open proposal").
+    pub fn open(&self) -> Option<&ClusterState> {
+        self.open.as_ref()
     }
 
     /// Whether a proposal of this asker is under way.
@@ -157,7 +168,7 @@ impl Proposer {
     }
 
     fn begin_first(&mut self, now: Time) {
-        (self.attempts, self.is_open, self.since, self.last_denial) = (0, false, now, None);
+        (self.attempts, self.open, self.since, self.last_denial) = (0, None, now, None);
         self.retry_at = now;
     }
 
@@ -334,6 +345,17 @@ impl Proposer {
         if first.change == Change::Read && base.is_some() {
             return self.end(now, Outcome::Committed, doing);
         }
+        // It may have been committed, and undone since by somebody else: it is not made again.
+        if let (Some(open), Some(base)) = (&self.open, &base)
+            && base.revision > open.revision
+            && !first.change.is_guarded()
+            && !defect(Defect::OpenChangeRepeated)
+        {
+            return self.end(now, Outcome::Unfit(Unfit::Newer), doing);
+        }
+        if self.open.is_some() && self.open == base {
+            return self.end(now, Outcome::Committed, doing);
+        }
         match first.change.apply(base.as_ref(), &self.me, &first.cause) {
             Ok(next) => self.begin_accept(now, next, base, false, doing),
             // Proposed before with an outcome that was open: it was committed.
@@ -350,7 +372,9 @@ impl Proposer {
         is_repeat: bool,
         doing: &mut Vec<Doing>,
     ) {
-        self.is_open |= !is_repeat;
+        if !is_repeat {
+            self.open = Some(state.clone());
+        }
         let round = self.round.as_mut().expect("its promises came in");
         let accepted = BTreeSet::new();
         round.phase = Phase::Accepting { state, base, accepted, since: now, is_repeat };
@@ -413,7 +437,7 @@ impl Proposer {
         self.last_denial = Some(why.clone());
         self.round = None;
         self.attempts += 1;
-        if matches!(why, Denial::Promised(_)) || self.is_open {
+        if matches!(why, Denial::Promised(_)) || self.open.is_some() {
             // Names order those who are in each other's way, so that they part.
             let place = self.me.0.bytes().map(u64::from).sum::<u64>() % 5 + 1;
             let pause = BACK_OFF.0 * self.attempts.min(8) * place;

@@ -313,8 +313,8 @@ impl Node {
         let founder = self.acceptor.record().id;
         state.epoch = Epoch { number: state.epoch.number + 1, founder };
         state.by = self.config.name.clone();
-        state.voters = voters;
-        state.next_voters = None;
+        (state.voters, state.next_voters) = (voters, None);
+        state.voters_since = state.revision;
         for entry in state.resources.iter_mut().filter(|entry| entry.state.generation > 0) {
             entry.state.generation += 1;
             entry.state.basis.lineage += 1;

@@ -1,0 +1,112 @@
+//! The lease: a holder, a candidate, three acceptors, time in steps, clocks that go a tenth too
+//! fast or too slow, restarts of everybody. There are never two nodes with a valid lease, and no
+//! takeover is committed while the old holder's lease runs.
+
+use failover_core::defect::Defect;
+use failover_core::{NodeName, Span};
+
+use crate::parts::{Machine, Packet, Seat, To, Want};
+use crate::scenario::{LEASE, START, Scenario, beginning, record};
+
+/// The models, and the defects that each has to find.
+pub fn all() -> Vec<(&'static str, Scenario, Vec<Defect>)> {
+    vec![
+        (
+            "lease: renewed, taken over, clocks drift",
+            takeover(),
+            vec![
+                Defect::AcceptIgnoresLease,
+                Defect::GrantAfterTakeover,
+                Defect::LeaseFromReply,
+                Defect::HolderKeepsTooLong,
+            ],
+        ),
+        ("lease: renewed twice", renewed_twice(), vec![Defect::LeaseFromNewest]),
+        ("lease: an acceptor restarts", acceptor_restarts(), vec![Defect::RestartWithoutWait]),
+        (
+            "lease: taken, records lag behind, an acceptor restarts",
+            lagging_disks(),
+            vec![Defect::GrantBeforeDurable],
+        ),
+        ("lease: its holder restarts", holder_restarts(), vec![Defect::FormerGrantCounts]),
+        ("lease: its length changes", length_changes(), vec![Defect::GrantWithoutTerm]),
+    ]
+}
+
+const VOTERS: &[&str] = &["a", "b", "w"];
+
+/// All that drifts against the holder, and nothing that drifts.
+fn clocks() -> Vec<Vec<(NodeName, u64)>> {
+    let clocks = |a, b, w| vec![("a".into(), a), ("b".into(), b), ("w".into(), w)];
+    vec![clocks(100, 100, 100), clocks(90, 110, 110)]
+}
+
+fn seats() -> Vec<Seat> {
+    let first = beginning(VOTERS, Some("a"));
+    VOTERS.iter().map(|name| Seat::settled(name, record(name, &first), START)).collect()
+}
+
+fn holder(script: &[Want]) -> Machine {
+    Machine::new("a", Some(beginning(VOTERS, Some("a"))), script)
+}
+
+fn taker() -> Machine {
+    Machine::new("b", Some(beginning(VOTERS, Some("a"))), &[Want::Office])
+}
+
+fn timed(machines: Vec<Machine>, tick_ms: u64, ticks: u8) -> Scenario {
+    let mut scenario = Scenario::new(seats(), machines);
+    (scenario.tick, scenario.ticks) = (Span::from_ms(tick_ms), ticks);
+    scenario.cut = vec![("b".into(), "a".into())];
+    (scenario.waits_out_back_off, scenario.once) = (false, true);
+    scenario
+}
+
+fn takeover() -> Scenario {
+    let mut scenario = timed(vec![holder(&[]).may(0, 1), taker().may(1, 0)], 600, 2);
+    scenario.clocks = clocks();
+    scenario
+}
+
+fn renewed_twice() -> Scenario {
+    timed(vec![holder(&[]).may(0, 2), taker().may(1, 0)], 600, 2)
+}
+
+fn acceptor_restarts() -> Scenario {
+    let mut scenario = timed(vec![holder(&[]).may(0, 1), taker().may(1, 0)], 600, 2);
+    (scenario.crashes, scenario.crashing) = (1, vec![2]);
+    scenario
+}
+
+/// a took the office; w has accepted that, but only its memory knows it yet.
+fn lagging_disks() -> Scenario {
+    let mut before = beginning(VOTERS, Some("b"));
+    before.0.counter = 0;
+    before.1.revision = 0;
+    before.1.resources[0].holder = None;
+    let mut scenario = timed(vec![holder(&[]).may(0, 1), taker().may(1, 0)], 600, 2);
+    let mut behind = Seat::settled("w", record("w", &before), START);
+    let (ballot, state) = beginning(VOTERS, Some("a"));
+    behind.hear(START, &Packet::learn(To::Seat("w".into()), &ballot, &state));
+    scenario.seats[2] = behind;
+    scenario.lazy = vec![2];
+    (scenario.crashes, scenario.crashing) = (1, vec![2]);
+    scenario
+}
+
+fn holder_restarts() -> Scenario {
+    let holder = holder(&[]).may(1, 2).then(&[Want::Office]);
+    let mut scenario = timed(vec![holder, taker().may(1, 0)], 600, 2);
+    scenario.cut.push(("a".into(), "b".into()));
+    scenario.teaches = true;
+    (scenario.restarts, scenario.restarting) = (1, vec![0]);
+    scenario
+}
+
+/// The holder does not know that the lease was shortened.
+fn length_changes() -> Scenario {
+    let first = Some(beginning(VOTERS, Some("a")));
+    let shorter = Want::Lease(Span(LEASE.0 / 2));
+    let taker = Machine::new("b", first, &[shorter, Want::Office]).may(2, 0);
+    timed(vec![holder(&[]).may(0, 1), taker], 600, 2)
+}
