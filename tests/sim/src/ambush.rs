@@ -109,7 +109,7 @@ impl Ambush {
     fn draw_classic(draw: &mut Draw) -> Self {
         let power = draw.chance(50);
         let over = Strike::PingPong { left: 1 };
-        let (waits_for, strikes) = match draw.below(7) {
+        let (waits_for, strikes) = match draw.below(9) {
             // R4c, R8: the new member loses its caches, and the old one is gone.
             0 | 1 => (Moment::Growth, vec![(Strike::Doom, 200_000)]),
             2 => (Moment::Commit, vec![(Strike::Doom, 20_000)]),
@@ -119,6 +119,11 @@ impl Ambush {
             4 | 5 => (
                 Moment::Requested,
                 vec![(Strike::Cut, 1_000), (Strike::Blink, 100_000), (over, 900_000)],
+            ),
+            // R2c: the other one takes over while what it was sent hangs on its disk.
+            6 | 7 => (
+                Moment::Requested,
+                vec![(Strike::Hang, 1_000), (Strike::Cut, 60_000), (over, 250_000)],
             ),
             // R14: the outcome of a proposal is unknown.
             _ => (Moment::Proposal, vec![(Strike::Primary { power }, 20_000)]),
