@@ -5,9 +5,13 @@
 //! ```text
 //!   magic (4)  version (1)  cluster  from  to  payload  code (32)
 //! ```
-//! A name is one byte of length and its bytes; the payload is postcard. Datagrams may be lost,
+//! A name is one byte of length and its bytes; the payload is postcard: the addresses that the
+//! sender's own configuration gives it, and the message. A node that has moved is heard, since
+//! only its name is proved, and tells those with an older file where it is.
+//! Datagrams may be lost,
 //! doubled, late or replayed: the messages are made for it (`failover_core::message`).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use failover_core::NodeName;
@@ -16,7 +20,7 @@ use thiserror::Error;
 
 const MAGIC: &[u8; 4] = b"RPLC";
 /// The version of the messages that this build speaks.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 const CODE_BYTES: usize = 32;
 /// A datagram at most; UDP carries 65 507 bytes.
 pub const DATAGRAM_BYTES_MAX: usize = 60_000;
@@ -47,18 +51,35 @@ pub enum DatagramError {
     TooLarge(usize),
 }
 
+/// What a datagram holds.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its sender.
+    pub from: NodeName,
+    /// Where the sender is reached, by its own file.
+    pub addresses: Vec<SocketAddr>,
+    /// The message.
+    pub envelope: Envelope,
+}
+
 /// Seals and opens the datagrams of one node.
 #[derive(Clone)]
 pub struct Sealer {
     cluster: String,
     me: NodeName,
+    addresses: Vec<SocketAddr>,
     authenticate: Authenticate,
 }
 
 impl Sealer {
-    /// A sealer for a node of a cluster. Names have at most 255 bytes.
-    pub fn new(cluster: &str, me: NodeName, authenticate: Authenticate) -> Self {
-        Self { cluster: cluster.to_owned(), me, authenticate }
+    /// A sealer for a node of a cluster, and where it is reached. Names have at most 255 bytes.
+    pub fn new(
+        cluster: &str,
+        me: NodeName,
+        addresses: Vec<SocketAddr>,
+        authenticate: Authenticate,
+    ) -> Self {
+        Self { cluster: cluster.to_owned(), me, addresses, authenticate }
     }
 
     /// The datagram of a message.
@@ -70,7 +91,7 @@ impl Sealer {
             bytes.push(length);
             bytes.extend_from_slice(name.as_bytes());
         }
-        let mut bytes = postcard::to_extend(envelope, bytes)
+        let mut bytes = postcard::to_extend(&(&self.addresses, envelope), bytes)
             .map_err(|error| DatagramError::Nonsense(error.to_string()))?;
         let code = (self.authenticate)(&[b"cluster datagram", &bytes]);
         bytes.extend_from_slice(&code);
@@ -80,8 +101,8 @@ impl Sealer {
         Ok(bytes)
     }
 
-    /// The sender and the message of a datagram.
-    pub fn open(&self, bytes: &[u8]) -> Result<(NodeName, Envelope), DatagramError> {
+    /// The sender of a datagram, its addresses, and the message.
+    pub fn open(&self, bytes: &[u8]) -> Result<Opened, DatagramError> {
         let (body, code) = bytes
             .len()
             .checked_sub(CODE_BYTES)
@@ -102,9 +123,9 @@ impl Sealer {
         if !equal_in_constant_time(code, &right) {
             return Err(DatagramError::Code);
         }
-        let envelope = postcard::from_bytes(payload)
+        let (addresses, envelope) = postcard::from_bytes(payload)
             .map_err(|error| DatagramError::Nonsense(error.to_string()))?;
-        Ok((NodeName(from.to_owned()), envelope))
+        Ok(Opened { from: NodeName(from.to_owned()), addresses, envelope })
     }
 }
 
@@ -137,7 +158,11 @@ mod tests {
             }
             sum
         };
-        Sealer::new("shop", node.into(), Arc::new(authenticate))
+        Sealer::new("shop", node.into(), addresses(), Arc::new(authenticate))
+    }
+
+    fn addresses() -> Vec<SocketAddr> {
+        vec!["192.0.2.1:7788".parse().unwrap()]
     }
 
     fn envelope() -> Envelope {
@@ -149,7 +174,8 @@ mod tests {
     fn a_message_arrives_as_it_was_sent() {
         let sealed = sealer("alpha", 1).seal(&"beta".into(), &envelope()).unwrap();
         let opened = sealer("beta", 1).open(&sealed).unwrap();
-        assert_eq!(opened, ("alpha".into(), envelope()));
+        let (from, addresses, envelope) = ("alpha".into(), addresses(), envelope());
+        assert_eq!(opened, Opened { from, addresses, envelope });
     }
 
     #[test]

@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 use replicator_core::register::RegisterState;
 use thiserror::Error;
 
-use crate::datagram::{Authenticate, DATAGRAM_BYTES_MAX, Sealer};
+use crate::datagram::{Authenticate, DATAGRAM_BYTES_MAX, Opened, Sealer};
 use crate::store::{Store, StoreError};
 
 /// The thread wakes at least so often, to look whether the data loops make progress.
@@ -86,9 +86,10 @@ pub enum StartError {
 }
 
 enum Letter {
-    Datagram(NodeName, Box<Envelope>),
+    Datagram(Box<Opened>),
     Fact(Input),
     Order { change: Change, why: String, reply: mpsc::Sender<Result<(), Verdict>> },
+    Recover { without: Vec<NodeName>, why: String, reply: mpsc::Sender<Result<(), Verdict>> },
     Look(mpsc::Sender<Box<Node>>),
 }
 
@@ -97,7 +98,11 @@ enum Letter {
 pub struct Cluster {
     letters: mpsc::Sender<Letter>,
     refused: Arc<Refused>,
+    moved: Moved,
 }
+
+/// Where nodes say they are reached, by name.
+type Moved = Arc<Mutex<HashMap<NodeName, Vec<SocketAddr>>>>;
 
 /// Datagrams that were thrown away.
 #[derive(Default)]
@@ -124,14 +129,17 @@ impl Cluster {
         let (store, record) = Store::open(&config.directory)?;
         let (letters, inbox) = mpsc::channel();
         let refused = Arc::new(Refused::default());
-        let sealer =
-            Sealer::new(&config.cluster, config.core.name.clone(), config.authenticate.clone());
+        let me = config.core.name.clone();
+        let own = config.addresses.get(&me).cloned().unwrap_or_default();
+        let sealer = Sealer::new(&config.cluster, me, own, config.authenticate.clone());
+        let moved = Moved::default();
         for address in &config.listen {
             listen(*address, sealer.clone(), letters.clone(), refused.clone())?;
         }
         let records = start_writer(store, letters.clone())?;
         let node = Node::start(config.core, record, now());
-        let post = Post { sealer, addresses: config.addresses, sockets: sending_sockets()? };
+        let (addresses, told) = (config.addresses, moved.clone());
+        let post = Post { sealer, addresses, moved: told, sockets: sending_sockets()? };
         let thread = NodeThread {
             node,
             offices: Box::new(offices),
@@ -142,7 +150,7 @@ impl Cluster {
             next_ticket: 0,
         };
         spawn("cluster", move || thread.run(&inbox))?;
-        Ok(Self { letters, refused })
+        Ok(Self { letters, refused, moved })
     }
 
     /// Tells the core a fact.
@@ -155,6 +163,23 @@ impl Cluster {
     pub fn order(&self, change: Change, why: &str) -> Result<(), Verdict> {
         let (reply, answer) = mpsc::channel();
         let _ = self.letters.send(Letter::Order { change, why: why.to_owned(), reply });
+        Self::wait_for(&answer)
+    }
+
+    /// Has this node go on without voters that are gone for ever; waits until that is durable.
+    pub fn recover(&self, without: Vec<NodeName>, why: &str) -> Result<(), Verdict> {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.letters.send(Letter::Recover { without, why: why.to_owned(), reply });
+        Self::wait_for(&answer)
+    }
+
+    /// Where a node says it is reached; empty before it was heard.
+    pub fn addresses_of(&self, node: &NodeName) -> Vec<SocketAddr> {
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        moved.get(node).cloned().unwrap_or_default()
+    }
+
+    fn wait_for(answer: &mpsc::Receiver<Result<(), Verdict>>) -> Result<(), Verdict> {
         answer.recv_timeout(ORDER_PATIENCE).unwrap_or_else(|_| {
             Err(Verdict::new(
                 now(),
@@ -221,8 +246,8 @@ fn listen(
             // Errors are those of datagrams that we sent from here: none.
             let Ok((length, from)) = socket.recv_from(&mut bytes) else { continue };
             match sealer.open(&bytes[..length]) {
-                Ok((node, envelope)) => {
-                    if letters.send(Letter::Datagram(node, Box::new(envelope))).is_err() {
+                Ok(opened) => {
+                    if letters.send(Letter::Datagram(Box::new(opened))).is_err() {
                         return;
                     }
                 }
@@ -274,6 +299,8 @@ fn sending_sockets() -> Result<[Option<UdpSocket>; 2], StartError> {
 struct Post {
     sealer: Sealer,
     addresses: HashMap<NodeName, Vec<SocketAddr>>,
+    /// Where nodes say they are, whatever our file says.
+    moved: Moved,
     sockets: [Option<UdpSocket>; 2],
 }
 
@@ -284,7 +311,13 @@ impl Post {
             Ok(bytes) => bytes,
             Err(error) => return tracing::error!("cannot say something to {to}: {error}"),
         };
-        for address in self.addresses.get(to).into_iter().flatten() {
+        let told = {
+            let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+            moved.get(to).cloned().unwrap_or_default()
+        };
+        let configured = self.addresses.get(to).map_or(&[][..], Vec::as_slice);
+        let new = told.iter().filter(|address| !configured.contains(address));
+        for address in configured.iter().chain(new) {
             if let Some(socket) = &self.sockets[usize::from(address.is_ipv6())]
                 && let Err(error) = socket.send_to(&bytes, address)
             {
@@ -325,7 +358,7 @@ impl NodeThread {
 
     fn read(&mut self, letter: Letter) {
         match letter {
-            Letter::Datagram(from, envelope) => self.step(Input::Received { from, envelope }),
+            Letter::Datagram(opened) => self.received(*opened),
             Letter::Fact(input) => self.step(input),
             Letter::Order { change, why, reply } => {
                 self.next_ticket += 1;
@@ -333,9 +366,28 @@ impl NodeThread {
                 self.orders.insert(ticket, reply);
                 self.step(Input::Ordered { ticket, change, why });
             }
+            Letter::Recover { without, why, reply } => {
+                self.next_ticket += 1;
+                let ticket = self.next_ticket;
+                self.orders.insert(ticket, reply);
+                self.step(Input::RecoverOrdered { ticket, without, why });
+            }
             Letter::Look(reply) => {
                 // Who asked may have gone.
                 let _ = reply.send(Box::new(self.node.clone()));
+            }
+        }
+    }
+
+    fn received(&mut self, opened: Opened) {
+        let Opened { from, addresses, envelope } = opened;
+        let process = envelope.process;
+        self.step(Input::Received { from: from.clone(), envelope: Box::new(envelope) });
+        // A late message of a former process knows nothing of where the node is now.
+        if self.node.detector().node(&from).is_some_and(|node| node.process == process) {
+            let mut moved = self.post.moved.lock().unwrap_or_else(PoisonError::into_inner);
+            if moved.get(&from) != Some(&addresses) {
+                moved.insert(from, addresses);
             }
         }
     }

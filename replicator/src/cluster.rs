@@ -3,6 +3,7 @@
 //! `replicator-core`; this file only passes them on.
 
 mod history;
+mod members;
 mod orders;
 mod report;
 
@@ -27,6 +28,7 @@ use crate::key::ClusterKey;
 use crate::resource::Resource;
 
 pub use history::{History, HistoryEntry};
+pub use members::{Applied, ClusterRequest};
 pub use report::{ClusterReport, Explanation, NodeReport, OfficeReport, ReplicaFacts};
 
 /// How often a node looks what its replicas can do.

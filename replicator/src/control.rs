@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::cluster::HistoryEntry;
+use crate::cluster::{Applied, ClusterRequest, HistoryEntry};
 use crate::report::{EventReport, StatusReport};
 
 /// Version of this interface; a change that old commands cannot read raises it.
@@ -132,6 +132,33 @@ pub enum Order {
         /// The node to be switched off.
         node: String,
     },
+    /// Admit the acceptor that now answers as a node in place of the recorded one.
+    NodeReplace {
+        /// The node.
+        node: String,
+    },
+    /// Give a node of the configuration a vote.
+    NodeAdd {
+        /// The node.
+        node: String,
+    },
+    /// Take the vote of a witness away.
+    NodeRemove {
+        /// The node.
+        node: String,
+    },
+    /// Go on without voters that are gone for ever, in a new epoch.
+    Recover {
+        /// Those who are gone.
+        without: Vec<String>,
+    },
+    /// Change the register into what a file wants.
+    Apply {
+        /// What the file says.
+        request: ClusterRequest,
+        /// Only show the difference.
+        dry_run: bool,
+    },
     /// What the register went through.
     History,
     /// Everything that happens from now on, and the latest before; ends when the caller closes.
@@ -150,6 +177,8 @@ pub enum Reply {
     Refused(RefusalReport),
     /// The answer to `Status`.
     Status(Box<StatusReport>),
+    /// The answer to `Apply`: each difference and what became of it.
+    Applied(Vec<Applied>),
     /// The answer to `History`, oldest first.
     History(Vec<HistoryEntry>),
     /// One of many for `Events`.

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use failover::core::NodeName;
 use failover::core::cluster::Force;
+use failover::core::voters::VotersWish;
 
 use crate::cluster::ControlPlane;
 use crate::control::{Order, RefusalReport, Reply, read_request};
@@ -147,6 +149,19 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
             Some(fencing) => Reply::History(fencing.history.entries()),
             None => with_plane(daemon, &|plane| Reply::History(plane.history.entries())),
         },
+        Order::NodeReplace { node } => {
+            with_plane(daemon, &|plane| plane.change_voters(VotersWish::Replace(name_of(&node))))
+        }
+        Order::NodeAdd { node } => {
+            with_plane(daemon, &|plane| plane.change_voters(VotersWish::Add(name_of(&node))))
+        }
+        Order::NodeRemove { node } => {
+            with_plane(daemon, &|plane| plane.change_voters(VotersWish::Remove(name_of(&node))))
+        }
+        Order::Recover { without } => with_plane(daemon, &|plane| plane.recover(&without)),
+        Order::Apply { request, dry_run } => {
+            with_plane(daemon, &|plane| plane.apply(&request, dry_run))
+        }
         Order::Events => unreachable!("handled by the caller"),
     }
 }
@@ -171,6 +186,10 @@ fn fence(daemon: &Daemon, node: &str) -> Reply {
         )
     };
     Reply::Refused(refusal)
+}
+
+fn name_of(node: &str) -> NodeName {
+    NodeName::from(node)
 }
 
 /// What only a majority can do.

@@ -298,9 +298,12 @@ impl Peers {
     }
 
     fn dial_for_ever(&self, resource: &Resource, peer: &str, index: PeerIndex) {
-        let addresses = self.cluster.node(peer).expect("peers are nodes").addresses.clone();
+        let configured = self.cluster.node(peer).expect("peers are nodes").addresses.clone();
         while resource.wait_until_due(index) == ControlFlow::Continue(()) {
             let mut failure = None;
+            let mut addresses = configured.clone();
+            // A peer with a newer file says itself where it is.
+            addresses.extend(resource.told_addresses(peer));
             for address in &addresses {
                 match self.dial_once(*address, peer, resource.name()) {
                     Ok((stream, leftover)) => {

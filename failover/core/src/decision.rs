@@ -425,6 +425,12 @@ impl Node {
         verdict
     }
 
+    /// That the newest state is known and a majority of its voters is there.
+    pub fn check_majority_known(&self) -> Result<(), Verdict> {
+        self.check_epoch()?;
+        self.check_majority(self.state().ok_or_else(|| self.no_register())?)
+    }
+
     fn check_majority(&self, state: &ClusterState) -> Result<(), Verdict> {
         let Some(since) = self.no_majority_since else { return Ok(()) };
         let missing: Vec<String> = state

@@ -811,6 +811,9 @@ impl Node {
 
     fn why_taken(&self, old: Option<&Resource>) -> String {
         match old.and_then(|old| old.holder.as_ref()) {
+            Some(holder) if holder.node == self.config.name => {
+                "this node had the office and did not serve".into()
+            }
             Some(holder) => match self.detector.silence(self.now, &holder.node) {
                 Some(silence) => {
                     alloc::format!("{} was silent for {} ms", holder.node, silence.as_ms())

@@ -205,12 +205,6 @@ impl Node {
 
     /// None of the named is heard, and would have been.
     fn check_gone(&self, without: &[NodeName]) -> Result<(), Verdict> {
-        let listened = self.now.since(self.started_at);
-        if listened < GONE_AFTER {
-            let why = format!("this node has listened for {} ms only", listened.as_ms());
-            let next = format!("wait until it has for {} s", GONE_AFTER.as_ms() / 1000);
-            return Err(self.say_no("just_started", "", &why, &next));
-        }
         for name in without {
             let silence = self.detector.silence(self.now, name);
             let strange = self.stranger(name).map(|it| self.now.since(it.at));
@@ -224,6 +218,12 @@ impl Node {
                 );
                 return Err(self.say_no("not_gone", "L6", &why, &next));
             }
+        }
+        let listened = self.now.since(self.started_at);
+        if listened < GONE_AFTER {
+            let why = format!("this node has listened for {} ms only", listened.as_ms());
+            let next = format!("wait until it has for {} s", GONE_AFTER.as_ms() / 1000);
+            return Err(self.say_no("just_started", "", &why, &next));
         }
         Ok(())
     }

@@ -220,8 +220,9 @@ impl Node {
     /// Why a node has no vote or is refused, and what to do about it.
     pub fn vote_trouble(&self, name: &NodeName) -> Option<Verdict> {
         let state = self.newest()?;
-        if *name == self.config.name {
-            self.check_epoch().err()?;
+        if let Err(verdict) = self.check_epoch() {
+            // Whoever else is strange to it, this is why.
+            return (*name == self.config.name).then_some(verdict);
         }
         let replace = format!("on a member: replctl node replace {name}");
         if let Some(stranger) = self.stranger(name) {

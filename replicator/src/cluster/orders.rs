@@ -14,7 +14,7 @@ use crate::control::{RefusalReport, Reply};
 
 /// A switchover may take so long before the operator is told what it waits for.
 const SWITCHOVER_PATIENCE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(5);
+pub(super) const POLL: Duration = Duration::from_millis(5);
 /// A majority that declines for the moment, because a lease runs, is asked again for so long.
 const DECLINED_PATIENCE: Duration = Duration::from_secs(5);
 /// What a member says of its replica is up to two beats old: a hindrance that may be over counts
@@ -22,7 +22,7 @@ const DECLINED_PATIENCE: Duration = Duration::from_secs(5);
 const FACTS_PATIENCE: Duration = Duration::from_secs(1);
 
 impl ControlPlane {
-    fn look(&self) -> Result<Box<Node>, RefusalReport> {
+    pub(super) fn look(&self) -> Result<Box<Node>, RefusalReport> {
         self.cluster.look().ok_or_else(|| {
             RefusalReport::new(
                 "control_plane_hangs",
@@ -221,7 +221,7 @@ impl ControlPlane {
         }
     }
 
-    fn order(&self, change: Change, why: &str) -> Result<(), RefusalReport> {
+    pub(super) fn refuse_witness(&self) -> Result<(), RefusalReport> {
         if self.node.witness {
             return Err(RefusalReport::new(
                 "witness",
@@ -229,6 +229,11 @@ impl ControlPlane {
                 "give this command on a data node",
             ));
         }
+        Ok(())
+    }
+
+    pub(super) fn order(&self, change: Change, why: &str) -> Result<(), RefusalReport> {
+        self.refuse_witness()?;
         let why = format!("{why}, on {}", self.node.name);
         self.cluster.order(change, &why).map_err(|verdict| refusal(&verdict))
     }

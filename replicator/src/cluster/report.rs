@@ -2,11 +2,13 @@
 
 use failover::core::cluster::{ClusterState, Resource as Entry};
 use failover::core::node::Node;
+use failover::core::recovery::Strange;
+use failover::core::request::differences;
 use failover::core::{NodeName, Time};
 use failover::node::now;
 use serde::{Deserialize, Serialize};
 
-use super::{ControlPlane, refusal};
+use super::{ClusterRequest, ControlPlane, refusal};
 use crate::control::RefusalReport;
 
 /// The control plane.
@@ -14,6 +16,10 @@ use crate::control::RefusalReport;
 pub struct ClusterReport {
     /// Revision of the register; 0: not known.
     pub revision: u64,
+    /// Its epoch: rises with every `recover`.
+    pub epoch: u64,
+    /// In what the file of this daemon differs from the register.
+    pub differences: Vec<String>,
     /// Whether a majority of the voters is heard.
     pub has_majority: bool,
     /// For how long not.
@@ -47,8 +53,10 @@ pub struct NodeReport {
     pub is_witness: bool,
     /// Whether its vote counts.
     pub votes: bool,
-    /// `here`, `reachable`, `silent`, `never heard`, `went back`.
+    /// `here`, `reachable`, `silent`, `never heard`, `went back`, `refused`.
     pub state: String,
+    /// Why its vote does not count or it is refused, and what to do.
+    pub trouble: Option<RefusalReport>,
     /// For how long it has been silent.
     pub silent_ms: u64,
     /// The way there and back in microseconds; 0: not measured.
@@ -123,6 +131,11 @@ impl ControlPlane {
         }
         let Some(state) = node.newest() else { return Some(report) };
         report.revision = state.revision;
+        report.epoch = state.epoch.number;
+        report.differences = differences(state, &ClusterRequest::of(&self.config).into_core())
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         report.is_paused = state.paused;
         report.standby = state.standby.iter().map(|node| node.0.clone()).collect();
         report.lease_ms = state.lease.as_ms();
@@ -134,14 +147,13 @@ impl ControlPlane {
 
     fn node_reports(&self, node: &Node) -> Vec<NodeReport> {
         let now = now();
-        let state = node.newest();
         let report = |config: &crate::config::NodeConfig| {
             let name = NodeName(config.name.clone());
             let heard = node.detector().node(&name);
-            let votes =
-                state.is_some_and(|state| state.all_voters().any(|voter| voter.node == name));
             let word = if config.name == self.node.name {
                 "here"
+            } else if node.stranger(&name).is_some_and(|it| it.why != Strange::SecondOfItsName) {
+                "refused"
             } else if heard.is_none_or(|heard| heard.at.is_none()) {
                 "never heard"
             } else if heard.is_some_and(|heard| heard.went_back) {
@@ -154,7 +166,8 @@ impl ControlPlane {
             NodeReport {
                 name: config.name.clone(),
                 is_witness: config.witness,
-                votes,
+                votes: node.has_vote(&name),
+                trouble: node.vote_trouble(&name).as_ref().map(refusal),
                 state: word.to_owned(),
                 silent_ms: node.detector().silence(now, &name).map_or(0, |span| span.as_ms()),
                 round_trip_us: heard

@@ -28,6 +28,12 @@ impl Resource {
         let _ = self.cluster_handle.set(cluster);
     }
 
+    /// Where a peer says it is reached; nothing without a control plane.
+    pub fn told_addresses(&self, peer: &str) -> Vec<std::net::SocketAddr> {
+        let cluster = self.cluster_handle.get();
+        cluster.map_or_else(Vec::new, |cluster| cluster.addresses_of(&peer.into()))
+    }
+
     fn tell_cluster(&self, fact: Fact) {
         if let Some(cluster) = self.cluster_handle.get() {
             cluster.tell(fact);

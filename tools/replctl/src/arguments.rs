@@ -214,6 +214,41 @@ With fencing = \"auto\" all of this happens by itself after fence_after_ms.")]
         /// The node to be switched off.
         name: String,
     },
+    /// Change who votes: a dead node replaced, a witness added or removed.
+    #[command(after_help = "\
+A node that gets another address needs none of this: write the new address into the file of every
+node, restart the daemon of that node, then the others, one after the other. Nodes prove their names,
+not their addresses, and tell where they are: those with the old file hear the moved one meanwhile.")]
+    Node {
+        #[command(subcommand)]
+        action: NodeAction,
+    },
+    /// Go on without nodes that are gone for ever, when a majority is (on a data node that is left).
+    #[command(after_help = "\
+Example, the machines of beta and gamma having burnt:
+  alpha# replctl recover --without beta,gamma --they-are-gone-for-ever
+A new epoch of the cluster begins with the nodes that are left. It is refused while one of the named
+nodes is heard, and while a majority is there: then replctl node replace is right. If a named node
+does come back it is refused and stops. A resource whose last member is gone needs a replctl failover
+--allow-data-loss besides. New machines come in by replctl node replace.")]
+    Recover {
+        /// The nodes that are gone.
+        #[arg(long, value_delimiter = ',', required = true)]
+        without: Vec<String>,
+        /// Your word for it: were one of them alive and only cut off, both sides would serve.
+        #[arg(long, required = true)]
+        they_are_gone_for_ever: bool,
+    },
+    /// Change what the cluster agreed on (lease, resources, voters) into what the file says.
+    #[command(after_help = "\
+The register is the truth, the file a request: daemons go by the register. Write the same file on
+every node, restart the daemons one after the other, then: replctl apply --dry-run; replctl apply.
+Exit code 1 when a difference is left that cannot be changed now; each says why and what to do.")]
+    Apply {
+        /// Only show in what file and register differ.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Show what happened to the register: every change with its cause.
     History {
         /// Only of this resource.
@@ -248,6 +283,30 @@ With fencing = \"auto\" all of this happens by itself after fence_after_ms.")]
         /// options they need, and reach their devices. Switches nothing.
         #[arg(long)]
         fence: bool,
+    },
+}
+
+/// What becomes of a voter.
+#[derive(Subcommand)]
+pub enum NodeAction {
+    /// Admit the machine that now answers as this node in place of the recorded one.
+    #[command(after_help = "\
+For a node whose state directory, disk or machine is new (status: has no vote). On the new machine:
+the configuration and the key, for a data node replctl create RESOURCE, then start replicatord. Then
+on another data node: replctl node replace NODE. A data node's disk is resynced by itself.")]
+    Replace {
+        /// The node.
+        name: String,
+    },
+    /// Give a node that is new in the configuration a vote.
+    Add {
+        /// The node.
+        name: String,
+    },
+    /// Take the vote of a witness away; then it may go from the configuration.
+    Remove {
+        /// The node.
+        name: String,
     },
 }
 

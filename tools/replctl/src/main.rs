@@ -90,6 +90,6 @@ fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
         Command::Create(create) => local::create(&config, node, create, arguments),
         Command::Dump { resource, live: false } => local::dump(&config, node, resource, arguments),
-        _ => remote::run(node, arguments),
+        _ => remote::run(&config, node, arguments),
     }
 }

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use replicator::config::NodeConfig;
+use replicator::cluster::{Applied, ClusterRequest};
+use replicator::config::{ClusterConfig, NodeConfig};
 use replicator::control::{Conversation, Order, RefusalReport, Reply, ask};
 use replicator::report::StatusReport;
 use replicator::verdict::Level;
 use serde_json::json;
 
-use crate::arguments::{Arguments, Command};
+use crate::arguments::{Arguments, Command, NodeAction};
 use crate::progress;
 use crate::show;
 use crate::show_cluster;
@@ -27,7 +28,11 @@ const WATCH_PAUSE: Duration = Duration::from_secs(1);
 const EVENT_PAUSE: Duration = Duration::from_millis(300);
 
 /// Carries out one of the commands of a daemon.
-pub fn run(node: &NodeConfig, arguments: &Arguments) -> Result<u8, Failure> {
+pub fn run(
+    config: &ClusterConfig,
+    node: &NodeConfig,
+    arguments: &Arguments,
+) -> Result<u8, Failure> {
     let socket = node.control_socket.as_path();
     match &arguments.command {
         Command::Status { resource, watch: false } => {
@@ -42,6 +47,7 @@ pub fn run(node: &NodeConfig, arguments: &Arguments) -> Result<u8, Failure> {
         }
         Command::Explain { resource } => explain(socket, resource.as_deref(), arguments.json),
         Command::Dump { resource, .. } => status(socket, Some(resource), true),
+        Command::Apply { dry_run } => apply(socket, config, *dry_run, arguments.json),
         Command::Events { follow } => events(socket, *follow, arguments.json),
         Command::Resync { resource, full, discard, peer, wait, timeout_s } => {
             let order = resync_order(resource, *full, *discard, peer.as_deref());
@@ -113,6 +119,14 @@ fn order_of(command: &Command) -> Order {
         Command::Resume => Order::Pause { paused: false },
         Command::Standby { name } => Order::Standby { node: name.clone(), is_standby: true },
         Command::Online { name } => Order::Standby { node: name.clone(), is_standby: false },
+        Command::Node { action: NodeAction::Replace { name } } => {
+            Order::NodeReplace { node: name.clone() }
+        }
+        Command::Node { action: NodeAction::Add { name } } => Order::NodeAdd { node: name.clone() },
+        Command::Node { action: NodeAction::Remove { name } } => {
+            Order::NodeRemove { node: name.clone() }
+        }
+        Command::Recover { without, .. } => Order::Recover { without: without.clone() },
         _ => unreachable!("the other commands are handled before"),
     }
 }
@@ -158,6 +172,27 @@ fn say(reply: &Reply, wants_json: bool) -> Result<u8, Failure> {
         println!("{text}");
     }
     Ok(EXIT_DONE)
+}
+
+fn apply(
+    socket: &Path,
+    config: &ClusterConfig,
+    dry_run: bool,
+    wants_json: bool,
+) -> Result<u8, Failure> {
+    let order = Order::Apply { request: ClusterRequest::of(config), dry_run };
+    let applied = match ask_daemon(socket, order)? {
+        Reply::Applied(applied) => applied,
+        Reply::Refused(refusal) => return Err(refusal_failure(&refusal)),
+        other => return Err(Failure::new(EXIT_NO_DAEMON, format!("unexpected answer: {other:?}"))),
+    };
+    if wants_json {
+        println!("{}", serde_json::to_string_pretty(&applied).expect("plain values"));
+    } else {
+        print!("{}", show_cluster::applied(&applied, dry_run));
+    }
+    let is_left = |it: &Applied| it.refused.is_some();
+    Ok(if applied.iter().any(is_left) { EXIT_REFUSED } else { EXIT_DONE })
 }
 
 fn history(

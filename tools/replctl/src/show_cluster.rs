@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use replicator::cluster::{ClusterReport, HistoryEntry, NodeReport, OfficeReport};
+use replicator::cluster::{Applied, ClusterReport, HistoryEntry, NodeReport, OfficeReport};
 
 use crate::show::{ago, refusal, span};
 
@@ -15,10 +15,14 @@ pub fn head(out: &mut String, cluster: &ClusterReport) {
     } else {
         format!("NO MAJORITY for {}", span(cluster.no_majority_ms))
     };
+    let epoch = match cluster.epoch {
+        0 | 1 => String::new(),
+        epoch => format!(" of epoch {epoch}"),
+    };
     let automation = if cluster.is_paused { "automation PAUSED" } else { "automation on" };
     let _ = writeln!(
         out,
-        "{count} of {} nodes · {majority} · {automation} · register revision {}",
+        "{count} of {} nodes · {majority} · {automation} · register revision {}{epoch}",
         cluster.nodes.len(),
         cluster.revision
     );
@@ -29,6 +33,9 @@ pub fn head(out: &mut String, cluster: &ClusterReport) {
     for node in &cluster.standby {
         let _ = writeln!(out, "  {node} is on standby");
     }
+    for difference in &cluster.differences {
+        let _ = writeln!(out, "  warning: {difference}; replctl apply");
+    }
     if cluster.refused_messages.0 > 0 {
         let (count, last) = &cluster.refused_messages;
         let _ = writeln!(out, "  {count} messages were refused, the last: {last}");
@@ -37,7 +44,8 @@ pub fn head(out: &mut String, cluster: &ClusterReport) {
 
 /// The nodes that this one hears, one line each.
 pub fn nodes(out: &mut String, cluster: &ClusterReport) {
-    for node in cluster.nodes.iter().filter(|node| node.state != "here") {
+    let is_shown = |node: &&NodeReport| node.state != "here" || node.trouble.is_some();
+    for node in cluster.nodes.iter().filter(is_shown) {
         let kind = if node.is_witness { "witness" } else { "data node" };
         let state = match node.state.as_str() {
             "reachable" if node.round_trip_us > 0 => {
@@ -48,6 +56,10 @@ pub fn nodes(out: &mut String, cluster: &ClusterReport) {
         };
         let vote = if node.votes { "" } else { " · has no vote" };
         let _ = writeln!(out, "  {:<8} {kind:<10} {state}{vote}", node.name);
+        if let Some(trouble) = &node.trouble {
+            let text = refusal(trouble).replace("\n  next", "\n           next");
+            let _ = writeln!(out, "           {}", text.trim_start_matches("refused: "));
+        }
     }
 }
 
@@ -108,6 +120,28 @@ pub fn explain(out: &mut String, report: &OfficeReport, node: &str) {
             );
         }
     }
+}
+
+/// What became of each difference between file and register.
+pub fn applied(applied: &[Applied], dry_run: bool) -> String {
+    if applied.is_empty() {
+        return "the register is as the file says\n".to_owned();
+    }
+    let mut out = String::new();
+    for it in applied {
+        match &it.refused {
+            None if dry_run => {
+                let _ = writeln!(out, "would change: {}", it.difference);
+            }
+            None => {
+                let _ = writeln!(out, "changed: {}", it.difference);
+            }
+            Some(why) => {
+                let _ = writeln!(out, "left: {}\n  {}", it.difference, refusal(why));
+            }
+        }
+    }
+    out
 }
 
 /// One line of history.

@@ -237,6 +237,8 @@ fn one_survivor_goes_on_in_a_new_epoch_and_the_old_members_stay_out() {
         let trouble = world.core("alpha").vote_trouble(&name(node)).expect("it says so");
         assert!(trouble.why.contains("earlier epoch (1)"), "{}", trouble.why);
         assert!(world.core(node).left_out_of().is_some(), "{node} does not know");
+        let own = world.core(node).vote_trouble(&name(node)).expect("it says so");
+        assert_eq!(own.code, "earlier_epoch");
     }
     let verdict = world.core("beta").judge(RESOURCE).expect_err("it has no part");
     assert_eq!(verdict.code, "earlier_epoch");
