@@ -325,8 +325,21 @@ fn a_file_that_differs_is_shown_and_applied() {
     assert_eq!(change, Change::Lease(lease));
     world.order("alpha", Input::Ordered { ticket: 1, change, why: "an operator".into() }).unwrap();
     world.pass_with_lease("alpha", Span::from_ms(4_000));
-    // What was promised under the short lease never counts as long: the world checks it.
     world.isolate("alpha");
     let took = world.run_until(LONG, |world| world.has_lease("beta"));
     assert!(took >= Span::from_ms(2_400), "{} ms", took.as_ms());
+}
+
+#[test]
+fn a_grant_of_the_short_lease_never_counts_as_a_long_one() {
+    for isolated_after_ms in [0, 3, 6, 50, 150, 250] {
+        let mut world = World::with_primary();
+        let change = Change::Lease(LONG);
+        let why = "an operator".into();
+        world.order("beta", Input::Ordered { ticket: 1, change, why }).unwrap();
+        world.pass(Span::from_ms(isolated_after_ms));
+        world.isolate("alpha");
+        // At every step the world looks that there are never two leases.
+        world.run_until(Span::from_ms(20_000), |world| world.has_lease("beta"));
+    }
 }
