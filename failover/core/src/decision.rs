@@ -143,7 +143,12 @@ impl Node {
         for (name, local) in &mut self.locals {
             let holder = state.resource(name).and_then(|entry| entry.holder.as_ref());
             let is_mine = holder.is_some_and(|holder| holder.node == self.config.name);
-            if matches!(local.office, Office::HandingOver { .. }) && !is_mine {
+            let Office::HandingOver { since } = local.office else { continue };
+            // Its replica gave the office up without the register: for want of a lease, or since
+            // its release was never decided.
+            let is_stuck =
+                self.now.since(since) >= CANDIDATE_PATIENCE && local.facts.role == "secondary";
+            if !is_mine || is_stuck {
                 local.office = Office::Idle;
             }
         }
@@ -516,6 +521,12 @@ impl Node {
                 entry.name
             );
             return Err(self.say_no("sole", "R5d", &why, &next));
+        }
+        let held_for = self.now.since(self.locals[&entry.name].holder_since);
+        if held_for < self.lease() && self.detector.hears_now(self.now, holder) {
+            // The grants that came with its office may not be known here yet.
+            let why = format!("{holder} took the office {} ms ago", held_for.as_ms());
+            return Err(self.say_no("lease_runs", "L6", &why, next));
         }
         let own = self.acceptor.leases(self.now).find(|lease| lease.resource == entry.name);
         if let Some(lease) = own {

@@ -221,6 +221,8 @@ pub struct Local {
     pub retry_at: Time,
     /// How often in a row it was refused.
     pub refusals: u32,
+    /// Since when the holder of the office is known to be who it is.
+    pub(crate) holder_since: Time,
     lease_told: Option<Time>,
     state_told: Option<RegisterState>,
 }
@@ -673,6 +675,13 @@ impl Node {
         }
         let is_change = self.state().is_none_or(|known| known.revision < state.revision);
         self.detector.set_patience(state.lease);
+        for (name, local) in &mut self.locals {
+            let holder = |state: &ClusterState| state.resource(name)?.holder.clone();
+            let before = self.known.as_ref().and_then(|(_, known)| holder(known));
+            if before != holder(&state) {
+                local.holder_since = self.now;
+            }
+        }
         self.known = Some((ballot, state.clone()));
         if is_change {
             self.known_since = self.now;

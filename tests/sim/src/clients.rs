@@ -40,6 +40,8 @@ pub struct Clients {
     pub left: u64,
     /// Requests whose answer is missing.
     pub open: BTreeMap<u64, Open>,
+    /// The last write that was acknowledged to nobody in particular (a probe).
+    pub acknowledged_last: u64,
     next: u64,
     last_spot: u64,
     /// Steps of the walk over all places.
@@ -60,6 +62,7 @@ impl Clients {
             history: Checker::new(config),
             left: plan.requests,
             open: BTreeMap::new(),
+            acknowledged_last: 0,
             next: 1,
             last_spot: plan.spots[0],
             steps: 0,
@@ -216,8 +219,8 @@ impl World {
         }
     }
 
-    /// Sends a request to a node's device.
-    pub fn request(&mut self, worker: Option<usize>, node: usize, tenure: u64, ask: Ask) {
+    /// Sends a request to a node's device; its number.
+    pub fn request(&mut self, worker: Option<usize>, node: usize, tenure: u64, ask: Ask) -> u64 {
         let id = self.clients.next;
         self.clients.next += 1;
         self.tally.requests += 1;
@@ -266,6 +269,7 @@ impl World {
         self.clients.open.insert(id, open);
         let input = Box::new(Input::ClientRequested { request: RequestId(id), what });
         self.fact(node, life, input);
+        id
     }
 
     /// A core answers a request.
@@ -310,6 +314,10 @@ impl World {
                     process.buffers.release(buf);
                 }
                 if result.is_ok() {
+                    if open.worker.is_none() {
+                        self.clients.acknowledged_last = id;
+                    }
+                    let history = &mut self.clients.history;
                     violations = history.write_acked(id);
                 } else {
                     history.write_unknown(id);

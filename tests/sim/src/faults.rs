@@ -183,7 +183,7 @@ impl World {
     }
 
     /// A process stands still for so long, or for as long as it does already.
-    fn stand_still(&mut self, node: usize, length: u64) {
+    pub(crate) fn stand_still(&mut self, node: usize, length: u64) {
         let until = self.now + length;
         let there = &mut self.nodes[node];
         there.paused_until = there.paused_until.max(until);

@@ -5,7 +5,7 @@ use std::process::{Command, exit};
 use std::time::{Duration, Instant};
 
 use sim::campaign::Campaign;
-use sim::cluster::mode;
+use sim::cluster::{mode, times};
 use sim::minimise::minimise;
 use sim::parts::Parts;
 use sim::runner::{Found, Runner, crash, serve};
@@ -14,8 +14,9 @@ use sim::{mutants, pretence};
 const HELP: &str = "\
 sim SEED [PARTS] [--trace | --story]   replays a seed exactly; one that fails is minimised
 sim [--seeds FROM..TO] [--minutes M]   a campaign on all cores; the regressions first
-sim mutants [NAME | --first]           every deliberate defect must be found
+sim mutants [--cluster] [NAME | --first]  every deliberate defect must be found
 sim [--defect NAME] --replay FILE      steps a core through what replicatord --record wrote
+sim failover-times [RUNS | BLOW SEED]               how long failovers take, in virtual time (200 runs each)
 sim scenarios [FROM..TO]               which scenarios occur in these seeds, and how often
 
 PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
@@ -54,8 +55,16 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.first().map(String::as_str) {
         Some("-h" | "--help") => return print!("{HELP}"),
+        Some("failover-times") => {
+            let number = |at: usize| words.get(at).and_then(|word| word.parse().ok());
+            let is_well = match words.get(1) {
+                Some(blow) if number(1).is_none() => times::tell(blow, number(2).unwrap_or(0)),
+                _ => times::print(number(1).unwrap_or(200)),
+            };
+            exit(i32::from(!is_well));
+        }
         Some("scenarios") => return scenarios(words.get(1)),
-        Some("mutants") => return look_for_defects(words.get(1).map(String::as_str)),
+        Some("mutants") => return look_for_defects(&words[1..]),
         _ => {}
     }
     let (arguments, mode) = match read(&words) {
@@ -157,9 +166,14 @@ fn scenarios(seeds: Option<&String>) {
     sim::scenarios::print(&sim::scenarios::count(from..to));
 }
 
-/// `mutants` counts in all seeds, `mutants --first` ends each search at the first seed.
-fn look_for_defects(argument: Option<&str>) {
-    match argument {
+/// `mutants` counts in all seeds, `mutants --first` ends each search at the first seed; with
+/// `--cluster` those of the control plane are looked for in clusters.
+fn look_for_defects(arguments: &[String]) {
+    let mut arguments = arguments.iter().map(String::as_str).peekable();
+    if arguments.next_if_eq(&"--cluster").is_some() {
+        mode::choose_cluster();
+    }
+    match arguments.next() {
         Some("--first") => mutants::run(None, true),
         only => mutants::run(only, false),
     }

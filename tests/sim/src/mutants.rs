@@ -24,15 +24,43 @@ const WITH_A_MAJORITY: &[Defect] = &[
     Defect::RegisterNotAwaited,
 ];
 
+/// Defects of the control plane that need a change of the voters: no cluster here has one. The
+/// stories of `failover/core/tests/cluster` find them.
+const WITH_OTHER_VOTERS: &[failover_core::defect::Defect] = &[
+    failover_core::defect::Defect::NewAcceptorWithoutWait,
+    failover_core::defect::Defect::EmptyRecordVotes,
+    failover_core::defect::Defect::NewMajorityOnly,
+];
+
 /// Breaks a rule in this process.
 pub fn wake(name: &str) {
-    match DEFECTS.iter().find(|defect| format!("{defect:?}") == name) {
-        Some(&defect) => switch_on(defect),
+    use failover_core::defect as control;
+    if let Some(&defect) = DEFECTS.iter().find(|defect| format!("{defect:?}") == name) {
+        return switch_on(defect);
+    }
+    match control::DEFECTS.iter().find(|defect| format!("{defect:?}") == name) {
+        Some(&defect) => control::switch_on(defect),
         None => {
-            eprintln!("no defect has the name {name}; there are {DEFECTS:?}");
+            eprintln!(
+                "no defect has the name {name}; there are {DEFECTS:?} {:?}",
+                control::DEFECTS
+            );
             exit(2);
         }
     }
+}
+
+/// The names of the defects that the seeds of this process must find.
+fn wanted() -> Vec<String> {
+    let name = |defect: &dyn std::fmt::Debug| format!("{defect:?}");
+    if !mode::is_cluster() {
+        let of_a_pair = DEFECTS.iter().filter(|defect| !WITH_A_MAJORITY.contains(defect));
+        return of_a_pair.map(|defect| name(defect)).collect();
+    }
+    let control = failover_core::defect::DEFECTS.iter();
+    let control = control.filter(|defect| !WITH_OTHER_VOTERS.contains(defect));
+    let of_both = WITH_A_MAJORITY.iter().map(|defect| name(defect));
+    control.map(|defect| name(defect)).chain(of_both).collect()
 }
 
 /// Runs seeds one after the other and prints a line for each that fails (in the child process).
@@ -51,7 +79,7 @@ pub fn count(from: u64, to: u64) {
 }
 
 struct Found {
-    defect: Defect,
+    defect: String,
     seeds: u64,
     first: Option<(u64, String)>,
 }
@@ -59,22 +87,16 @@ struct Found {
 /// Looks for every defect, or for one, in all seeds or until it is found; exits with 1 when one is
 /// not found.
 pub fn run(only: Option<&str>, until_found: bool) {
-    if let Some(name) = only {
-        assert!(DEFECTS.iter().any(|d| format!("{d:?}") == name), "no defect has the name {name}");
-    }
-    let wanted: Vec<Defect> = DEFECTS
-        .iter()
-        .copied()
-        .filter(|defect| !WITH_A_MAJORITY.contains(defect))
-        .filter(|defect| only.is_none_or(|name| format!("{defect:?}") == name))
-        .collect();
+    let wanted: Vec<String> =
+        wanted().into_iter().filter(|defect| only.is_none_or(|name| defect == name)).collect();
+    assert!(!wanted.is_empty(), "no defect that is looked for has the name {only:?}");
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let cores = thread::available_parallelism().map_or(1, |n| n.get());
     thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
-                while let Some(&defect) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(defect) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let found = look_for(defect, until_found);
                     println!("{}", line(&found, until_found));
                     results.lock().expect("no thread panics").push(found);
@@ -83,8 +105,8 @@ pub fn run(only: Option<&str>, until_found: bool) {
         }
     });
     let results = results.into_inner().expect("no thread panics");
-    let missed: Vec<Defect> =
-        results.iter().filter(|found| found.seeds == 0).map(|found| found.defect).collect();
+    let missed: Vec<&str> =
+        results.iter().filter(|found| found.seeds == 0).map(|found| &*found.defect).collect();
     println!("{} of {} defects found", results.len() - missed.len(), results.len());
     if !missed.is_empty() {
         println!("not found within {SEEDS} seeds: {missed:?}");
@@ -93,7 +115,7 @@ pub fn run(only: Option<&str>, until_found: bool) {
 }
 
 fn line(found: &Found, until_found: bool) -> String {
-    let name = format!("{:?}", found.defect);
+    let name = &found.defect;
     match &found.first {
         Some((seed, how)) => {
             let how: String = how.chars().take(100).collect();
@@ -107,13 +129,14 @@ fn line(found: &Found, until_found: bool) -> String {
     }
 }
 
-fn look_for(defect: Defect, until_found: bool) -> Found {
-    let mut found = Found { defect, seeds: 0, first: None };
+fn look_for(defect: &str, until_found: bool) -> Found {
+    let mut found = Found { defect: defect.into(), seeds: 0, first: None };
     let mut from = 0;
     let program = std::env::current_exe().expect("this program has a path");
     while from < SEEDS {
         let mut child = Command::new(&program)
-            .args(["--defect", &format!("{defect:?}"), "--count", &format!("{from}..{SEEDS}")])
+            .args(mode::is_cluster().then_some("--cluster"))
+            .args(["--defect", defect, "--count", &format!("{from}..{SEEDS}")])
             .stdout(Stdio::piped())
             .spawn()
             .expect("this program starts");
@@ -139,7 +162,7 @@ fn look_for(defect: Defect, until_found: bool) -> Found {
         match last {
             _ if until_found && found.seeds > 0 => return found,
             Some(seed) if seed >= from => from = seed + 1,
-            _ => panic!("{defect:?}: a child ended without a word at {from}"),
+            _ => panic!("{defect}: a child ended without a word at {from}"),
         }
     }
     found

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::cluster::mode;
 use crate::coverage::Coverage;
 use crate::failure::Kind;
 use crate::plan::all_faults;
@@ -120,7 +121,9 @@ impl Report {
         let kinds: Vec<String> =
             self.tally.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
         println!("faults by kind: {}", kinds.join(", "));
-        self.coverage.print();
+        if !mode::is_cluster() {
+            self.coverage.print();
+        }
         let mut classes: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for (seed, found) in &self.failures {
             classes.entry(format!("{:?} {}", found.kind, found.rule)).or_default().push(*seed);

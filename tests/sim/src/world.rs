@@ -250,7 +250,9 @@ impl World {
         }
         // A cluster is founded first.
         let first = if world.cluster.is_some() { 2_500 } else { 800 };
-        world.after(first * MS, Event::Trouble);
+        if world.plan.troubles > 0 {
+            world.after(first * MS, Event::Trouble);
+        }
         for worker in 0..world.plan.workers {
             world.after(5 * MS, Event::Client { worker });
         }
@@ -271,6 +273,18 @@ impl World {
         }
         self.tally.virtual_ns = self.now;
         self.failure.clone()
+    }
+
+    /// Runs for so long, or to the first failure.
+    pub(crate) fn run_for(&mut self, span: u64) {
+        let until = self.now + span;
+        while self.failure.is_none() && self.queue.peek().is_some_and(|entry| entry.at <= until) {
+            let entry = self.queue.pop().expect("just seen");
+            self.now = entry.at;
+            self.begin_sequence(&entry.event);
+            self.happen(entry.event);
+        }
+        self.now = until;
     }
 
     /// Plans an event.

@@ -63,6 +63,13 @@ fn an_operator_moves_the_office() {
     world.step("beta", Input::Ordered { ticket: 1, change, why: "an operator".into() });
     let took = world.run_until(Span::from_ms(3_000), |world| world.has_lease("beta"));
     assert!(took <= Span::from_ms(150), "{} ms: {:#?}", took.as_ms(), world.log);
+    // The old one does not take the new one for lost before it has heard of its lease.
+    world.pass(Span::from_ms(2_000));
+    assert!(
+        !world.log.iter().any(|line| line.contains("alpha promotes: beta")),
+        "{:#?}",
+        world.log
+    );
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod offices;
 mod operator;
 mod post;
 mod seats;
+pub mod times;
 mod troubles;
 
 use std::collections::BTreeMap;

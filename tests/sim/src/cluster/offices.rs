@@ -173,8 +173,11 @@ impl World {
     // ------------------------------------------------------------------ orders to the replica
 
     pub(super) fn begin_job(&mut self, seat: usize, job: Job) {
-        let life = self.cluster().seats[seat].life;
-        let delay = self.draw.below(2_000) * 1_000;
+        let there = &self.cluster().seats[seat];
+        let life = there.life;
+        // What the control plane said before comes before.
+        let before = there.towards_replica_at.saturating_sub(self.now);
+        let delay = before + 1 + self.draw.below(1_000) * 1_000;
         self.soon(delay, Happening::Job { seat, life, job });
     }
 
