@@ -23,6 +23,28 @@ fn fresh_seeds_keep_all_promises() {
 }
 
 #[test]
+fn clusters_keep_all_promises() {
+    let regressions = sim::regressions(include_str!("../regressions-cluster.txt"));
+    for seed in regressions.chain(1_000_000..1_000_060) {
+        if let Some(failure) = World::of_a_cluster(seed, false).run() {
+            panic!("seed {seed}: {failure}; see it with: cargo run -p sim -- {seed} --cluster");
+        }
+    }
+}
+
+#[test]
+fn a_cluster_runs_the_same_way_twice() {
+    for seed in 0..5 {
+        let stories = [0, 1].map(|_| {
+            let mut world = World::of_a_cluster(seed, false);
+            world.run();
+            (world.tally.steps, world.tally.requests, world.tally.virtual_ns)
+        });
+        assert_eq!(stories[0], stories[1], "seed {seed}");
+    }
+}
+
+#[test]
 fn a_seed_runs_the_same_way_twice() {
     for seed in 0..5 {
         let stories = [0, 1].map(|_| {
