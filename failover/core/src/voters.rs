@@ -121,7 +121,8 @@ impl Node {
             return Err(self.say_no("foreign", "L5", &why, &start_blank(name)));
         }
         let heard = self.detector.node(name).filter(|_| self.detector.hears_now(self.now, name));
-        match heard.filter(|node| node.heartbeat.number > 0) {
+        // Any message will do: the first of a new process may be an answer.
+        match heard {
             Some(node) => Ok(node.acceptor),
             None => {
                 let why = format!("{name} is not heard");
