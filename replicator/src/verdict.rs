@@ -121,8 +121,8 @@ fn primary(name: &str, node: &str, replica: &ReplicaReport) -> Verdict {
     }
     let peer = &replica.peers[0].node;
     let text = format!(
-        "safe. Any one node may fail now. There is no witness, so roles change by hand: if {node} is \
-         lost, on {peer}: replctl promote {name} --old-primary-is-off"
+        "safe. Any one node may fail now. There is no witness, so roles change by hand: if {node} \
+         is lost, on {peer}: replctl promote {name} --old-primary-is-off"
     );
     verdict(Level::Safe, text)
 }

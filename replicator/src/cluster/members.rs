@@ -1,5 +1,5 @@
-//! Who belongs to the cluster, and what the file wants of the register: replace, add, remove, recover
-//! and apply. What may be done is decided in `failover-core`.
+//! Who belongs to the cluster, and what the file wants of the register: replace, add, remove,
+//! recover and apply. What may be done is decided in `failover-core`.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -163,7 +163,7 @@ fn voters_in_words(state: &ClusterState, wish: &VotersWish) -> String {
     if count.is_multiple_of(2) {
         let (majority, spare) = (count / 2 + 1, count - count / 2 - 1);
         text += &format!(
-            ". {count} voters are an even number: a majority is {majority}, so no more than {spare} \
+            ". {count} voters are an even number: a majority is {majority}, so at most {spare} \
              may fail, as with {}",
             count - 1
         );

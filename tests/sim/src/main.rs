@@ -16,7 +16,7 @@ sim SEED [PARTS] [--trace | --story]   replays a seed exactly; one that fails is
 sim [--seeds FROM..TO] [--minutes M]   a campaign on all cores; the regressions first
 sim mutants [--cluster] [NAME | --first]  every deliberate defect must be found
 sim [--defect NAME] --replay FILE      steps a core through what replicatord --record wrote
-sim failover-times [RUNS | BLOW SEED]               how long failovers take, in virtual time (200 runs each)
+sim failover-times [RUNS | BLOW SEED]               failovers in virtual time (200 runs each)
 sim scenarios [FROM..TO]               which scenarios occur in these seeds, and how often
 
 PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:

@@ -217,20 +217,21 @@ With fencing = \"auto\" all of this happens by itself after fence_after_ms.")]
     /// Change who votes: a dead node replaced, a witness added or removed.
     #[command(after_help = "\
 A node that gets another address needs none of this: write the new address into the file of every
-node, restart the daemon of that node, then the others, one after the other. Nodes prove their names,
-not their addresses, and tell where they are: those with the old file hear the moved one meanwhile.")]
+node, restart the daemon of that node, then the others, one after the other. Nodes prove their
+names, not their addresses, and tell where they are: those with the old file hear the moved one
+meanwhile.")]
     Node {
         #[command(subcommand)]
         action: NodeAction,
     },
-    /// Go on without nodes that are gone for ever, when a majority is (on a data node that is left).
+    /// Go on without nodes that are gone for ever, when a majority is.
     #[command(after_help = "\
 Example, the machines of beta and gamma having burnt:
   alpha# replctl recover --without beta,gamma --they-are-gone-for-ever
-A new epoch of the cluster begins with the nodes that are left. It is refused while one of the named
-nodes is heard, and while a majority is there: then replctl node replace is right. If a named node
-does come back it is refused and stops. A resource whose last member is gone needs a replctl failover
---allow-data-loss besides. New machines come in by replctl node replace.")]
+On a data node that is left: a new epoch of the cluster begins with those. It is refused while one
+of the named nodes is heard, and while a majority is there: then replctl node replace is right. If a
+named node does come back it is refused and stops. A resource whose last member is gone needs a
+replctl failover --allow-data-loss besides. New machines come in by replctl node replace.")]
     Recover {
         /// The nodes that are gone.
         #[arg(long, value_delimiter = ',', required = true)]
