@@ -900,10 +900,13 @@ impl Node {
         let is_of_use = |name: &String| {
             !is_deaf || self.lease_until(name).is_some_and(|until| until > self.now)
         };
+        // An office that nobody serves is let go, so that others may take it, or finish taking it.
+        let is_news = self.now.since(self.known_since) < self.lease();
         let is_alive = |name: &String| {
-            self.locals
-                .get(name)
-                .is_some_and(|local| self.now.since(local.progress_at) < self.lease())
+            self.locals.get(name).is_some_and(|local| {
+                self.now.since(local.progress_at) < self.lease()
+                    && (local.facts.role != "secondary" || is_news)
+            })
         };
         let offices = state.offices_of(&self.me()).into_iter();
         offices.filter(|(resource, _)| is_alive(resource) && is_of_use(resource)).collect()
