@@ -268,6 +268,8 @@ def manual_fencing_waits_for_the_operator():
     with Fenced(fencing="manual", fence='action = "reboot"') as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         fill(alpha, range(50), b"a")
+        # Whoever has just started has not listened yet.
+        wait_until("beta has listened", lambda: beta.ctl("status")["up_ms"] > 2 * SILENCE_MS)
         beta.refuses("fence", "alpha", code="peer_is_heard")
         beta.refuses("fence", "gamma", code="unknown_peer")
         alpha.kill()

@@ -25,7 +25,11 @@ def authenticate(key, *parts):
     return mac.digest()
 
 
-def opening(versions=(1, 1)):
+# The protocol that this build speaks (replicator/core/src/wire.rs).
+VERSION = 3
+
+
+def opening(versions=(VERSION, VERSION)):
     """The first bytes of a dialer."""
     return MAGIC + bytes(versions) + b"D" + bytes(5) + os.urandom(32)
 
@@ -69,7 +73,7 @@ class Speaker:
         """A unit of the greeting."""
         self.send(struct.pack("<BH", kind, len(body)) + body)
 
-    def greet(self, key, cluster, me, peer, resource, versions=(1, 1)):
+    def greet(self, key, cluster, me, peer, resource, versions=(VERSION, VERSION)):
         """The whole greeting; the kind of the last unit that came back (READY: agreed)."""
         ours = opening(versions)
         self.send(ours)
@@ -90,7 +94,7 @@ class Speaker:
         return READY
 
 
-def frame(kind, payload=b"", flags=0, volume=0, tenure=0, seq=0, start=0, length=0, version=1):
+def frame(kind, payload=b"", flags=0, volume=0, tenure=0, seq=0, start=0, length=0, version=VERSION):
     """A frame whose checksums are right."""
     header = FRAME_MAGIC + struct.pack(
         "<BBHHHIQQQQI", version, kind, flags, volume, 0, len(payload), tenure, seq, start, length,
