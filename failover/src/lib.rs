@@ -4,6 +4,7 @@
 //!   node.rs       one thread that steps the core; the handle that the daemon holds
 //!   datagram.rs   messages as authenticated datagrams
 //!   store.rs      the acceptor's record in two slots, durable
+//!   services.rs   the kinds of services
 //! ```
 
 // As in the core.
@@ -11,6 +12,7 @@
 
 pub mod datagram;
 pub mod node;
+pub mod services;
 pub mod store;
 
 pub use failover_core as core;

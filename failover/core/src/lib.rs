@@ -12,6 +12,7 @@
 //!  recovery.rs   a new epoch without a majority that is gone for ever; who belongs to it
 //!  request.rs    what a configuration file wants of the register
 //!  fence.rs      without a witness: when a lost peer is switched off, and what confirms it
+//!  services.rs   what runs on top of a resource: started, watched, restarted, moved, stopped
 //!  cluster.rs    the state in the register;  command.rs: the ways to change it
 //! ```
 #![no_std]
@@ -36,6 +37,7 @@ pub mod node;
 pub mod proposer;
 pub mod recovery;
 pub mod request;
+pub mod services;
 pub mod verdict;
 pub mod voters;
 
