@@ -11,11 +11,14 @@
 //!   process.rs     what ocf and command share: process groups, cgroups, output, kill
 //! ```
 
+use std::fs;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use tokio::sync::mpsc::UnboundedSender;
+
+pub use failover_core::services::{Change, Condition, Failure, Force};
 
 /// What a method of a service returns. Dropping it ends what it was doing: child processes are
 /// killed with everything they started.
@@ -51,6 +54,15 @@ pub trait Service: Send + Sync {
         Box::pin(async {})
     }
 
+    /// Freezes everything it runs, or lets it go on: while the lease is over nothing of it may act
+    /// (L4). `stop` by force may come while it is frozen. Must not wait long.
+    fn suspend(&self, is_suspended: bool) -> Doing<'_, ()> {
+        for cgroup in self.cgroups() {
+            freeze(&cgroup, is_suspended);
+        }
+        Box::pin(async {})
+    }
+
     /// The processes and cgroups that belong to it now, for the guard to freeze.
     fn cgroups(&self) -> Vec<PathBuf> {
         Vec::new()
@@ -68,53 +80,10 @@ pub struct Site {
     pub node: String,
 }
 
-/// How hard a stop tries; the engine escalates from one to the next.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Force {
-    /// Orderly: SIGTERM, umount, StopUnit.
-    Orderly,
-    /// Whoever hinders is killed: SIGKILL to the cgroup, to holders of the mount, KillUnit.
-    Kill,
-    /// The device fails all I/O by now: lazy and forced umount. What is left after this is for the
-    /// watchdog.
-    Detach,
-}
-
-/// What a service is.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Condition {
-    /// It runs.
-    Running,
-    /// It runs, but not well (OCF 190 and 191, a read-only remount, ...): a warning.
-    Degraded(String),
-    /// It does not run.
-    Stopped,
-    /// It is on its way to one of them (a unit that is activating): counts against the time-out.
-    Changing(String),
-}
-
-/// Something changed without being asked for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Change {
-    /// It failed or ended, and why.
-    Failed(String),
-    /// Somebody else stopped it (an operator with systemctl, a umount by hand).
-    StoppedByHand(String),
-    /// Somebody else started it where it should not run.
-    StartedByHand(String),
-    /// Worth a warning: an address that somebody else has too, ...
-    Warning(String),
-}
-
-/// Why something did not work.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Failure {
-    /// Stable name for programs: `mount_failed`, `unit_not_found`, `agent_missing`, ...
-    pub code: String,
-    /// What went wrong, with the name of the culprit.
-    pub why: String,
-    /// What an operator may do.
-    pub next: String,
-    /// Trying again here cannot help (OCF 2-6, a unit that does not exist).
-    pub is_permanent: bool,
+/// Freezes a cgroup with all below it, where it is one of version 2.
+fn freeze(cgroup: &Path, is_frozen: bool) {
+    let word = if is_frozen { "1" } else { "0" };
+    if let Err(error) = fs::write(cgroup.join("cgroup.freeze"), word) {
+        tracing::debug!("cannot freeze {}: {error}", cgroup.display());
+    }
 }

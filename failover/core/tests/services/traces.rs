@@ -1,0 +1,562 @@
+//! Scripted traces: what is told, and every order that follows.
+
+use failover_core::Time;
+use failover_core::services::{
+    Change, Condition, Gain, Input, Order, Phase, Place, Release, address_delay,
+};
+
+use crate::story::{Story, command, ms, usual};
+
+const FOREVER: Option<Time> = Some(Time(u64::MAX));
+
+fn ignore_asks(lines: Vec<String>) -> Vec<String> {
+    lines.into_iter().filter(|line| !line.starts_with("ask ")).collect()
+}
+
+#[test]
+fn a_start_of_the_daemon_asks_what_runs_and_starts_nothing() {
+    let mut story = Story::new(usual());
+    story.tell(Input::ResourceUp);
+    story.expect(&["ask fs", "ask address", "ask db"]);
+    for name in ["fs", "address", "db"] {
+        story.is(name, Condition::Stopped);
+    }
+    story.tell(Input::NotHeld { tenure: 1 });
+    story.expect(&[]);
+}
+
+#[test]
+fn services_start_top_down_and_stop_bottom_up() {
+    let mut story = Story::secondary(usual());
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    story.expect(&["start fs"]);
+    story.done("fs");
+    story.expect(&["start address"]);
+    story.done("address");
+    story.expect(&["start db"]);
+    story.done("db");
+    story.expect(&[]);
+    assert!(story.notes.contains(&"all_running".into()));
+    story.release(Release::HandOver);
+    story.expect(&["stop db"]);
+    story.done("db");
+    story.expect(&["stop address"]);
+    story.done("address");
+    story.expect(&["stop fs"]);
+    story.done("fs");
+    story.expect(&["released"]);
+    story.tell(Input::OfficeReleased);
+    story.expect(&[]);
+}
+
+#[test]
+fn services_of_one_step_start_and_stop_together() {
+    let mut story = Story::secondary(vec![command("a", 0), command("b", 1), command("c", 1)]);
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    story.expect(&["start a"]);
+    story.done("a");
+    story.expect(&["start b", "start c"]);
+    story.done("c");
+    story.expect(&[]);
+    story.done("b");
+    story.release(Release::HandOver);
+    story.expect(&["stop b", "stop c"]);
+    story.done("b");
+    story.expect(&[]);
+    story.done("c");
+    story.expect(&["stop a"]);
+}
+
+#[test]
+fn after_a_takeover_from_a_silent_holder_the_address_waits() {
+    assert_eq!(address_delay(ms(1_000)), ms(300));
+    assert_eq!(address_delay(ms(500)), ms(750));
+    assert_eq!(address_delay(ms(5_000)), ms(300));
+    let mut story = Story::secondary(usual());
+    story.lease(FOREVER);
+    story.gain(2, Gain::TakenFromSilent);
+    story.done("fs");
+    story.orders();
+    story.wait(ms(299));
+    story.expect(&[]);
+    story.wait(ms(1));
+    story.expect(&["start address"]);
+}
+
+#[test]
+fn an_office_that_is_resumed_continues_what_runs() {
+    let mut story = Story::new(usual());
+    story.tell(Input::ResourceUp);
+    story.is("fs", Condition::Running);
+    story.orders();
+    story.lease(FOREVER);
+    story.gain(2, Gain::Resumed);
+    story.expect(&[]);
+    story.is("address", Condition::Running);
+    story.is("db", Condition::Running);
+    story.expect(&[]);
+    assert!(story.notes.contains(&"all_running".into()));
+}
+
+#[test]
+fn what_is_missing_after_a_resumed_office_is_started_in_order() {
+    let mut story = Story::new(usual());
+    story.tell(Input::ResourceUp);
+    story.lease(FOREVER);
+    story.gain(2, Gain::Resumed);
+    story.orders();
+    story.is("db", Condition::Running);
+    story.is("address", Condition::Running);
+    story.is("fs", Condition::Stopped);
+    // The unit ran on a file system that is not there.
+    story.expect(&["start fs", "stop db"]);
+}
+
+#[test]
+fn what_runs_where_it_must_not_is_stopped() {
+    let mut story = Story::new(usual());
+    story.tell(Input::ResourceUp);
+    story.tell(Input::NotHeld { tenure: 3 });
+    story.orders();
+    story.is("db", Condition::Running);
+    story.expect(&["stop db"]);
+    story.is("fs", Condition::Stopped);
+    story.is("address", Condition::Stopped);
+    story.done("db");
+    // V9: a unit that somebody starts by hand, or that is enabled at boot.
+    story.change("db", Change::StartedByHand("db.service was started".into()));
+    story.expect(&["stop db"]);
+}
+
+#[test]
+fn what_ran_before_the_office_came_is_stopped_before_it_is_started() {
+    let mut story = Story::new(vec![command("a", 0), command("b", 1)]);
+    story.tell(Input::ResourceUp);
+    story.lease(FOREVER);
+    story.gain(5, Gain::TakenFromSilent);
+    story.orders();
+    story.is("b", Condition::Running);
+    story.is("a", Condition::Running);
+    story.expect(&["stop b"]);
+    story.done("b");
+    story.expect(&["stop a"]);
+    story.done("a");
+    story.expect(&["start a"]);
+}
+
+#[test]
+fn a_service_that_dies_is_restarted_at_once_then_after_pauses_then_the_office_moves() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    story.dies("a");
+    story.expect(&["stop a"]);
+    story.done("a");
+    story.expect(&["start a"]);
+    story.done("a");
+    story.dies("a");
+    story.done("a");
+    story.expect(&["stop a"]);
+    story.wait(ms(999));
+    story.expect(&[]);
+    story.wait(ms(1));
+    story.expect(&["start a"]);
+    assert!(story.engine.trouble().is_none());
+    story.fails("a");
+    let trouble = story.engine.trouble().expect("three failures, two restarts");
+    assert!(trouble.why.contains("a does not run here: it is broken"), "{}", trouble.why);
+    story.expect(&["stop a"]);
+    story.done("a");
+    story.release(Release::Move);
+    story.expect(&["released"]);
+}
+
+#[test]
+fn what_stands_on_a_failed_service_stops_before_it_is_restarted() {
+    let mut story = Story::running(vec![command("a", 0), command("b", 1), command("c", 2)]);
+    story.dies("b");
+    story.expect(&["stop c"]);
+    story.done("c");
+    story.expect(&["stop b"]);
+    story.done("b");
+    story.expect(&["start b"]);
+    story.done("b");
+    story.expect(&["start c"]);
+    assert_eq!(story.phase("a"), Phase::Running);
+}
+
+#[test]
+fn an_address_that_fails_comes_back_under_running_services() {
+    let mut story = Story::running(usual());
+    story.dies("address");
+    story.expect(&["stop address"]);
+    story.done("address");
+    story.expect(&["start address"]);
+    assert_eq!(story.phase("db"), Phase::Running);
+}
+
+#[test]
+fn a_service_that_is_not_critical_holds_nobody_up() {
+    let mut services = vec![command("a", 0), command("b", 1)];
+    services[0].is_critical = false;
+    services[0].restarts_max = 0;
+    let mut story = Story::secondary(services);
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    story.expect(&["start a"]);
+    story.fails("a");
+    story.expect(&["stop a", "start b"]);
+    story.done("a");
+    assert!(story.engine.trouble().is_none());
+    story.orders();
+    story.wait(ms(10_000));
+    story.expect(&["start a"]);
+}
+
+/// V1: the next node, no endless loop, and nothing is banned for ever.
+#[test]
+fn a_node_where_services_failed_says_so_for_a_time_that_grows() {
+    let mut services = vec![command("a", 0)];
+    services[0].restarts_max = 0;
+    let mut story = Story::secondary(services);
+    let mut lasted = Vec::new();
+    for round in 0..8 {
+        story.lease(FOREVER);
+        story.gain(10 + round, Gain::HandedOver);
+        story.fails("a");
+        story.done("a");
+        assert!(story.engine.trouble().is_some());
+        story.release(Release::Move);
+        story.tell(Input::OfficeReleased);
+        let began = story.now;
+        while story.engine.trouble().is_some() {
+            story.wait(ms(1_000));
+        }
+        lasted.push(story.now.since(began).as_ms() / 1_000);
+    }
+    assert_eq!(lasted, [60, 120, 240, 480, 960, 1920, 3600, 3600]);
+}
+
+#[test]
+fn where_no_other_node_takes_the_office_it_is_tried_again_here_after_growing_times() {
+    let mut services = vec![command("a", 0)];
+    services[0].restarts_max = 0;
+    let mut story = Story::secondary(services);
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        story.fails("a");
+        story.done("a");
+        story.orders();
+        let began = story.now;
+        while story.job("a").is_none() {
+            story.wait(ms(100));
+        }
+        pauses.push(story.now.since(began).as_ms() / 1_000);
+    }
+    assert_eq!(pauses, [10, 20, 40, 80]);
+    assert!(story.engine.trouble().is_some());
+    story.done("a");
+    assert!(story.engine.trouble().is_none(), "it runs");
+}
+
+#[test]
+fn a_failure_that_cannot_be_helped_is_not_tried_again_in_place() {
+    let mut story = Story::secondary(vec![command("a", 0)]);
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    story.fails_for_good("a");
+    assert!(story.engine.trouble().is_some());
+}
+
+/// V2: a stop that hangs escalates, and is never called done.
+#[test]
+fn a_stop_that_hangs_when_the_office_is_lost_ends_with_the_watchdog() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    story.tell(Input::OfficeLost);
+    story.expect(&["kill a"]);
+    story.wait(ms(5_000));
+    story.expect(&["drop a", "detach a"]);
+    assert!(!story.engine.must_reset());
+    story.wait(ms(5_000));
+    story.expect(&["drop a"]);
+    assert_eq!(story.phase("a"), Phase::StopHangs);
+    assert!(story.engine.must_reset());
+    assert!(!story.engine.is_all_stopped());
+    // It is tried again, and may still end well.
+    story.wait(ms(10_000));
+    story.expect(&["detach a"]);
+    story.done("a");
+    assert!(!story.engine.must_reset());
+    assert!(story.engine.is_all_stopped());
+}
+
+#[test]
+fn a_planned_move_with_a_stop_that_hangs_is_taken_back() {
+    let mut story = Story::running(vec![command("a", 0), command("b", 1)]);
+    story.release(Release::HandOver);
+    story.expect(&["stop b"]);
+    story.wait(ms(60_000));
+    let lines = ignore_asks(story.orders());
+    assert_eq!(lines, ["drop b", "kill b"]);
+    story.fails("b");
+    let lines = story.orders();
+    assert!(lines[0].starts_with("not released: b cannot be stopped"), "{lines:?}");
+    assert!(lines.contains(&"ask b".to_string()), "{lines:?}");
+    story.is("b", Condition::Running);
+    assert_eq!(story.phase("a"), Phase::Running);
+    assert!(story.engine.trouble().is_none());
+}
+
+#[test]
+fn a_move_away_from_a_stop_that_hangs_fails_the_device_first() {
+    let mut services = vec![command("a", 0)];
+    services[0].restarts_max = 0;
+    let mut story = Story::running(services);
+    story.dies("a");
+    story.fails("a");
+    story.fails("a");
+    story.expect(&["stop a", "kill a"]);
+    assert_eq!(story.phase("a"), Phase::StopHangs);
+    assert!(story.engine.trouble().is_some());
+    story.release(Release::Move);
+    story.wait(ms(10_000));
+    story.fails("a");
+    story.expect(&["kill a", "fail the device"]);
+    story.tell(Input::DeviceFailed);
+    story.expect(&["detach a"]);
+    story.fails("a");
+    assert!(story.engine.must_reset());
+}
+
+#[test]
+fn without_a_lease_addresses_go_and_the_rest_is_frozen_and_all_comes_back() {
+    let mut story = Story::running(usual());
+    story.renew();
+    story.orders();
+    story.wait(ms(900));
+    story.expect(&["freeze fs", "withdraw address", "freeze db"]);
+    story.wait(ms(5_000));
+    story.expect(&[]);
+    story.renew();
+    story.expect(&["thaw fs", "thaw db"]);
+    assert_eq!(story.phase("db"), Phase::Running);
+}
+
+#[test]
+fn a_start_under_way_is_not_late_for_the_time_without_a_lease() {
+    let mut story = Story::secondary(vec![command("a", 0), command("b", 1)]);
+    story.renew();
+    story.gain(2, Gain::HandedOver);
+    story.orders();
+    for _ in 0..61 {
+        story.wait(ms(800));
+        story.renew();
+    }
+    // 48.8 s of 60 are over.
+    story.wait(ms(9_900));
+    story.expect(&["freeze a"]);
+    story.renew();
+    story.expect(&["thaw a"]);
+    story.wait(ms(890));
+    story.renew();
+    story.done("a");
+    story.expect(&["start b"]);
+}
+
+#[test]
+fn without_a_lease_for_too_long_everything_is_killed_as_it_is() {
+    let mut story = Story::running(usual());
+    story.renew();
+    story.wait(ms(900));
+    story.orders();
+    story.tell(Input::OfficeLost);
+    // The file system waits for those who keep it busy.
+    story.expect(&["kill address", "kill db"]);
+    story.done("db");
+    story.expect(&["thaw db"]);
+    story.done("address");
+    story.expect(&["kill fs"]);
+    story.done("fs");
+    story.expect(&["thaw fs"]);
+    assert!(story.engine.is_all_stopped());
+}
+
+#[test]
+fn a_replica_that_hangs_does_not_keep_services_alive_without_a_lease() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    story.renew();
+    story.orders();
+    story.wait(ms(900 + 12_000));
+    story.expect(&["freeze a", "kill a"]);
+}
+
+#[test]
+fn an_office_that_comes_back_right_after_its_loss_starts_from_nothing() {
+    let mut story = Story::running(vec![command("a", 0), command("b", 1)]);
+    story.tell(Input::OfficeLost);
+    story.expect(&["kill a", "kill b"]);
+    story.done("b");
+    story.gain(7, Gain::HandedOver);
+    story.expect(&[]);
+    story.done("a");
+    story.expect(&["start a"]);
+    story.done("a");
+    story.expect(&["start b"]);
+}
+
+#[test]
+fn an_operator_stops_starts_and_restarts() {
+    let mut story = Story::running(vec![command("a", 0), command("b", 1)]);
+    story.order(Order::Stop(Some("a".into())));
+    story.expect(&["stop b"]);
+    story.done("b");
+    story.expect(&["stop a"]);
+    story.done("a");
+    story.wait(ms(100_000));
+    story.expect(&[]);
+    story.order(Order::Start(Some("a".into())));
+    story.expect(&["start a"]);
+    story.done("a");
+    story.expect(&["start b"]);
+    story.done("b");
+    story.order(Order::Restart(Some("b".into())));
+    story.expect(&["stop b"]);
+    story.done("b");
+    story.expect(&["start b"]);
+    story.done("b");
+    story.order(Order::Restart(None));
+    story.expect(&["stop b"]);
+    story.done("b");
+    story.expect(&["stop a"]);
+    story.done("a");
+    story.expect(&["start a"]);
+    story.done("a");
+    story.expect(&["start b"]);
+}
+
+#[test]
+fn a_service_that_is_stopped_by_hand_comes_back_and_that_is_no_failure() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    for _ in 0..10 {
+        story.change("a", Change::StoppedByHand("somebody said systemctl stop".into()));
+        story.expect(&["start a"]);
+        story.done("a");
+    }
+    assert!(story.engine.trouble().is_none());
+}
+
+#[test]
+fn maintenance_keeps_hands_off_and_asks_at_its_end() {
+    let mut story = Story::running(vec![command("a", 0), command("b", 1)]);
+    story.order(Order::Maintenance(true));
+    story.dies("a");
+    story.change("b", Change::StoppedByHand("by hand".into()));
+    story.wait(ms(100_000));
+    let lines = ignore_asks(story.orders());
+    assert_eq!(lines, [""; 0]);
+    assert!(story.engine.trouble().is_none());
+    story.order(Order::Maintenance(false));
+    story.expect(&["ask a", "ask b"]);
+    story.is("a", Condition::Running);
+    story.is("b", Condition::Stopped);
+    story.expect(&["start b"]);
+}
+
+#[test]
+fn an_office_that_goes_during_maintenance_takes_its_services_along() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    story.order(Order::Maintenance(true));
+    story.release(Release::HandOver);
+    story.expect(&["stop a"]);
+    story.done("a");
+    story.expect(&["released"]);
+}
+
+#[test]
+fn services_of_the_secondary_go_before_those_of_the_primary_come() {
+    let mut services = vec![command("a", 0), command("reader", 1), command("always", 2)];
+    services[1].place = Place::Secondary;
+    services[2].place = Place::All;
+    let mut story = Story::secondary(services);
+    story.done("reader");
+    story.done("always");
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    story.expect(&["stop reader"]);
+    story.done("reader");
+    story.expect(&["start a"]);
+    story.done("a");
+    story.release(Release::HandOver);
+    story.expect(&["stop a"]);
+    story.done("a");
+    story.expect(&["released"]);
+    story.tell(Input::OfficeReleased);
+    story.expect(&["start reader"]);
+    story.done("reader");
+    story.release(Release::Down);
+    story.expect(&["stop reader", "stop always"]);
+    story.done("reader");
+    story.done("always");
+    story.expect(&["released"]);
+}
+
+#[test]
+fn a_monitor_that_hangs_is_a_failure_and_answers_that_come_late_mean_nothing() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    story.wait(ms(30_000));
+    story.expect(&["ask a"]);
+    story.wait(ms(10_000));
+    story.expect(&["drop a", "stop a"]);
+    story.tell(Input::Ended {
+        service: 0,
+        ticket: 1,
+        result: Ok(failover_core::services::Answer::Done),
+    });
+    assert_eq!(story.phase("a"), Phase::Stopping(failover_core::services::Force::Orderly));
+}
+
+#[test]
+fn a_unit_that_activates_for_ever_fails_in_the_end() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    story.wait(ms(30_000));
+    let began = story.now;
+    while story.job("a") == Some(failover_core::services::Action::Monitor) {
+        story.is("a", Condition::Changing("activating".into()));
+        story.wait(ms(200));
+    }
+    assert!(story.now.since(began) >= ms(60_000) && story.now.since(began) < ms(61_000));
+    assert_eq!(story.orders().last().map(String::as_str), Some("stop a"));
+}
+
+/// O3: a switchover is cancelled half-way.
+#[test]
+fn a_release_that_is_cancelled_brings_everything_back() {
+    let mut story = Story::running(vec![command("a", 0), command("b", 1)]);
+    story.release(Release::HandOver);
+    story.done("b");
+    story.orders();
+    story.tell(Input::ReleaseCancelled);
+    // The stop of `a` that is under way ends first.
+    story.expect(&[]);
+    story.done("a");
+    story.expect(&["start a"]);
+    story.done("a");
+    story.expect(&["start b"]);
+}
+
+#[test]
+fn an_operator_clears_what_failed() {
+    let mut services = vec![command("a", 0)];
+    services[0].restarts_max = 0;
+    let mut story = Story::secondary(services);
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    story.fails("a");
+    story.done("a");
+    story.orders();
+    story.order(Order::Clear(None));
+    story.expect(&["start a"]);
+    assert!(story.engine.trouble().is_none());
+}
