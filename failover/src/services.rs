@@ -25,8 +25,8 @@ pub use failover_core::services::{Change, Condition, Failure, Force};
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// One service on this node. Methods have no deadlines of their own: the engine has, and drops what
-/// takes too long. Every method may be called again after it failed or was dropped, and in any state
-/// of the service: `start` of one that runs and `stop` of one that does not run succeed.
+/// takes too long. Every method may be called again after it failed or was dropped, and in any
+/// state of the service: `start` of one that runs and `stop` of one that does not run succeed.
 pub trait Service: Send + Sync {
     /// What must not be done in the middle of a failover, and what can be checked before one:
     /// drop-ins of systemd, the meta-data of an agent, whether programs and interfaces exist.
@@ -43,8 +43,8 @@ pub trait Service: Send + Sync {
     /// What it is now.
     fn monitor(&self) -> Doing<'_, Result<Condition, Failure>>;
 
-    /// Tells changes as the kernel or systemd tell them, until it is dropped. Kinds that can only be
-    /// asked never end and never tell.
+    /// Tells changes as the kernel or systemd tell them, until it is dropped. Kinds that can only
+    /// be asked never end and never tell.
     fn watch(&self, changes: UnboundedSender<Change>) -> Doing<'_, ()>;
 
     /// The lease was renewed (`Some`: how long clients may still be served), or is over (`None`). A

@@ -201,9 +201,13 @@ impl Engine {
         }
         self.lapsed_since = None;
         self.enter(Office::Lost);
-        self.note(effects, "office_lost", Weight::Warning, None, format!(
-            "{why}: everything stops by force"
-        ));
+        self.note(
+            effects,
+            "office_lost",
+            Weight::Warning,
+            None,
+            format!("{why}: everything stops by force"),
+        );
     }
 
     fn release_wanted(&mut self, release: Release, effects: &mut Vec<Effect>) {
@@ -574,12 +578,16 @@ impl Engine {
     // ------------------------------------------------------------------ operators
 
     fn ordered(&mut self, order: &Order, effects: &mut Vec<Effect>) {
-        let (now, name) = (self.now, match order {
-            Order::Start(name) | Order::Stop(name) | Order::Restart(name) | Order::Clear(name) => {
-                name.as_deref()
-            }
-            Order::Maintenance(_) => None,
-        });
+        let (now, name) = (
+            self.now,
+            match order {
+                Order::Start(name)
+                | Order::Stop(name)
+                | Order::Restart(name)
+                | Order::Clear(name) => name.as_deref(),
+                Order::Maintenance(_) => None,
+            },
+        );
         for at in 0..self.services.len() {
             if name.is_some_and(|name| name != self.services[at].spec.name) {
                 continue;
@@ -663,9 +671,7 @@ impl Engine {
             Office::Releasing(Release::HandOver | Release::Move) => is_office_free,
             Office::Releasing(Release::Down) => self.services.iter().all(is_stopped),
             // What is not ours need not be given up.
-            Office::NotHeld | Office::Unknown => {
-                self.is_up || self.services.iter().all(is_stopped)
-            }
+            Office::NotHeld | Office::Unknown => self.is_up || self.services.iter().all(is_stopped),
             Office::Held | Office::Lost => false,
         };
         if is_done && self.is_release_open {

@@ -1,8 +1,8 @@
 //! What is to run now, and what is to be done about it: looked at anew after every fact.
 //!
 //! A service starts when it may run here, what comes before it in the list runs, and its pause is
-//! over. It stops when it may not run here, or when something it stands on does not run; what stands
-//! on it stops first. Services of the secondary are gone before those of the primary start.
+//! over. It stops when it may not run here, or when something it stands on does not run; what
+//! stands on it stops first. Services of the secondary are gone before those of the primary start.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -227,9 +227,7 @@ impl Engine {
             Phase::Running => goal != Goal::Stop,
             _ => false,
         };
-        let is_due = is_open
-            && service.job.is_none()
-            && self.now >= service.monitor_at;
+        let is_due = is_open && service.job.is_none() && self.now >= service.monitor_at;
         // By force it is stopped whatever it is.
         let is_killed = goal == Goal::Stop && service.stop_from > Force::Orderly;
         if is_due && !is_held_up && !is_killed {

@@ -1,5 +1,5 @@
-//! What the lease means to services (L4): without it addresses are withdrawn and the rest is frozen,
-//! at once; with it back all goes on; after `demote_after` everything stops.
+//! What the lease means to services (L4): without it addresses are withdrawn and the rest is
+//! frozen, at once; with it back all goes on; after `demote_after` everything stops.
 
 use alloc::format;
 use alloc::string::ToString;

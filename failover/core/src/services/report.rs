@@ -92,8 +92,8 @@ impl Engine {
     fn service_state(&self, at: usize) -> ServiceState {
         let (now, service) = (self.now, &self.services[at]);
         let is_wanted = self.may_run(at);
-        let waits = is_wanted && service.phase == Phase::Stopped
-            || service.phase == Phase::StopHangs;
+        let waits =
+            is_wanted && service.phase == Phase::Stopped || service.phase == Phase::StopHangs;
         ServiceState {
             name: service.spec.name.clone(),
             place: service.spec.place,

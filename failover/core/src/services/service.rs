@@ -1,5 +1,5 @@
-//! One service on this node: what it is as far as is known, what is being done with it, how often it
-//! failed. [`next`] is the table of phases and events; it names every pair.
+//! One service on this node: what it is as far as is known, what is being done with it, how often
+//! it failed. [`next`] is the table of phases and events; it names every pair.
 //!
 //! ```text
 //!              found            start            started

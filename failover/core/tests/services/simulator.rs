@@ -5,8 +5,8 @@
 //! First everything may go wrong; then faults stop, and what should run must run in bounded time.
 
 use failover_core::services::{
-    Action, Answer, Change, Condition, Effect, Engine, Force, FsckPolicy, Gain, Input, Kind,
-    Order, Phase, Place, Release, ServiceSpec, ServiceTiming, Settings,
+    Action, Answer, Change, Condition, Effect, Engine, Force, FsckPolicy, Gain, Input, Kind, Order,
+    Phase, Place, Release, ServiceSpec, ServiceTiming, Settings,
 };
 use failover_core::{Span, Time};
 
@@ -286,19 +286,26 @@ impl World {
                 for (_, other) in self.honest() {
                     let is_with = other.spec.place == fake.spec.place
                         || other.spec.place == Place::All && fake.spec.place != Place::All;
-                    let blocks = other.spec.is_critical
-                        && !matches!(other.spec.kind, Kind::Reach { .. });
+                    let blocks =
+                        other.spec.is_critical && !matches!(other.spec.kind, Kind::Reach { .. });
                     let is_expected = is_with && blocks && other.spec.step < step;
                     // An address that an operator stopped is not waited for.
                     let may_lack = matches!(other.spec.kind, Kind::Address { .. });
-                    let known = self.engine.services()
+                    let known = self
+                        .engine
+                        .services()
                         .iter()
                         .find(|it| it.name() == other.spec.name)
                         .expect("they are the same")
                         .phase();
                     if is_expected && !may_lack {
-                        assert_eq!(known, Phase::Running, "{} before {}", fake.spec.name,
-                            other.spec.name);
+                        assert_eq!(
+                            known,
+                            Phase::Running,
+                            "{} before {}",
+                            fake.spec.name,
+                            other.spec.name
+                        );
                     }
                 }
             }
@@ -550,7 +557,7 @@ fn run(world: &mut World) {
     for (at, fake) in world.fakes.iter().enumerate() {
         let wanted = fake.spec.place != Place::Secondary;
         let (name, service) = (&fake.spec.name, &state.services[at]);
-        // One that once said that it does not run, and does, is not asked again where it should not.
+        // One that says that it does not run, and does, is not asked again where it should not.
         let is_believed = fake.lies && (!wanted || fake.spec.timing.monitor_every == ms(0));
         assert!(fake.runs == wanted || is_believed, "{name} at the end: {service:?}");
         assert_eq!(service.phase == Phase::Running, wanted, "{name}: {service:?}");

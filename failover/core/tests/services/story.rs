@@ -1,8 +1,8 @@
 //! An engine in a story: what it is told, and what it orders, as lines of text.
 
 use failover_core::services::{
-    Action, Answer, Change, Condition, Effect, Engine, Failure, Force, FsckPolicy, Gain, Input, Kind,
-    Note, Order, Phase, Place, Release, ServiceSpec, ServiceTiming, Settings,
+    Action, Answer, Change, Condition, Effect, Engine, Failure, Force, FsckPolicy, Gain, Input,
+    Kind, Note, Order, Phase, Place, Release, ServiceSpec, ServiceTiming, Settings,
 };
 use failover_core::{Span, Time};
 

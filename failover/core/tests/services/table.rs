@@ -53,10 +53,8 @@ fn every_pair_is_defined_and_only_an_answer_makes_it_stopped() {
             pairs += 1;
             let outcome = next(phase, event);
             if outcome == Next::To(Phase::Stopped) {
-                let is_answer = matches!(
-                    event,
-                    Event::StopDone | Event::FoundStopped | Event::ToldStopped
-                );
+                let is_answer =
+                    matches!(event, Event::StopDone | Event::FoundStopped | Event::ToldStopped);
                 assert!(is_answer, "{event:?} in {phase:?}");
             }
             if outcome == Next::To(Phase::Starting) {
