@@ -11,6 +11,8 @@
 //!   process.rs     what ocf and command share: process groups, cgroups, output, kill
 //! ```
 
+pub mod systemd;
+
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};

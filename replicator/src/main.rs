@@ -4,8 +4,9 @@
 //! Signals: SIGTERM or SIGINT stops every resource orderly; a primary that is in use (mounted, or
 //! with NBD clients) goes on serving and the daemon waits for it, visibly. A second signal stops at
 //! once, as a crash would: nothing acknowledged is lost, and a block device stays for the next
-//! start. Exit codes: 0 stopped orderly, 1 could not start or run, 2 wrong usage or configuration,
-//! 3 stopped by a second signal while in use.
+//! start. When systemd stops the daemon only to start it again, it ends like that at once. Exit
+//! codes: 0 stopped orderly, 1 could not start or run, 2 wrong usage or configuration, 3 stopped by
+//! a second signal while in use.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use failover::services::systemd;
 use nbd_frontend::attach::{Keeper, holder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -31,6 +33,9 @@ const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 const EXIT_IN_USE: u8 = 3;
 const TICK_MS: u16 = 500;
+/// How long systemd may take to say whether a stop is half of a restart. Without an answer it is
+/// not.
+const RESTART_QUESTION: Duration = Duration::from_millis(1000);
 
 /// The Replicator daemon: keeps the replicas of one node.
 #[derive(Parser)]
@@ -67,6 +72,7 @@ enum Other {
 const AFTER_HELP: &str = "\
 Signals: SIGTERM and SIGINT stop orderly and wait for whoever uses a device; a second one stops
 at once, as a crash would (nothing acknowledged is lost, the device waits for the next start).
+`systemctl restart` leaves devices, mounts and services as they are.
 Exit codes: 0 stopped orderly, 1 could not start or run, 2 wrong usage or configuration,
 3 stopped by a second signal while in use.
 Log level: RUST_LOG=debug. Example of two nodes on one machine: tools/deploy/examples.";
@@ -164,6 +170,7 @@ fn notify(state: &[NotifyState<'_>]) {
 
 fn wait(daemon: &Arc<Daemon>, signals: &SignalFd) -> ExitCode {
     let has_watchdog = sd_notify::watchdog_enabled().is_some();
+    let is_under_systemd = std::env::var_os("NOTIFY_SOCKET").is_some();
     let mut summary = daemon.summary();
     let stopped = Arc::new(AtomicUsize::new(0));
     let mut is_stopping = false;
@@ -175,6 +182,11 @@ fn wait(daemon: &Arc<Daemon>, signals: &SignalFd) -> ExitCode {
                 return ExitCode::from(EXIT_IN_USE);
             }
             is_stopping = true;
+            if is_under_systemd && systemd::is_being_restarted(RESTART_QUESTION) {
+                tracing::info!("restarting: devices and services stay as they are");
+                daemon.abandon();
+                return ExitCode::SUCCESS;
+            }
             tracing::info!("stopping");
             notify(&[NotifyState::Stopping]);
             let counter = stopped.clone();

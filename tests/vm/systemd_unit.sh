@@ -1,0 +1,153 @@
+#!/bin/bash
+# A unit as a service, under the real systemd and the real D-Bus: V5 V6 V9 V10. Runs in a guest, as root:
+#
+#   tests/vm/run --systemd --env DRIVE=/path/to/drive-unit tests/vm/systemd_unit.sh
+set -Eeu
+: "${DRIVE:?set DRIVE to the built example drive-unit}"
+work=/run/systemd-unit
+units=/run/systemd/system
+
+fail() {
+  echo "FAILED: $*"
+  tail -n 25 "$work/answers" | sed 's/^/  driver: /'
+  journalctl -n 15 --no-pager -o cat | sed 's/^/  journal: /'
+  exit 1
+}
+trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
+step() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
+
+# drive UNIT: the driver as a unit of its own, told by `order`, heard in $work/answers. It must not
+# belong to the unit of this script, which is still being started: services start after their daemon's.
+drive() {
+  rm -f "$work/orders"
+  mkfifo "$work/orders"
+  : > "$work/answers"
+  changes=0 answers=0
+  systemd-run -q --collect --unit=driver --property="StandardInput=file:$work/orders" \
+    --property="StandardOutput=append:$work/answers" --property="StandardError=append:$work/answers" \
+    --no-block "$DRIVE" "$1"
+  exec 8> "$work/orders"
+}
+leave() {
+  exec 8>&-
+  local deadline=$((SECONDS + 30))
+  while systemctl -q is-active driver; do
+    [ "$SECONDS" -lt "$deadline" ] || fail "the driver does not end"
+    sleep 0.05
+  done
+}
+
+# The next line that begins with a word; sets $answer. Changes and answers are counted apart.
+hear() {
+  local deadline=$((SECONDS + 60)) kind=answers number
+  [ "$1" = change ] && kind=changes
+  number=$((${kind} + 1))
+  while :; do
+    if [ $kind = changes ]; then answer=$(grep '^change ' "$work/answers" | sed -n "${number}p")
+    else answer=$(grep -v '^change ' "$work/answers" | sed -n "${number}p"); fi
+    [ -n "$answer" ] && break
+    [ "$SECONDS" -lt "$deadline" ] || fail "waited for the driver to say $1"
+    sleep 0.05
+  done
+  printf -v $kind %s $number
+  [ "${answer%% *}" = "$1" ] || fail "said '$answer' and not $1"
+}
+order() { echo "$*" >&8; }
+ask() { order "$@"; hear "$1"; }
+says() { grep -q -- "$1" <<< "$answer" || fail "said '$answer' and not '$1'"; }
+
+unit() { printf '%s\n' "[Unit]" "Description=$1" "[Service]" "${@:2}" > "$units/$1.service"; }
+
+mkdir -p "$work"
+unit db 'ExecStart=/bin/sleep infinity' 'Restart=always' '[Install]' 'WantedBy=multi-user.target'
+unit slow 'ExecStartPre=/bin/sleep 4' 'ExecStart=/bin/sleep infinity'
+unit eager 'Type=notify' 'ExecStart=/bin/sleep infinity' 'TimeoutStartSec=infinity'
+unit stubborn "ExecStart=/bin/sh -c 'trap \"\" TERM; while :; do sleep 1; done'" 'TimeoutStopSec=infinity'
+systemctl daemon-reload
+systemctl -q enable --runtime db.service
+
+drive db.service
+ask prepare
+says ok
+[ "$(systemctl show -P Restart db)" = no ] || fail "the drop-in is not in force"
+[ "$(systemctl show -P Before db | grep -c replicator-handover)" = 1 ] || fail "no order for a shutdown"
+hear change
+says 'Warning.*systemctl disable db.service'
+ask start
+says ok
+ask monitor
+says Running
+step "V9: enabled at boot is reported; started with a drop-in that leaves restarts to us"
+
+declare -a delays=()
+for round in 1 2 3; do
+  pid=$(systemctl show -P MainPID db)
+  died=$(cut -d" " -f1 /proc/uptime)
+  kill -KILL "$pid"
+  hear change
+  says 'Failed.*SIGKILL'
+  delays+=("$(awk -v a="$died" -v b="$(cut -d' ' -f2 <<< "$answer")" 'BEGIN { print int((b - a) * 1000) }')")
+  ask start
+  says ok
+done
+best=$(printf '%s\n' "${delays[@]}" | sort -n | head -1)
+# Emulated processors are ten to twenty times slower; the promise of 200 ms is tested on real ones.
+[ "$best" -le 1000 ] || fail "a failure was noticed after ${delays[*]} ms"
+step "V10: a killed service is noticed after ${delays[*]} ms"
+
+systemctl stop db
+hear change
+says StoppedByHand
+systemctl start db
+hear change
+says StartedByHand
+ask stop
+says ok
+systemctl start db
+hear change
+says StartedByHand
+leave
+step "V9: stopped and started by hand, and told as that"
+
+drive eager.service
+ask prepare
+ask start 3000
+says late
+ask monitor
+says Changing
+ask stop
+says ok
+[ "$(systemctl show -P ActiveState eager)" = inactive ] || fail "eager still activates"
+leave
+step "V5: a unit that activates for ever ends at the deadline and is stopped"
+
+drive stubborn.service
+ask prepare
+ask start
+ask stop 2000
+says late
+ask kill 20000
+says ok
+[ "$(systemctl show -P ActiveState stubborn)" = inactive ] || fail "stubborn is not stopped"
+leave
+step "a stop that hangs is killed, and its failure reset"
+
+for event in daemon-reload daemon-reexec 'restart dbus.service'; do
+  drive slow.service
+  ask prepare
+  order start 60000
+  sleep 1
+  # shellcheck disable=SC2086
+  systemctl $event || fail "systemctl $event"
+  hear start
+  says ok
+  ask monitor 30000
+  says Running
+  kill -KILL "$(systemctl show -P MainPID slow)"
+  hear change
+  says 'Failed.*SIGKILL'
+  ask kill
+  says ok
+  leave
+  step "V6: systemctl $event during a start: the start succeeds, the next failure is noticed"
+done
