@@ -4,6 +4,7 @@
 //!   node.rs       one thread that steps the core; the handle that the daemon holds
 //!   datagram.rs   messages as authenticated datagrams
 //!   store.rs      the acceptor's record in two slots, durable
+//!   http.rs       pages for load balancers, Prometheus and people
 //!   services.rs   the kinds of services
 //! ```
 
@@ -11,6 +12,7 @@
 #![allow(clippy::large_enum_variant, clippy::result_large_err)]
 
 pub mod datagram;
+pub mod http;
 pub mod node;
 pub mod services;
 pub mod store;

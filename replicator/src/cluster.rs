@@ -148,7 +148,9 @@ fn start_chronicle(
                 why => format!("register revision {}: {} ({why})", state.revision, cause.what),
             };
             events.emit(Weight::Info, &cause.resource, text);
-            history.note(&state);
+            if let Some(entry) = history.note(&state) {
+                events.tell_hooks(|| entry.into());
+            }
         }
     };
     thread::Builder::new().name("history".into()).spawn(body)?;

@@ -14,8 +14,10 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use failover::http::HttpConfig;
 use replicator_core::{Timing, limits};
 
+use crate::hooks::HookConfig;
 pub use fence::FenceConfig;
 pub use problem::{ConfigError, Problem, line_and_column, suggestion};
 
@@ -38,7 +40,7 @@ pub mod defaults {
     pub const LEASE_MS: u64 = 1_000;
     /// TCP port of data and UDP port of the cluster.
     pub const PORT: u16 = 7788;
-    /// TCP port of HTTP; not used yet.
+    /// TCP port of HTTP: roles for load balancers, metrics, a live page. 0: none.
     pub const HTTP_PORT: u16 = 7790;
     /// TCP port of NBD, used where `nbd_address` is given.
     pub const NBD_PORT: u16 = 10809;
@@ -46,6 +48,8 @@ pub mod defaults {
     pub const POOL_MIB: u64 = 32;
     /// A client that takes no data or stops in the middle of a request for so long is closed.
     pub const CLIENT_TIMEOUT_MS: u64 = 30_000;
+    /// A hook that runs so long is killed.
+    pub const HOOK_TIMEOUT_MS: u64 = 30_000;
 }
 
 /// A whole configuration file, checked.
@@ -63,6 +67,8 @@ pub struct ClusterConfig {
     pub nodes: Vec<NodeConfig>,
     /// All resources, by name.
     pub resources: Vec<ResourceConfig>,
+    /// What is run at events.
+    pub hooks: Option<HookConfig>,
     /// What is accepted but has no effect yet, in words.
     pub warnings: Vec<String>,
 }
@@ -80,6 +86,8 @@ pub struct NodeConfig {
     pub listen: Vec<SocketAddr>,
     /// Where it serves NBD over TCP; nowhere by default, since NBD knows no passwords.
     pub nbd_listen: Vec<SocketAddr>,
+    /// Where it tells its roles, status and metrics over HTTP, and whom.
+    pub http: HttpConfig,
     /// Where it serves NBD to local clients.
     pub nbd_socket: PathBuf,
     /// Where `replctl` reaches it.

@@ -21,6 +21,8 @@ use crate::control::Reply;
 use crate::control_server;
 use crate::events::{Events, Weight};
 use crate::fence::{Fencing, agent};
+use crate::hooks::Hooks;
+use crate::http::DaemonPages;
 use crate::key::{ClusterKey, KeyError};
 use crate::nbd_listen::NbdPort;
 use crate::peers::Peers;
@@ -108,6 +110,10 @@ impl Daemon {
         }
         let cluster = Arc::new(cluster);
         let events = Arc::new(Events::default());
+        if let Some(hooks) = &cluster.hooks {
+            let hooks = Hooks::start(hooks.clone(), cluster.cluster.clone(), node.name.clone());
+            events.use_hooks(hooks.map_err(io_error("start", "the hooks"))?);
+        }
         let keeper = Arc::new(keeper);
         let resources: Vec<Arc<Resource>> = cluster
             .resources
@@ -164,6 +170,8 @@ impl Daemon {
         daemon.peers.dial().map_err(io_error("start", "the dialers"))?;
         control_server::serve(daemon.clone(), control)
             .map_err(io_error("start", "the control socket"))?;
+        failover::http::serve(daemon.node.http.clone(), Arc::new(DaemonPages::new(&daemon)))
+            .map_err(io_error("start", "HTTP"))?;
         Ok(daemon)
     }
 

@@ -2,11 +2,12 @@
 //! and a log line for each.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use replicator_core::{DiskFailure, LinkLoss, Note, PeerIndex};
 
+use crate::hooks::{HookEvent, Hooks};
 use crate::report::EventReport;
 
 /// Events that are remembered; older ones are in the log only.
@@ -28,9 +29,23 @@ pub enum Weight {
 pub struct Events {
     kept: Mutex<VecDeque<EventReport>>,
     happened: Condvar,
+    hooks: OnceLock<Hooks>,
 }
 
 impl Events {
+    /// From now on hooks are told.
+    pub fn use_hooks(&self, hooks: Hooks) {
+        // Set once, when the daemon starts.
+        let _ = self.hooks.set(hooks);
+    }
+
+    /// Tells the operator's hooks, if there are any.
+    pub fn tell_hooks(&self, event: impl FnOnce() -> HookEvent) {
+        if let Some(hooks) = self.hooks.get() {
+            hooks.tell(event());
+        }
+    }
+
     /// Remembers and logs an event. `resource` is empty for the whole node.
     pub fn emit(&self, weight: Weight, resource: &str, text: impl Into<String>) {
         let text = text.into();

@@ -23,6 +23,8 @@ pub mod dump;
 pub mod events;
 pub mod fence;
 pub mod greeting;
+pub mod hooks;
+pub mod http;
 pub mod incarnation;
 pub mod key;
 pub mod latency;

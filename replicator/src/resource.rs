@@ -23,13 +23,14 @@ use nbd_frontend::attach::Keeper;
 use nbd_frontend::export::Export;
 use nbd_frontend::session::Session;
 use replicator_core::register::RegisterState;
-use replicator_core::{Answer, PeerIndex, Refusal, Retry, SessionId};
+use replicator_core::{Answer, Note, PeerIndex, Refusal, Retry, SessionId};
 
 use crate::block_device::{BlockDevice, Shape};
 use crate::cluster::LeaseCell;
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::data_loop::{FromLoop, LoopHandle, LoopStatus, ToLoop};
 use crate::events::{Events, Weight, describe};
+use crate::hooks::HookEvent;
 use crate::link::{Due, Link};
 pub use standing::Standing;
 
@@ -164,6 +165,15 @@ impl Resource {
         self.events.emit(weight, self.name(), text);
     }
 
+    fn tell_hooks(&self, event: &'static str, what: &str) {
+        self.events.tell_hooks(|| HookEvent {
+            event,
+            resource: self.name().to_owned(),
+            what: what.to_owned(),
+            ..HookEvent::default()
+        });
+    }
+
     fn disk_paths(&self) -> (PathBuf, Option<PathBuf>) {
         let copy = self.config.copy_on(&self.node.name);
         (copy.disk.clone(), copy.metadata.clone())
@@ -265,6 +275,9 @@ impl Resource {
             }
             FromLoop::Note(note) => {
                 let (weight, text) = describe(&note, &self.peers);
+                if matches!(note, Note::DiskFailed { .. }) {
+                    self.tell_hooks("disk_failed", &text);
+                }
                 self.emit(weight, text);
             }
             proposal @ FromLoop::Proposed { .. } => self.proposed(proposal),
@@ -282,6 +295,7 @@ impl Resource {
         };
         self.changed.notify_all();
         self.emit(Weight::Info, format!("serving clients, tenure {tenure}"));
+        self.tell_hooks("primary", "serving clients");
         self.in_helper("attach", move |resource| {
             let mut serve = |stream| resource.serve_device(stream);
             let mut told = |text| resource.emit(Weight::Info, text);
@@ -301,6 +315,7 @@ impl Resource {
         let weight = if forced { Weight::Warning } else { Weight::Info };
         let how = if forced { "taken away" } else { "given up" };
         self.emit(weight, format!("no longer serving clients: the office was {how}"));
+        self.tell_hooks("not_primary", &format!("the office was {how}"));
         // Orderly demotions detached the device before; what is left then is failed too, since
         // nothing answers it any more.
         self.in_helper("detach", move |resource| {

@@ -360,7 +360,7 @@ class Cluster:
 
     def __init__(self, resources=("demo",), size_mib=64, backing="normal", attach="none", tcp=False,
                  namespaces=False, disks=None, timing=None, options="", assume_equal=True,
-                 name="test", device_root=None, create_flags=(), witness=False):
+                 name="test", device_root=None, create_flags=(), witness=False, top=""):
         self.bin = binaries()
         parent = os.environ.get("REPLICATOR_TEST_DIR", "/var/tmp")
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="repl-", dir=parent))
@@ -370,6 +370,7 @@ class Cluster:
         self.backing, self.attach, self.tcp = backing, attach, tcp
         self.timing = timing or {}
         self.options = options
+        self.top = top
         self.assume_equal = assume_equal
         self.create_flags = create_flags
         self.resources = {}
@@ -472,10 +473,12 @@ class Cluster:
             node.config.write_text(self._config(mine))
 
     def _config(self, mine):
-        lines = [f'cluster = "{mine.get("cluster", self.name)}"', ""]
+        lines = [f'cluster = "{mine.get("cluster", self.name)}"', self.top, ""]
         for name, node in self.nodes.items():
             lines += [f"[node.{name}]", f'address = "{node.host}:{node.port}"']
             lines += [f'{key} = "{node.dir}"' for key in ("state_dir", "run_dir")]
+            if not self.namespaces:
+                lines.append("http_port = 0")   # they share one address
             lines.append(f'key = "{node.key}"')
             if name == WITNESS:
                 lines += ["witness = true", ""]

@@ -23,6 +23,7 @@ import roles
 import storage
 import trio_explain
 import trio_hosts
+import trio_http
 import trio_members
 import trio_network
 import trio_operation
@@ -31,7 +32,7 @@ from cluster import Refused, Skip, TestFailed
 SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
-             + trio_explain.SCENARIOS + trio_members.SCENARIOS)
+             + trio_explain.SCENARIOS + trio_members.SCENARIOS + trio_http.SCENARIOS)
 LONG = trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
 
 

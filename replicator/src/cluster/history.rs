@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use failover::core::cluster::ClusterState;
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::HookEvent;
+
 /// Entries that are kept at least; the file has at most twice as many.
 const KEPT: usize = 1_000;
 
@@ -64,15 +66,16 @@ impl History {
         Ok(Self { path, kept: Mutex::new(kept) })
     }
 
-    /// Notes a state that was committed, unless it is known from before a restart.
-    pub fn note(&self, state: &ClusterState) {
+    /// Notes a state that was committed, unless it is known from before a restart; with its entry
+    /// when it is news.
+    pub fn note(&self, state: &ClusterState) -> Option<HistoryEntry> {
         let entry = state.resource(&state.cause.resource);
         let node_of = |replica| {
             let node = entry.and_then(|entry| entry.node_of(replica));
             node.map_or_else(String::new, |node| node.0.clone())
         };
         let register = entry.map(|entry| &entry.state);
-        self.add(HistoryEntry {
+        let entry = HistoryEntry {
             at_unix_ms: unix_ms(),
             revision: state.revision,
             what: state.cause.what.clone(),
@@ -85,7 +88,8 @@ impl History {
                 .map(|it| it.set.iter().map(|member| node_of(member.replica)).collect())
                 .unwrap_or_default(),
             phases: Vec::new(),
-        });
+        };
+        self.add(entry.clone()).then_some(entry)
     }
 
     /// Notes what fencing did, where no majority has a register with revisions.
@@ -119,12 +123,13 @@ impl History {
         self.add(HistoryEntry { at_unix_ms: unix_ms(), what: what.to_owned(), phases, ..last });
     }
 
-    fn add(&self, entry: HistoryEntry) {
+    /// Whether it is news.
+    fn add(&self, entry: HistoryEntry) -> bool {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let is_known =
             |old: &HistoryEntry| old.revision == entry.revision && old.what == entry.what;
         if kept.iter().any(is_known) {
-            return;
+            return false;
         }
         kept.push(entry);
         let written = if kept.len() > 2 * KEPT {
@@ -137,6 +142,7 @@ impl History {
         if let Err(error) = written {
             tracing::warn!("cannot write {}: {error}", self.path.display());
         }
+        true
     }
 
     fn append(&self, entry: &HistoryEntry) -> io::Result<()> {
@@ -154,6 +160,21 @@ impl History {
     /// All entries, oldest first.
     pub fn entries(&self) -> Vec<HistoryEntry> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl From<HistoryEntry> for HookEvent {
+    fn from(entry: HistoryEntry) -> Self {
+        Self {
+            event: "register_changed",
+            resource: entry.resource,
+            what: entry.what,
+            why: entry.why,
+            generation: entry.generation,
+            primary: entry.primary,
+            in_sync: entry.in_sync,
+            by: entry.by,
+        }
     }
 }
 

@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use failover::http::{HttpConfig, Network};
 use replicator_core::{Span, Timing, limits};
 use toml::de::DeTable;
 
 use super::fence;
-use super::problem::Problem;
+use super::problem::{Problem, suggestion};
 use super::reader::{Placed, Problems, Section, absolute};
 use super::{
     AttachWish, ClusterConfig, CopyConfig, NodeConfig, ResourceConfig, TestBackingWish, defaults,
 };
+use crate::hooks::{EVENTS, HookConfig};
 
 /// Data nodes that this version supports; more need model checking first (SAFETY.md R13).
 const DATA_NODES_MAX: usize = 2;
@@ -30,6 +33,8 @@ struct NodeDefaults {
     device_dir: PathBuf,
     port: u16,
     nbd_port: u16,
+    http_port: u16,
+    http_allow: Vec<Network>,
 }
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<ClusterConfig, Vec<Problem>> {
@@ -63,10 +68,12 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
         device_dir: top.path("device_dir").unwrap_or_else(|| defaults::DEVICE_DIR.into()),
         port: port(&mut top, "port").unwrap_or(defaults::PORT),
         nbd_port: port(&mut top, "nbd_port").unwrap_or(defaults::NBD_PORT),
+        http_port: http_port(&mut top).unwrap_or(defaults::HTTP_PORT),
+        http_allow: networks(&mut top, "http_allow").unwrap_or_default(),
     };
-    port(&mut top, "http_port");
     let lease_ms = top.number("lease_ms", LEASE_RANGE_MS).unwrap_or(defaults::LEASE_MS);
     let fences_by_itself = top.word("fencing", &["auto", "manual"]) == Some("auto");
+    let hooks = top.section("hooks").and_then(hooks);
     let timing = match top.section("timing") {
         Some(section) => timing(section, default_timing()),
         None => default_timing(),
@@ -109,7 +116,16 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
     top.finish();
     let cluster = cluster?.value;
     let path = path.to_owned();
-    Some(ClusterConfig { path, cluster, lease_ms, fences_by_itself, nodes, resources, warnings })
+    Some(ClusterConfig {
+        path,
+        cluster,
+        lease_ms,
+        fences_by_itself,
+        nodes,
+        resources,
+        hooks,
+        warnings,
+    })
 }
 
 /// Names appear in paths, NBD exports and commands: letters, digits, `-`, `_` and `.`.
@@ -131,6 +147,51 @@ fn port(section: &mut Section<'_>, key: &'static str) -> Option<u16> {
     section.number(key, 1..=65535).map(|port| port as u16)
 }
 
+/// 0 switches HTTP off.
+fn http_port(section: &mut Section<'_>) -> Option<u16> {
+    section.number("http_port", 0..=65535).map(|port| port as u16)
+}
+
+fn hooks(mut section: Section<'_>) -> Option<HookConfig> {
+    let command = section.path("command");
+    if command.is_none() {
+        let help = "write command = \"/path/to/program\"; it gets the event in its environment";
+        section.problem(section.span.clone(), "[hooks] has no `command`", help);
+    }
+    let mut events = Vec::new();
+    for event in section.strings("events").unwrap_or_default() {
+        match EVENTS.iter().find(|known| **known == event.value) {
+            Some(known) => events.push((*known).to_owned()),
+            None => {
+                let help = match suggestion(&event.value, &EVENTS) {
+                    Some(meant) => format!("did you mean \"{meant}\"?"),
+                    None => format!("the events are: {}", EVENTS.join(", ")),
+                };
+                let what = format!("there is no event \"{}\"", event.value);
+                section.problem(event.span, what, help);
+            }
+        }
+    }
+    let timeout_ms =
+        section.number("timeout_ms", 100..=600_000).unwrap_or(defaults::HOOK_TIMEOUT_MS);
+    section.finish();
+    let timeout = Duration::from_millis(timeout_ms);
+    Some(HookConfig { command: command?, events, timeout })
+}
+
+fn networks(section: &mut Section<'_>, key: &'static str) -> Option<Vec<Network>> {
+    let texts = section.strings(key)?;
+    let network = |text: Placed<String>| {
+        let network = Network::parse(&text.value);
+        if network.is_none() {
+            let what = format!("\"{}\" is no network", text.value);
+            section.problem(text.span, what, "write 192.0.2.0/24, 192.0.2.7 or 2001:db8::/32");
+        }
+        network
+    };
+    Some(texts.into_iter().filter_map(network).collect())
+}
+
 fn node(
     name: &Placed<String>,
     mut section: Section<'_>,
@@ -140,7 +201,9 @@ fn node(
     let witness = section.boolean("witness").unwrap_or(false);
     let peer_port = port(&mut section, "port").unwrap_or(from.port);
     let nbd_port = port(&mut section, "nbd_port").unwrap_or(from.nbd_port);
-    port(&mut section, "http_port");
+    let http_port = http_port(&mut section).unwrap_or(from.http_port);
+    let http_listen = socket_addresses(&mut section, "http_address", http_port, problems);
+    let http_allow = networks(&mut section, "http_allow").unwrap_or(from.http_allow.clone());
     let addresses = socket_addresses(&mut section, "address", peer_port, problems);
     if addresses.as_ref().is_none_or(Vec::is_empty) {
         let what = format!("`address` is missing in {}", section.name);
@@ -149,11 +212,21 @@ fn node(
     }
     let listen = socket_addresses(&mut section, "listen", peer_port, problems);
     let nbd_listen = socket_addresses(&mut section, "nbd_address", nbd_port, problems);
+    let listen = listen.or_else(|| addresses.clone()).unwrap_or_default();
+    let http_listen = http_listen.unwrap_or_else(|| {
+        let mut own: Vec<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
+        own.dedup();
+        own.into_iter().map(|ip| SocketAddr::new(ip, http_port)).collect()
+    });
     let run_dir = section.path("run_dir").unwrap_or_else(|| from.run_dir.clone());
     let node = NodeConfig {
         name: name.value.clone(),
         witness,
-        listen: listen.or_else(|| addresses.clone()).unwrap_or_default(),
+        listen,
+        http: HttpConfig {
+            listen: http_listen.into_iter().filter(|at| at.port() != 0).collect(),
+            allow: http_allow,
+        },
         addresses: addresses.unwrap_or_default(),
         nbd_listen: nbd_listen.unwrap_or_default(),
         nbd_socket: section.path("nbd_socket").unwrap_or_else(|| run_dir.join("nbd.sock")),

@@ -1,0 +1,196 @@
+"""Scenarios: what load balancers, Prometheus and hooks are told, asked from a client's namespace while
+the primary is killed and comes back; a real HAProxy that follows the primary.
+"""
+
+import functools
+import json
+import shutil
+import sys
+import time
+
+from cluster import ROOT, Skip, expect, run, wait_until
+from nbd_client import Client, Failed, Lost, Refused as NbdRefused
+from trio import CLIENT_ADDRESS, Trio
+
+PORT = 7790
+GET = ("import http.client, sys\n"
+       "host, method, path = sys.argv[1:4]\n"
+       "link = http.client.HTTPConnection(host, timeout=5)\n"
+       "link.request(method, path)\n"
+       "answer = link.getresponse()\n"
+       "print(answer.status)\n"
+       "print(answer.read().decode())\n")
+
+
+def ask(cluster, node, path, method="GET"):
+    """HTTP status and body, asked from the client's namespace; 0 when nobody answers."""
+    done = run("ip", "netns", "exec", cluster.client_namespace, sys.executable, "-c", GET,
+               f"{node.host}:{PORT}", method, path, check=False)
+    if done.returncode != 0:
+        return 0, done.stderr
+    status, _, body = done.stdout.partition("\n")
+    return int(status), body
+
+
+def statuses(cluster, path):
+    """The HTTP status of each node, in the order alpha, beta, gamma."""
+    return [ask(cluster, node, path)[0] for node in cluster.nodes.values()]
+
+
+def samples(page):
+    """The samples of a page of metrics: name with labels -> value."""
+    lines = [line for line in page.splitlines() if line and not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def endpoints_follow_the_primary_and_say_why_not():
+    with Trio() as cluster:
+        alpha, beta, gamma = cluster.start(watched=False).nodes.values()
+        expect(statuses(cluster, "/primary/demo") == [200, 503, 503], "/primary")
+        expect(statuses(cluster, "/primary") == [200, 503, 503], "/primary, bare")
+        expect(statuses(cluster, "/replica/demo") == [503, 200, 503], "/replica")
+        expect(statuses(cluster, "/sync") == [503, 200, 503], "/sync")
+        for path in ("/health", "/liveness", "/readiness", "/status", "/metrics", "/"):
+            expect(statuses(cluster, path) == [200, 200, 200], path)
+        answer = json.loads(ask(cluster, beta, "/primary")[1])
+        expect(answer["reason"] == "this node is secondary; alpha is primary", str(answer))
+        for method in ("HEAD", "OPTIONS"):
+            status, body = ask(cluster, beta, "/primary", method)
+            expect((status, body.strip()) == (503, ""), f"{method}: {status} {body}")
+        expect(ask(cluster, alpha, "/primary", "POST")[0] == 405, "POST is taken")
+        status, body = ask(cluster, alpha, "/primary/dmeo")
+        expect(status == 404 and "demo" in body, f"a misspelt name: {status} {body}")
+        alpha.kill()
+        wait_until("beta says that it is primary",
+                   lambda: ask(cluster, beta, "/primary")[0] == 200, 15)
+        expect(statuses(cluster, "/primary") == [0, 200, 503], "after the takeover")
+        gamma.kill()
+        # The only member goes on alone (R5d); its control plane says what is missing.
+        wait_until("beta is not ready without a majority",
+                   lambda: ask(cluster, beta, "/readiness")[0] == 503, 15)
+        expect("majority" in ask(cluster, beta, "/readiness")[1], "why it is not ready")
+        expect(ask(cluster, beta, "/liveness")[0] == 200, "it lives")
+
+
+def metrics_are_well_formed_and_true():
+    with Trio() as cluster:
+        alpha, beta, _ = cluster.start(watched=False).nodes.values()
+        with alpha.client() as client:
+            for block in range(40):
+                client.write(block * 4096, b"x" * 4096)
+            client.flush()
+        page = ask(cluster, alpha, "/metrics")[1]
+        found = samples(page)
+        for name, value in {
+            'replicator_role{resource="demo",role="primary"}': 1,
+            'replicator_role{resource="demo",role="secondary"}': 0,
+            'replicator_majority': 1,
+            'replicator_in_sync_replicas{resource="demo"}': 2,
+            'replicator_in_sync{resource="demo",peer="beta"}': 1,
+            'replicator_node_reachable{peer="gamma"}': 1,
+            'replicator_requests_total{resource="demo",operation="write"}': 40,
+            'replicator_request_bytes_total{resource="demo",operation="write"}': 40 * 4096,
+            'replicator_request_duration_seconds_count{resource="demo",operation="write"}': 40,
+            'replicator_request_duration_seconds_bucket{le="+Inf",resource="demo",'
+            'operation="write"}': 40,
+            'replicator_verdict{resource="demo"}': 0,
+        }.items():
+            expect(found.get(name) == value, f"{name} is {found.get(name)}, not {value}\n{page}")
+        expect(0 < found['replicator_lease_remaining_seconds{resource="demo"}'] <= 1, "the lease")
+        if shutil.which("promtool"):
+            for path in ("/metrics", "/metrics?names=drbd"):
+                text = ask(cluster, alpha, path)[1].strip() + "\n"
+                checked = run("promtool", "check", "metrics", input=text, check=False)
+                # drbd-reactor's own names break some conventions; they must only parse.
+                well = checked.returncode == 0 or (
+                    "drbd" in path and "error while linting" not in checked.stderr)
+                expect(well, f"promtool on {path}:\n{checked.stdout}{checked.stderr}")
+        drbd = samples(ask(cluster, beta, "/metrics?names=drbd")[1])
+        for name, value in {
+            'drbd_resource_role{name="demo",drbd_resource_role="Secondary"}': 1,
+            'drbd_device_state{name="demo",volume="0",drbd_device_state="UpToDate"}': 1,
+            'drbd_connection_state{name="demo",conn_name="alpha",'
+            'drbd_connection_state="Connected"}': 1,
+            'drbd_device_quorum{name="demo",volume="0"}': 1,
+        }.items():
+            expect(drbd.get(name) == value, f"{name} is {drbd.get(name)}, not {value}")
+
+
+def only_who_is_allowed_gets_an_answer():
+    with Trio(top='http_allow = ["10.99.0.1", "10.99.0.2"]') as cluster:
+        alpha, *_ = cluster.start(watched=False).nodes.values()
+        status, body = ask(cluster, alpha, "/status")
+        expect(status == 403 and "http_allow" in body, f"{CLIENT_ADDRESS} got {status}: {body}")
+        inside = run("ip", "netns", "exec", cluster.beta.namespace, sys.executable, "-c", GET,
+                     f"{alpha.host}:{PORT}", "GET", "/primary").stdout
+        expect(inside.startswith("200"), f"beta is allowed and got {inside}")
+
+
+def hooks_are_told_what_happened():
+    with Trio() as cluster:
+        hook, told = cluster.dir / "hook", cluster.dir / "told"
+        hook.write_text("#!/bin/sh\n"
+                        'echo "$REPLICATOR_NODE $REPLICATOR_EVENT $REPLICATOR_RESOURCE '
+                        f'$REPLICATOR_WHAT by=$REPLICATOR_BY" >> {told}\n')
+        hook.chmod(0o755)
+        told.touch()
+        for node in cluster.nodes.values():
+            with open(node.config, "a", encoding="utf-8") as config:
+                config.write(f'\n[hooks]\ncommand = "{hook}"\n')
+        cluster.start(watched=False)
+        lines = functools.partial(lambda: told.read_text().splitlines())
+        wait_until("alpha told that it serves", lambda: any(
+            line.startswith("alpha primary demo") for line in lines()))
+        cluster.alpha.kill()
+        wait_until("beta told that it serves", lambda: any(
+            line.startswith("beta primary demo") for line in lines()))
+        takeover = "register_changed demo takeover by=beta"
+        wait_until("both survivors told of the takeover", lambda: all(
+            f"{name} {takeover}" in lines() for name in ("beta", "gamma")))
+        expect(not any(line.startswith("gamma primary") for line in lines()), "the witness serves")
+
+
+def haproxy_follows_the_primary():
+    """The example configuration, unchanged, in front of NBD instead of a database."""
+    if not shutil.which("haproxy"):
+        raise Skip("haproxy is not installed")
+    with Trio() as cluster:
+        alpha, beta, _ = cluster.start(watched=False).nodes.values()
+        door = cluster.dir / "writes.sock"
+        variables = {
+            "REPLICATOR_WRITES": f"unix@{door}",
+            "REPLICATOR_RESOURCE": "demo",
+            "REPLICATOR_HTTP_PORT": PORT,
+            "REPLICATOR_ALPHA": f"{alpha.host}:{alpha.nbd_port}",
+            "REPLICATOR_BETA": f"{beta.host}:{beta.nbd_port}",
+        }
+        cluster.spawn("ip", "netns", "exec", cluster.client_namespace, "env",
+                      *(f"{name}={value}" for name, value in variables.items()), "haproxy", "-db",
+                      "-f", ROOT / "tools/deploy/haproxy/haproxy.cfg", log=cluster.dir / "haproxy.log")
+
+        def writes(number):
+            try:
+                with Client(door, "demo", timeout_s=3) as client:
+                    client.write(number * 4096, bytes([number]) * 4096)
+                    client.flush()
+                    return True
+            except (Lost, Failed, NbdRefused):
+                return False
+        wait_until("a write gets through HAProxy", lambda: writes(1), 20)
+        alpha.kill()
+        began = time.monotonic()
+        wait_until("a write gets through HAProxy again", lambda: writes(2), 20)
+        print(f"    clients behind HAProxy waited {time.monotonic() - began:.2f} s")
+        with beta.client() as client:
+            for number in (1, 2):
+                expect(client.read(number * 4096, 4096) == bytes([number]) * 4096,
+                       f"write {number} is not on the new primary")
+
+
+SCENARIOS = [
+    endpoints_follow_the_primary_and_say_why_not,
+    metrics_are_well_formed_and_true,
+    only_who_is_allowed_gets_an_answer,
+    hooks_are_told_what_happened,
+    haproxy_follows_the_primary,
+]
