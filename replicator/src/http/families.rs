@@ -62,14 +62,14 @@ impl Families {
         histogram: &Histogram,
     ) {
         let bucket = |us: &u64| (*us as f64 / 1e6, histogram.at_most(us * 1_000));
-        // The encoder adds them up: each bucket is given what the ones before it do not have.
+        // The encoder adds them up: each bucket is given what the ones before it do not have. It
+        // writes the one without bound itself.
         let mut below = 0;
-        let mut buckets: Vec<(f64, u64)> = Vec::with_capacity(BOUNDS_US.len() + 1);
+        let mut buckets: Vec<(f64, u64)> = Vec::with_capacity(BOUNDS_US.len());
         for (bound, at_most) in BOUNDS_US.iter().map(bucket) {
             buckets.push((bound, at_most - below));
             below = at_most;
         }
-        buckets.push((f64::MAX, histogram.count() - below));
         let sum = histogram.sum_ns() as f64 / 1e9;
         self.add(name, help, labels, Value::Histogram { sum, count: histogram.count(), buckets });
     }
@@ -163,10 +163,10 @@ mod tests {
             "replicator_errors_total{resource=\"c\"} 3",
             "replicator_role{resource=\"c\",role=\"x\"} 0.0",
             "replicator_role{resource=\"c\",role=\"y\"} 1.0",
-            "replicator_took_seconds_bucket{le=\"0.00005\"} 1",
+            "replicator_took_seconds_bucket{le=\"5e-05\"} 1",
             "replicator_took_seconds_bucket{le=\"0.0001\"} 2",
             "replicator_took_seconds_bucket{le=\"0.005\"} 3",
-            "replicator_took_seconds_bucket{le=\"10.0\"} 3",
+            "replicator_took_seconds_bucket{le=\"10\"} 3",
             "replicator_took_seconds_bucket{le=\"+Inf\"} 4",
             "replicator_took_seconds_count 4",
         ] {
