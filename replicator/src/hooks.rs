@@ -3,16 +3,16 @@
 //! logged, and a hook that hangs is killed.
 //!
 //! The command gets its event in the environment:
-//!
-//! | variable | meaning |
-//! |---|---|
-//! | `REPLICATOR_EVENT` | `primary`, `not_primary`, `register_changed`, `disk_failed`, `service_failed` |
-//! | `REPLICATOR_CLUSTER`, `REPLICATOR_NODE` | where it runs |
-//! | `REPLICATOR_RESOURCE` | the resource; empty for the whole cluster |
-//! | `REPLICATOR_TIME_MS` | when, in milliseconds since 1970 |
-//! | `REPLICATOR_WHAT`, `REPLICATOR_WHY` | in words; for `register_changed` the kind of change (`takeover`, `shrink`, `grow`, ...) and its cause |
-//! | `REPLICATOR_GENERATION`, `REPLICATOR_PRIMARY`, `REPLICATOR_IN_SYNC` | the register afterwards, where it changed |
-//! | `REPLICATOR_BY` | the node that made the change: every node tells it, a hook that must act once acts where this is `REPLICATOR_NODE` |
+//! - `REPLICATOR_EVENT`: `primary` (this node serves now), `not_primary`, `register_changed`,
+//!   `disk_failed`, `service_failed`.
+//! - `REPLICATOR_CLUSTER`, `REPLICATOR_NODE`: where it runs; `REPLICATOR_RESOURCE`: empty for the
+//!   whole cluster; `REPLICATOR_TIME_MS`: when, in milliseconds since 1970.
+//! - `REPLICATOR_WHAT`, `REPLICATOR_WHY`: in words; for `register_changed` the kind of change
+//!   (`takeover`, `shrink`, `grow`, ...) and its cause.
+//! - `REPLICATOR_GENERATION`, `REPLICATOR_PRIMARY`, `REPLICATOR_IN_SYNC`: the register afterwards,
+//!   where it changed.
+//! - `REPLICATOR_BY`: the node that made the change. Every node tells it; a hook that must act once
+//!   acts where this is `REPLICATOR_NODE`.
 //!
 //! Hooks of one node run one after the other, in the order of the events. When more than
 //! [`WAITING_MAX`] wait, the newest are dropped and that is logged.

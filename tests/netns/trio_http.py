@@ -2,7 +2,6 @@
 the primary is killed and comes back; a real HAProxy that follows the primary.
 """
 
-import functools
 import json
 import shutil
 import sys
@@ -91,8 +90,8 @@ def metrics_are_well_formed_and_true():
             'replicator_requests_total{resource="demo",operation="write"}': 40,
             'replicator_request_bytes_total{resource="demo",operation="write"}': 40 * 4096,
             'replicator_request_duration_seconds_count{resource="demo",operation="write"}': 40,
-            'replicator_request_duration_seconds_bucket{le="+Inf",resource="demo",'
-            'operation="write"}': 40,
+            'replicator_request_duration_seconds_bucket{resource="demo",operation="write",'
+            'le="+Inf"}': 40,
             'replicator_verdict{resource="demo"}': 0,
         }.items():
             expect(found.get(name) == value, f"{name} is {found.get(name)}, not {value}\n{page}")
@@ -138,7 +137,9 @@ def hooks_are_told_what_happened():
             with open(node.config, "a", encoding="utf-8") as config:
                 config.write(f'\n[hooks]\ncommand = "{hook}"\n')
         cluster.start(watched=False)
-        lines = functools.partial(lambda: told.read_text().splitlines())
+
+        def lines():
+            return told.read_text().splitlines()
         wait_until("alpha told that it serves", lambda: any(
             line.startswith("alpha primary demo") for line in lines()))
         cluster.alpha.kill()
