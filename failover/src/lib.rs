@@ -3,6 +3,8 @@
 //! ```text
 //!   node.rs       one thread that steps the core; the handle that the daemon holds
 //!   datagram.rs   messages as authenticated datagrams
+//!   netlink.rs    addresses, links and neighbours by the kernel's route netlink
+//!   guard.rs      the process that withdraws what the daemon cannot, and feeds the watchdog
 //!   store.rs      the acceptor's record in two slots, durable
 //!   http.rs       pages for load balancers, Prometheus and people
 //!   services.rs   the kinds of services
@@ -12,7 +14,9 @@
 #![allow(clippy::large_enum_variant, clippy::result_large_err)]
 
 pub mod datagram;
+pub mod guard;
 pub mod http;
+pub mod netlink;
 pub mod node;
 pub mod services;
 pub mod store;

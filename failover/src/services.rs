@@ -3,14 +3,19 @@
 //!
 //! ```text
 //!   filesystem.rs  mount(8), mountinfo, who holds a mount
-//!   address.rs     rtnetlink with valid_lft, gratuitous ARP and unsolicited NA
+//!   address.rs     route netlink with valid_lft, gratuitous ARP and unsolicited NA
 //!   systemd.rs     units over D-Bus
 //!   ocf.rs         resource agents
 //!   command.rs     commands of the operator
 //!   reach.rs       carrier and neighbours
+//!   neighbour.rs   frames of ARP and neighbour discovery;  link_socket.rs: where they pass
 //!   process.rs     what ocf and command share: process groups, cgroups, output, kill
 //! ```
 
+pub mod address;
+mod link_socket;
+mod neighbour;
+pub mod reach;
 pub mod systemd;
 
 use std::fs;

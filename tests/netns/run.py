@@ -16,6 +16,7 @@ import traceback
 
 import bad_input
 import fencing
+import floating_address
 import kills
 import networks
 import recordings
@@ -30,7 +31,7 @@ import trio_operation
 from cluster import Refused, Skip, TestFailed
 
 SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
-             + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS
+             + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS + floating_address.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + trio_http.SCENARIOS)
 LONG = trio_network.LONG + trio_hosts.LONG + trio_operation.LONG

@@ -13,6 +13,7 @@
 //!  request.rs    what a configuration file wants of the register
 //!  fence.rs      without a witness: when a lost peer is switched off, and what confirms it
 //!  services.rs   what runs on top of a resource: started, watched, restarted, moved, stopped
+//!  guard.rs      what the guard withdraws when the daemon cannot, and when the watchdog is fed
 //!  cluster.rs    the state in the register;  command.rs: the ways to change it
 //! ```
 #![no_std]
@@ -31,6 +32,7 @@ pub mod defect;
 pub mod detector;
 pub mod facts;
 pub mod fence;
+pub mod guard;
 pub mod holder;
 pub mod message;
 pub mod node;

@@ -12,11 +12,13 @@
 //!   report.rs   what those who look see
 //! ```
 
+pub mod address;
 pub mod engine;
 mod goal;
 mod lease;
 pub mod outcome;
 pub mod port;
+pub mod reach;
 pub mod report;
 pub mod service;
 pub mod spec;

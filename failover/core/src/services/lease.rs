@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use replicator_core::{Span, Time};
 
+use super::address::others_from;
 use super::engine::{Engine, Office};
 use super::port::{Effect, Weight};
 use super::service::{Action, Phase};
@@ -18,15 +19,13 @@ const REFRESH: Span = Span::from_ms(250);
 pub(super) const REPLICA_FIRST: Span = Span::from_ms(2_000);
 
 /// How long a new primary waits before it adds an address, after it took the office from a silent
-/// holder (L4). The holder's kernel drops an address 1.27 s after its last refresh at the latest
-/// (measured), and the holder refreshes it right after a renewal; the takeover came at least 1.1
-/// leases after a majority granted that renewal. What is missing to 1.3 s is waited for here; never
-/// less than 0.3 s, for the way of the grant to the holder. A holder that lives has withdrawn it
-/// long before, when its lease ended.
+/// holder (L4). The takeover came at least 1.1 leases after a majority granted the last renewal;
+/// what is missing to [`others_from`] is waited for here, never less than 0.3 s. By then the
+/// holder's kernel has dropped the address, if nobody else did. A holder that lives has withdrawn
+/// it long before, when its lease ended.
 pub fn address_delay(lease: Span) -> Span {
-    let valid = Span::from_ms(1_300);
     let waited = lease.0 / 10 * 11;
-    Span(valid.0.saturating_sub(waited).max(Span::from_ms(300).0))
+    Span(others_from(lease).0 - waited)
 }
 
 impl Engine {

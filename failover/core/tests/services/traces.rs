@@ -72,7 +72,7 @@ fn services_of_one_step_start_and_stop_together() {
 #[test]
 fn after_a_takeover_from_a_silent_holder_the_address_waits() {
     assert_eq!(address_delay(ms(1_000)), ms(300));
-    assert_eq!(address_delay(ms(500)), ms(750));
+    assert_eq!(address_delay(ms(500)), ms(850));
     assert_eq!(address_delay(ms(5_000)), ms(300));
     let mut story = Story::secondary(usual());
     story.lease(FOREVER);

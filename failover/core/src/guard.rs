@@ -1,0 +1,242 @@
+//! What the guard does at which time: a small process beside the daemon that withdraws what must
+//! not go on when the lease is over and the daemon does not do it, because it is stopped, stuck or
+//! dead; and when the watchdog is fed.
+//!
+//! Times on the way, for a lease T that counts from t (L4):
+//!
+//! ```text
+//! t + 0.9 T            the daemon suspends I/O and removes the addresses itself
+//!   + grace            the guard removes what is left, and freezes the services of a daemon that
+//!                      gives no sign of life
+//! t + 1.1 T            another node may take over
+//! t + 1.1 T + 0.3 s    it adds the addresses (never before t + 1.4 s); a watchdog that was fed in
+//!                      time has fired before
+//! ```
+//!
+//! A daemon that lives suspends services by itself; what the guard froze while it did not is left
+//! frozen until the lease is back, or until the daemon takes it out of the guard's hands.
+//!
+//! **The watchdog** resets the machine a whole number of seconds W after it was fed last. Where W
+//! is short enough, it is fed only at times f for which f + W is before the others have the
+//! addresses. So a machine on which both daemon and guard stand still is reset in time. A pause of
+//! the lease does not let it fire: with a daemon that lives, or with everything withdrawn, it is
+//! fed. A W that is too long for that is better than none, and status says by how much.
+
+use replicator_core::{Span, Time};
+
+use crate::services::address::ADDED_AFTER;
+pub use crate::services::address::others_from;
+
+/// A daemon that gave no sign of life for so long is stopped, stuck or dead.
+pub const STALE_AFTER: Span = Span::from_ms(300);
+/// The guard hears of a renewal and feeds the watchdog within so long of its request.
+const FED_WITHIN: Span = Span::from_ms(100);
+const SECOND: Span = Span::from_ms(1_000);
+/// Longer than this a watchdog need not wait in any case.
+const TIMEOUT_MAX_S: u32 = 30;
+
+/// How long after a lease T ends at its holder (t + 0.9 T) another node may have the addresses.
+pub fn others_after(lease: Span) -> Span {
+    Span(others_from(lease).0 - lease.0 / 10 * 9)
+}
+
+/// What the daemon has before the guard withdraws in its place.
+pub fn grace(lease: Span) -> Span {
+    Span(others_after(lease).0 / 5)
+}
+
+/// The office of one resource as the guard sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Office {
+    /// Until when this node may act as primary; `None`: it may not.
+    pub until: Option<Time>,
+    /// Everything that was tried to stop its services has failed: only a reset is left.
+    pub is_given_up: bool,
+    /// Whether the guard has removed every address and frozen every service of it.
+    pub is_withdrawn: bool,
+}
+
+/// What is common to all offices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sight {
+    /// Now.
+    pub now: Time,
+    /// The last sign of life of the daemon; `None`: its process is gone.
+    pub heartbeat: Option<Time>,
+    /// The lease, as configured.
+    pub lease: Span,
+}
+
+/// What is to be done about an office.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Duty {
+    /// Remove its addresses, again and again while they are there.
+    pub remove_addresses: bool,
+    /// Whether its services are to stand still (`true`) or to run; `None`: they stay as they are.
+    pub freeze: Option<bool>,
+}
+
+impl Sight {
+    /// Whether the daemon does its work.
+    pub fn is_alive(&self) -> bool {
+        self.heartbeat.is_some_and(|at| self.now.since(at) <= STALE_AFTER)
+    }
+
+    /// What the guard does about an office.
+    pub fn duty(&self, office: &Office) -> Duty {
+        let is_over = office.until.is_none_or(|until| self.now >= until + grace(self.lease));
+        let freeze = match is_over {
+            false => Some(false),
+            true => (!self.is_alive()).then_some(true),
+        };
+        Duty { remove_addresses: is_over, freeze }
+    }
+
+    /// Whether a watchdog that fires `timeout` after it was fed may be fed now.
+    pub fn may_feed(&self, offices: impl IntoIterator<Item = Office>, timeout: Span) -> bool {
+        offices.into_iter().all(|office| self.may_feed_for(&office, timeout))
+    }
+
+    fn may_feed_for(&self, office: &Office, timeout: Span) -> bool {
+        if office.is_given_up {
+            return false;
+        }
+        match office.until {
+            Some(until) if self.now < until => {
+                !is_in_time(timeout, self.lease)
+                    || self.now + timeout <= until + others_after(self.lease)
+            }
+            // A pause of the lease, or services that stop within their deadlines.
+            _ => self.is_alive() || office.is_withdrawn,
+        }
+    }
+}
+
+/// Whether a watchdog can fire before another node has the addresses.
+pub fn is_in_time(timeout: Span, lease: Span) -> bool {
+    timeout.0 + FED_WITHIN.0 <= others_from(lease).0
+}
+
+/// The time-out a watchdog should have, in seconds: as long as it may be, so that it does not fire
+/// without need.
+pub fn wanted_timeout_s(lease: Span) -> u32 {
+    let longest = others_from(lease).0.saturating_sub(FED_WITHIN.0) / SECOND.0;
+    (longest as u32).clamp(1, TIMEOUT_MAX_S)
+}
+
+/// The shortest lease, in milliseconds, for which a watchdog of this time-out is in time.
+pub fn lease_for_ms(timeout: Span) -> u64 {
+    let others = Span(timeout.0 + FED_WITHIN.0 - ADDED_AFTER.0).as_ms();
+    others.saturating_mul(10).div_ceil(11)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Span = Span::from_ms(1_000);
+
+    const RUNS: Duty = Duty { remove_addresses: false, freeze: Some(false) };
+
+    fn at(ms: u64) -> Time {
+        Time(Span::from_ms(100_000 + ms).0)
+    }
+
+    fn sight(now_ms: u64, heartbeat_ms: Option<u64>) -> Sight {
+        Sight { now: at(now_ms), heartbeat: heartbeat_ms.map(at), lease: LEASE }
+    }
+
+    /// A lease that was asked for at 0.
+    fn held() -> Office {
+        Office { until: Some(at(900)), ..Office::default() }
+    }
+
+    #[test]
+    fn while_the_lease_lasts_nothing_is_withdrawn_even_from_a_stopped_daemon() {
+        assert_eq!(sight(899, Some(0)).duty(&held()), RUNS);
+        assert_eq!(sight(899, None).duty(&held()), RUNS);
+    }
+
+    #[test]
+    fn the_daemon_comes_first_then_the_guard_then_another_node() {
+        let grace_ends = 900 + grace(LEASE).as_ms();
+        assert_eq!(sight(grace_ends - 1, None).duty(&held()), RUNS);
+        let duty = sight(grace_ends, None).duty(&held());
+        assert_eq!(duty, Duty { remove_addresses: true, freeze: Some(true) });
+        assert!(grace_ends + 100 < others_from(LEASE).as_ms());
+        let shortest = Span::from_ms(200);
+        assert!(grace(shortest).as_ms() + 180 + 100 < others_from(shortest).as_ms());
+    }
+
+    #[test]
+    fn services_of_a_daemon_that_lives_are_its_own_business() {
+        let leaves = Duty { remove_addresses: true, freeze: None };
+        assert_eq!(sight(5_000, Some(4_990)).duty(&held()), leaves);
+        assert_eq!(sight(0, Some(0)).duty(&Office::default()), leaves);
+    }
+
+    #[test]
+    fn a_lease_that_is_back_thaws() {
+        let stopped = sight(5_000, Some(100));
+        assert_eq!(stopped.duty(&held()).freeze, Some(true));
+        let renewed = Office { until: Some(at(5_900)), ..Office::default() };
+        assert_eq!(sight(5_001, Some(5_000)).duty(&renewed), RUNS);
+    }
+
+    #[test]
+    fn a_watchdog_fires_before_another_node_has_the_address() {
+        let timeout = Span::from_ms(1_000 * u64::from(wanted_timeout_s(LEASE)));
+        assert!(is_in_time(timeout, LEASE));
+        let last_fed = (0..900).filter(|now| sight(*now, Some(*now)).may_feed([held()], timeout));
+        let last_fed = last_fed.max().expect("it is fed");
+        assert!(last_fed >= 200, "each renewal feeds it, {last_fed} ms after the last one");
+        assert!(last_fed + timeout.as_ms() <= others_from(LEASE).as_ms());
+    }
+
+    #[test]
+    fn a_pause_of_the_lease_feeds_it_and_so_does_what_is_withdrawn() {
+        let timeout = Span::from_ms(1_000);
+        assert!(sight(901, Some(900)).may_feed([held()], timeout));
+        assert!(sight(60_000, Some(60_000)).may_feed([held()], timeout));
+        assert!(sight(60_000, Some(60_000)).may_feed([Office::default()], timeout));
+        assert!(!sight(2_000, Some(0)).may_feed([held()], timeout), "stopped, and not withdrawn");
+        let withdrawn = Office { is_withdrawn: true, ..held() };
+        assert!(sight(2_000, Some(0)).may_feed([withdrawn], timeout));
+        assert!(sight(2_000, None).may_feed([withdrawn], timeout));
+        assert!(sight(2_000, None).may_feed([], timeout), "nothing of ours is left");
+    }
+
+    #[test]
+    fn no_gap_between_feeds_reaches_the_time_out_when_the_lease_is_lost_and_the_daemon_lives() {
+        let timeout = Span::from_ms(1_000);
+        let mut fed = 0;
+        for now in 0..10_000 {
+            if sight(now, Some(now)).may_feed([held()], timeout) {
+                assert!(now - fed < 600, "a gap of {} ms", now - fed);
+                fed = now;
+            }
+        }
+    }
+
+    #[test]
+    fn a_stop_that_hangs_lets_it_fire_whatever_else_is_well() {
+        let hangs = Office { is_given_up: true, ..held() };
+        assert!(!sight(1, Some(1)).may_feed([held(), hangs], Span::from_ms(1_000)));
+    }
+
+    #[test]
+    fn one_that_is_too_long_is_fed_while_the_lease_lasts_and_the_lease_that_fits_is_named() {
+        let timeout = Span::from_ms(10_000);
+        assert!(!is_in_time(timeout, LEASE));
+        assert!(sight(899, Some(899)).may_feed([held()], timeout));
+        let fits = Span::from_ms(lease_for_ms(timeout));
+        assert!(is_in_time(timeout, fits), "{fits:?}");
+        assert!(!is_in_time(timeout, Span::from_ms(fits.as_ms() - 20)));
+    }
+
+    #[test]
+    fn the_wanted_time_out_follows_the_lease() {
+        let wanted = |ms| wanted_timeout_s(Span::from_ms(ms));
+        assert_eq!([wanted(200), wanted(1_000), wanted(5_000), wanted(60_000)], [1, 1, 5, 30]);
+    }
+}
