@@ -9,23 +9,42 @@
 //!   command.rs     commands of the operator
 //!   reach.rs       carrier and neighbours
 //!   neighbour.rs   frames of ARP and neighbour discovery;  link_socket.rs: where they pass
-//!   process.rs     what ocf and command share: process groups, cgroups, output, kill
+//!   process.rs     what ocf and command share: a session of their own, output, kill
+//!   scope.rs       the processes of one service: a cgroup, or a mark in the environment
+//!   attended.rs    what a start left running, and that it lives;  pidfd.rs, processes.rs
 //! ```
 
 pub mod address;
+mod attended;
+mod command;
+mod filesystem;
 mod link_socket;
 mod neighbour;
+pub mod ocf;
+mod pidfd;
+mod process;
+mod processes;
 pub mod reach;
+mod scope;
 pub mod systemd;
 
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::time::Duration;
 
+use failover_core::services::{Kind, ServiceSpec};
 use tokio::sync::mpsc::UnboundedSender;
 
+pub use command::Commands;
 pub use failover_core::services::{Change, Condition, Failure, Force};
+pub use filesystem::{Filesystem, Wish};
+pub use ocf::Ocf;
+use reach::{Reach, ReachConfig};
+
+/// Where Debian and others keep the agents.
+pub const OCF_ROOT: &str = "/usr/lib/ocf";
 
 /// What a method of a service returns. Dropping it ends what it was doing: child processes are
 /// killed with everything they started.
@@ -56,7 +75,7 @@ pub trait Service: Send + Sync {
 
     /// The lease was renewed (`Some`: how long clients may still be served), or is over (`None`). A
     /// floating address is refreshed or taken away; others have nothing to do. Must not wait.
-    fn lease(&self, left: Option<std::time::Duration>) -> Doing<'_, ()> {
+    fn lease(&self, left: Option<Duration>) -> Doing<'_, ()> {
         let _ = left;
         Box::pin(async {})
     }
@@ -85,6 +104,52 @@ pub struct Site {
     pub resource: String,
     /// This node.
     pub node: String,
+}
+
+/// Where the services of one resource live on this machine.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// For what must not outlive a reboot: words of services, what was mounted. It also tells
+    /// several daemons of one machine apart, and is the same after a restart of this one.
+    pub run_dir: PathBuf,
+    /// This node.
+    pub node: String,
+    /// The block device of the resource.
+    pub device: PathBuf,
+    /// Where the agents are: [`OCF_ROOT`].
+    pub ocf_root: PathBuf,
+}
+
+/// Makes a service of what is configured. Nothing is done on the machine yet. Units need a
+/// connection that all of them share, addresses the registry of the guard: the daemon makes those.
+pub fn make(spec: &ServiceSpec, resource: &str, home: &Home) -> Result<Box<dyn Service>, Failure> {
+    let name = &spec.name;
+    match &spec.kind {
+        Kind::Filesystem { mount_point, fs_type, options, fsck } => {
+            let fs_type = fs_type.as_deref();
+            let wish = Wish { mount_point, fs_type, options, fsck: *fsck };
+            Ok(Box::new(Filesystem::new(home, resource, name, wish)))
+        }
+        Kind::Ocf { provider, agent, parameters } => {
+            let agent = (provider.as_str(), agent.as_str());
+            Ok(Box::new(Ocf::new(home, resource, name, agent, parameters, spec.timing)))
+        }
+        Kind::Command { start, stop, monitor } => {
+            let commands = (start.as_str(), stop.as_deref(), monitor.as_deref());
+            let limit = Duration::from_nanos(spec.timing.monitor.0);
+            Ok(Box::new(Commands::new(home, resource, name, commands, limit)))
+        }
+        Kind::Reach { interface, targets, need } => {
+            let (interface, targets, need) = (interface.clone(), targets.clone(), *need);
+            Ok(Box::new(Reach::new(ReachConfig { interface, targets, need })))
+        }
+        Kind::Address { .. } | Kind::Systemd { .. } => Err(Failure {
+            code: "made_elsewhere".into(),
+            why: format!("{name} needs more than its home"),
+            next: "this is a mistake of the daemon: report it".into(),
+            is_permanent: true,
+        }),
+    }
 }
 
 /// Freezes a cgroup with all below it, where it is one of version 2.

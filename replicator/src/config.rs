@@ -7,6 +7,9 @@ mod parse;
 mod problem;
 mod reader;
 #[cfg(test)]
+mod service_tests;
+pub mod services;
+#[cfg(test)]
 mod tests;
 
 use std::fs;
@@ -20,6 +23,7 @@ use replicator_core::{Timing, limits};
 use crate::hooks::HookConfig;
 pub use fence::FenceConfig;
 pub use problem::{ConfigError, Problem, line_and_column, suggestion};
+pub use services::Services;
 
 /// Where the file is by default.
 pub const DEFAULT_PATH: &str = "/etc/replicator/replicator.toml";
@@ -69,7 +73,7 @@ pub struct ClusterConfig {
     pub resources: Vec<ResourceConfig>,
     /// What is run at events.
     pub hooks: Option<HookConfig>,
-    /// What is accepted but has no effect yet, in words.
+    /// What is accepted and looks like a mistake, in words.
     pub warnings: Vec<String>,
 }
 
@@ -121,6 +125,8 @@ pub struct ResourceConfig {
     pub pool_bytes: usize,
     /// A client that takes no data or stops in the middle of a request for so long is closed.
     pub client_timeout_ms: u64,
+    /// What runs on top of it, and where it is to run.
+    pub services: Services,
     /// Time-outs of replication.
     pub timing: Timing,
     /// What the disk is in tests.

@@ -11,11 +11,11 @@ use failover::http::{HttpConfig, Network};
 use replicator_core::{Span, Timing, limits};
 use toml::de::DeTable;
 
-use super::fence;
 use super::problem::{Problem, suggestion};
 use super::reader::{Placed, Problems, Section, absolute};
 use super::{
     AttachWish, ClusterConfig, CopyConfig, NodeConfig, ResourceConfig, TestBackingWish, defaults,
+    fence, services,
 };
 use crate::hooks::{EVENTS, HookConfig};
 
@@ -44,15 +44,26 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<ClusterConfig, Vec<Proble
     })?;
     let problems = Problems::default();
     let top = Section::new("the top level".into(), 0..0, document.get_ref(), &problems);
-    let config = top_level(path, top, &problems);
+    let unusual = Problems::default();
+    let config = top_level(path, top, &problems, &unusual);
     let problems = problems.into_sorted();
     match config {
-        Some(config) if problems.is_empty() => Ok(config),
+        Some(mut config) if problems.is_empty() => {
+            let warnings = unusual.into_sorted();
+            let lines = warnings.iter().map(|warning| warning.one_line(path, text));
+            config.warnings.extend(lines);
+            Ok(config)
+        }
         _ => Err(problems),
     }
 }
 
-fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<ClusterConfig> {
+fn top_level(
+    path: &Path,
+    mut top: Section<'_>,
+    problems: &Problems,
+    unusual: &Problems,
+) -> Option<ClusterConfig> {
     let cluster = top.string("cluster");
     if cluster.is_none() {
         let help = "write cluster = \"NAME\" in the first line; all nodes must name the same";
@@ -102,18 +113,24 @@ fn top_level(path: &Path, mut top: Section<'_>, problems: &Problems) -> Option<C
     check_addresses(&nodes, &mut warnings);
     warnings.extend(fence::warnings(&nodes, fences_by_itself));
 
-    let data_nodes: Vec<&str> =
-        nodes.iter().filter(|node| !node.witness).map(|node| node.name.as_str()).collect();
+    let names = |is_witness: bool| -> Vec<&str> {
+        let wanted = nodes.iter().filter(|node| node.witness == is_witness);
+        wanted.map(|node| node.name.as_str()).collect()
+    };
+    let (data_nodes, witnesses) = (names(false), names(true));
     let mut resources = Vec::new();
     let mut owners = BTreeMap::new();
     for (name, section) in top.named_sections("resource") {
         check_name(problems, "a resource", &name);
-        if let Some(resource) = resource(&name, section, &data_nodes, timing, problems) {
+        if let Some(resource) =
+            resource(&name, section, (&data_nodes, &witnesses), timing, problems)
+        {
             check_disks(&resource, &name, &mut owners, problems);
             resources.push(resource);
         }
     }
     top.finish();
+    services::check(&nodes, &resources, problems, unusual);
     let cluster = cluster?.value;
     let path = path.to_owned();
     Some(ClusterConfig {
@@ -290,7 +307,7 @@ fn check_addresses(nodes: &[NodeConfig], warnings: &mut Vec<String>) {
 fn resource(
     name: &Placed<String>,
     mut section: Section<'_>,
-    data_nodes: &[&str],
+    (data_nodes, witnesses): (&[&str], &[&str]),
     timing_default: Timing,
     problems: &Problems,
 ) -> Option<ResourceConfig> {
@@ -313,13 +330,7 @@ fn resource(
             copies.push(CopyConfig { node: (*node).to_owned(), disk, metadata });
         }
     }
-    if section.raw("services").is_some() {
-        section.problem(
-            section.key_span("services"),
-            "`services` come in a later version",
-            "remove it: in this version mount and start by hand after `replctl promote`",
-        );
-    }
+    let services = services::services(&mut section, data_nodes, witnesses);
     let timing = match section.section("timing") {
         Some(own) => timing(own, timing_default),
         None => timing_default,
@@ -344,6 +355,7 @@ fn resource(
         client_timeout_ms: section
             .number("client_timeout_ms", 1_000..=3_600_000)
             .unwrap_or(defaults::CLIENT_TIMEOUT_MS),
+        services,
         timing,
         test_backing: match section.word("test_backing", &["normal", "volatile", "null"]) {
             Some("volatile") => TestBackingWish::Volatile,

@@ -69,6 +69,15 @@ impl fmt::Display for ConfigError {
     }
 }
 
+impl Problem {
+    /// In one line, for what is only a warning.
+    pub(super) fn one_line(&self, path: &Path, text: &str) -> String {
+        let (line, column) = line_and_column(text, self.span.start);
+        let place = format!("{}:{line}:{column}: {}", path.display(), self.what);
+        if self.help.is_empty() { place } else { format!("{place}; {}", self.help) }
+    }
+}
+
 fn show(out: &mut fmt::Formatter<'_>, path: &Path, text: &str, problem: &Problem) -> fmt::Result {
     let (line, column) = line_and_column(text, problem.span.start);
     write!(out, "{}:{line}:{column}: {}", path.display(), problem.what)?;

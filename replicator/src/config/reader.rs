@@ -70,6 +70,12 @@ impl<'a> Section<'a> {
         found.map_or(self.span.clone(), |(name, _)| name.span())
     }
 
+    /// Every key of the table with the places of its name and of its value.
+    pub fn keys(&self) -> Vec<(&'a str, Range<usize>, Range<usize>)> {
+        let entries = self.table.iter();
+        entries.map(|(name, value)| (name.get_ref().as_ref(), name.span(), value.span())).collect()
+    }
+
     /// A string.
     pub fn string(&mut self, key: &'static str) -> Option<Placed<String>> {
         let value = self.raw(key)?;

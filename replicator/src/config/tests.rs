@@ -101,12 +101,6 @@ fn a_third_data_node_is_refused_for_now() {
 }
 
 #[test]
-fn services_are_refused_for_now() {
-    let text = refusal(&format!("{GOOD}services = []\n"));
-    assert!(text.contains("`services` come in a later version"), "{text}");
-}
-
-#[test]
 fn every_problem_is_reported_at_once() {
     let text = refusal(
         "cluster = \"a b\"\n\

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use replicator::config::{ClusterConfig, NodeConfig, ResourceConfig};
+use replicator::config::{ClusterConfig, NodeConfig, ResourceConfig, services};
 use replicator::create::{self, CreateRequest, Created};
 use replicator::dump;
 use replicator::fence::agent;
@@ -211,6 +211,9 @@ pub fn check(
                 }
             }
         }
+    }
+    if here.is_some_and(|node| !node.witness) {
+        problems.extend(services::local::warnings(config));
     }
     let fence = here.and_then(|node| config.fence_of_peer(&node.name)).filter(|_| !asks_agents);
     if let Some((peer, fence)) = fence {

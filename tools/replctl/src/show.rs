@@ -262,6 +262,11 @@ pub fn config(config: &ClusterConfig, here: Option<&NodeConfig>, problems: &[Str
             let _ =
                 writeln!(out, "    on {}: {}, metadata {place}", copy.node, copy.disk.display());
         }
+        let services: Vec<&str> =
+            resource.services.specs.iter().map(|spec| spec.name.as_str()).collect();
+        if !services.is_empty() {
+            let _ = writeln!(out, "    services: {}", services.join(" · "));
+        }
     }
     for problem in problems {
         let _ = writeln!(out, "  warning: {problem}");

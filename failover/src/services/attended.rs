@@ -1,0 +1,114 @@
+//! The processes that a start left running, attended until the stop: the death of one is noticed at
+//! once, by the kernel's word and not by asking.
+
+use std::time::Duration;
+
+use futures_util::future::select_all;
+use tokio::sync::watch;
+
+use super::pidfd::PidFd;
+use super::processes::{self, Process};
+use super::scope::Scope;
+
+/// More are not attended one by one; the others are still killed and named.
+const ATTENDED_MAX: usize = 200;
+/// When the monitor is asked after a death, each after the one before: who dies may be a zombie
+/// for a while, and what is left of the service may go on for a moment.
+pub const ASKED_AFTER: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(500), Duration::from_secs(2)];
+
+/// Tells the watcher of a service when it is to run.
+#[derive(Debug)]
+pub struct Attendance {
+    /// Rises with every start; odd while it is to run.
+    turn: watch::Sender<u64>,
+}
+
+impl Default for Attendance {
+    fn default() -> Self {
+        Self { turn: watch::channel(0).0 }
+    }
+}
+
+impl Attendance {
+    /// It runs from now on, and whatever of it ends has failed.
+    pub fn begins(&self) {
+        self.turn.send_modify(|turn| *turn += if *turn % 2 == 0 { 1 } else { 2 });
+    }
+
+    /// It was found running, by a daemon that did not start it itself.
+    pub fn adopts(&self) {
+        self.turn.send_if_modified(|turn| {
+            let is_new = *turn == 0;
+            *turn += u64::from(is_new);
+            is_new
+        });
+    }
+
+    /// Runs something, and drops it when the service is to end meanwhile.
+    pub async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut turns = self.turn.subscribe();
+        tokio::select! {
+            done = work => Some(done),
+            _ = turns.wait_for(|turn| turn % 2 == 0) => None,
+        }
+    }
+
+    /// From now on its processes may end.
+    pub fn ends(&self) {
+        self.turn.send_modify(|turn| *turn += *turn % 2);
+    }
+
+    /// Waits until a process of the scope dies that ought to live; returns its name.
+    pub async fn death(&self, scope: &Scope) -> Process {
+        let mut turns = self.turn.subscribe();
+        loop {
+            let turn = *turns.borrow_and_update();
+            if turn % 2 == 1 {
+                let attended = attend(scope);
+                tokio::select! {
+                    died = first_death(attended) => {
+                        // A stop that began meanwhile has the death for itself.
+                        if *turns.borrow() == turn {
+                            return died;
+                        }
+                        continue;
+                    }
+                    changed = turns.changed() => changed.expect("the sender is in self"),
+                }
+            } else {
+                turns.changed().await.expect("the sender is in self");
+            }
+        }
+    }
+}
+
+fn attend(scope: &Scope) -> Vec<(Process, Option<PidFd>)> {
+    let roots = processes::roots(&scope.processes());
+    let hold = |process: Process| {
+        // The number may have gone to somebody else before it was held.
+        let held = PidFd::open(process.pid).ok().filter(|_| process.lives());
+        (process, held)
+    };
+    roots.into_iter().take(ATTENDED_MAX).map(hold).collect()
+}
+
+async fn first_death(attended: Vec<(Process, Option<PidFd>)>) -> Process {
+    let mut held = Vec::new();
+    for (process, fd) in attended {
+        match fd {
+            Some(fd) => held.push(Box::pin(async move {
+                match fd.ended().await {
+                    Ok(()) => process,
+                    // It cannot be attended; the monitor still asks.
+                    Err(_) => std::future::pending().await,
+                }
+            })),
+            None => return process,
+        }
+    }
+    match held.is_empty() {
+        true => std::future::pending().await,
+        false => select_all(held).await.0,
+    }
+}

@@ -1,0 +1,144 @@
+//! What `/proc` tells of the processes of this machine. Everything here may be gone a moment later,
+//! so nothing is an error: what cannot be read is left out.
+
+use std::fs;
+use std::path::PathBuf;
+
+/// One process as it was a moment ago.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// Its parent's number.
+    pub parent: i32,
+    /// When it began, in ticks since boot: together with the number nobody else.
+    pub began: u64,
+    /// Its name, at most 15 characters.
+    pub name: String,
+    /// It has ended, and its parent did not ask for it yet.
+    pub is_zombie: bool,
+}
+
+impl Process {
+    /// Looks one up.
+    pub fn of(pid: i32) -> Option<Self> {
+        parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// A thread of the kernel: it has no memory of its own, and nobody kills it.
+    pub fn is_kernel_thread(&self) -> bool {
+        self.pid == 2 || self.parent == 2
+    }
+
+    /// Whether the number still belongs to the same process, and it lives.
+    pub fn lives(&self) -> bool {
+        Self::of(self.pid).is_some_and(|now| now.began == self.began && !now.is_zombie)
+    }
+
+    /// As messages name it: `mariadbd (712)`.
+    pub fn label(&self) -> String {
+        format!("{} ({})", self.name, self.pid)
+    }
+}
+
+fn parse(pid: i32, stat: &str) -> Option<Process> {
+    // The name stands in parentheses and may contain some.
+    let (head, tail) = stat.rsplit_once(") ")?;
+    let name = head.split_once('(')?.1.to_owned();
+    let mut fields = tail.split(' ');
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let began = fields.nth(17)?.parse().ok()?;
+    Some(Process { pid, parent, began, name, is_zombie: matches!(state, "Z" | "X") })
+}
+
+/// The numbers of all processes.
+pub fn all() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Processes whose environment at their start had this line, and all their descendants.
+pub fn with_environment(line: &str) -> Vec<Process> {
+    let has_line = |pid: &i32| {
+        let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        bytes.split(|byte| *byte == 0).any(|entry| entry == line.as_bytes())
+    };
+    let own = std::process::id() as i32;
+    let all: Vec<Process> = all().into_iter().filter_map(Process::of).collect();
+    let mut found: Vec<Process> = Vec::new();
+    let mut rest: Vec<Process> = Vec::new();
+    for process in all.into_iter().filter(|process| process.pid != own && process.pid != 1) {
+        if has_line(&process.pid) { found.push(process) } else { rest.push(process) }
+    }
+    // A descendant may have cleaned its environment.
+    loop {
+        let is_child = |it: &Process| found.iter().any(|parent| parent.pid == it.parent);
+        let (children, others): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_child);
+        rest = others;
+        if children.is_empty() {
+            return found;
+        }
+        found.extend(children);
+    }
+}
+
+/// Those whose parent is not among them: what the others hang on.
+pub fn roots(processes: &[Process]) -> Vec<Process> {
+    let is_inside = |it: &&Process| !processes.iter().any(|other| other.pid == it.parent);
+    processes.iter().filter(is_inside).cloned().collect()
+}
+
+/// A few names for a message: `mariadbd (712), sh (713) and 4 more`.
+pub fn names(processes: &[Process]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = processes.iter().take(SHOWN).map(Process::label).collect();
+    match processes.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// What the kernel says of a process that does not react: where in the kernel it waits.
+pub fn waits_in(pid: i32) -> Option<String> {
+    let path: PathBuf = format!("/proc/{pid}/wchan").into();
+    let text = fs::read_to_string(path).ok()?;
+    (!text.is_empty() && text != "0").then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_parentheses_and_blanks_are_read() {
+        let stat = "712 (a) b (x) S 1 712 712 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 5511 1 1";
+        let process = parse(712, stat).unwrap();
+        assert_eq!((process.name.as_str(), process.parent, process.began), ("a) b (x", 1, 5511));
+        assert!(!process.is_zombie);
+        assert_eq!(parse(712, "712 (a"), None);
+    }
+
+    #[test]
+    fn this_process_is_found_and_a_dead_number_is_not() {
+        let own = Process::of(std::process::id() as i32).unwrap();
+        assert!(own.lives() && own.began > 0);
+        assert!(Process::of(i32::MAX).is_none());
+        assert!(all().contains(&own.pid));
+    }
+
+    #[test]
+    fn a_root_is_who_hangs_on_nobody_of_them() {
+        let process = |pid, parent| Process {
+            pid,
+            parent,
+            began: 1,
+            name: format!("p{pid}"),
+            is_zombie: false,
+        };
+        let all = [process(10, 1), process(11, 10), process(12, 11), process(20, 1)];
+        let found: Vec<i32> = roots(&all).iter().map(|root| root.pid).collect();
+        assert_eq!(found, [10, 20]);
+        assert_eq!(names(&all[..2]), "p10 (10), p11 (11)");
+    }
+}

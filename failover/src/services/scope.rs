@@ -1,0 +1,226 @@
+//! The processes that belong to one service, and to nobody else: a cgroup of their own where cgroup
+//! v2 lets us make one, else what carries its mark in the environment. It is found again by a
+//! daemon that was restarted.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::pidfd::PidFd;
+use super::processes::{self, Process};
+
+/// The name of the variable that marks the processes of a service.
+pub const MARK: &str = "REPLICATOR_SCOPE";
+/// How often a kill without cgroup.kill is repeated: processes that fork may slip through a pass.
+const KILL_PASSES: u32 = 50;
+/// How long a killed cgroup is waited for where that is done without a runtime.
+const EMPTY_PATIENCE: Duration = Duration::from_millis(200);
+
+/// A place for processes. Making one makes nothing on the machine; [`Scope::ready`] does.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// The value of [`MARK`]: the same after a restart of the daemon.
+    id: String,
+    cgroup: Option<PathBuf>,
+}
+
+impl Scope {
+    /// The scope `part` of a service. `run_dir` tells several daemons of one machine apart.
+    pub fn new(run_dir: &Path, resource: &str, service: &str, part: &str) -> Self {
+        let daemon = crc32fast::hash(run_dir.as_os_str().as_encoded_bytes());
+        let name = file_name(&format!("{resource}.{service}"));
+        let id = format!("{daemon:08x}/{name}.{part}");
+        let cgroup = own_cgroup()
+            .map(|own| own.join(format!("replicator-{daemon:08x}")).join(format!("{name}.{part}")));
+        Self { id, cgroup }
+    }
+
+    /// Makes the cgroup, if that can be: the path, for the process that goes into it.
+    pub fn ready(&self) -> Option<PathBuf> {
+        let cgroup = self.cgroup.as_ref()?;
+        // Another service may remove the directory above in between.
+        let made = (0..3).any(|_| fs::create_dir_all(cgroup).is_ok());
+        // One that was frozen while the lease was over would freeze what is started in it.
+        let _ = fs::write(cgroup.join("cgroup.freeze"), "0");
+        made.then(|| cgroup.clone())
+    }
+
+    /// The line of the environment that marks its processes.
+    pub fn mark(&self) -> (&'static str, &str) {
+        (MARK, &self.id)
+    }
+
+    /// Its cgroup, if there is one now.
+    pub fn cgroup(&self) -> Option<PathBuf> {
+        self.cgroup.clone().filter(|cgroup| cgroup.join("cgroup.procs").exists())
+    }
+
+    /// All its processes. Those that left the cgroup (`su` with PAM may) are found by their mark.
+    pub fn processes(&self) -> Vec<Process> {
+        let mut found = self.in_cgroup();
+        for process in processes::with_environment(&format!("{MARK}={}", self.id)) {
+            if !process.is_zombie && !found.iter().any(|other| other.pid == process.pid) {
+                found.push(process);
+            }
+        }
+        found
+    }
+
+    fn in_cgroup(&self) -> Vec<Process> {
+        let Some(cgroup) = &self.cgroup else { return Vec::new() };
+        let mut found = Vec::new();
+        for group in tree(cgroup) {
+            let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            let pids = text.lines().filter_map(|line| line.parse().ok());
+            found.extend(pids.filter_map(Process::of).filter(|process| !process.is_zombie));
+        }
+        found
+    }
+
+    /// Lets nothing of it act, or lets it go on.
+    pub fn suspend(&self, is_suspended: bool) {
+        let word = if is_suspended { "1" } else { "0" };
+        let file = self.cgroup().map(|cgroup| cgroup.join("cgroup.freeze"));
+        if file.is_some_and(|file| fs::write(file, word).is_ok()) {
+            return;
+        }
+        let signal = if is_suspended { Signal::SIGSTOP } else { Signal::SIGCONT };
+        self.processes().iter().for_each(|process| send(process, signal));
+    }
+
+    /// Asks all its processes to end.
+    pub fn terminate(&self) {
+        for process in self.processes() {
+            send(&process, Signal::SIGTERM);
+        }
+    }
+
+    /// Kills all its processes, also those that are being forked. Does not wait until they are
+    /// gone: one that waits for a disk stays until the disk answers.
+    pub fn kill(&self) {
+        if let Some(cgroup) = &self.cgroup {
+            // Since Linux 5.14; else one by one, below.
+            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+        }
+        let mut known: Vec<Process> = Vec::new();
+        for _ in 0..KILL_PASSES {
+            let all = self.processes();
+            let new: Vec<Process> = all.into_iter().filter(|it| !known.contains(it)).collect();
+            if new.is_empty() {
+                return;
+            }
+            new.iter().for_each(|process| send(process, Signal::SIGKILL));
+            known.extend(new);
+        }
+    }
+
+    /// Removes the cgroup once it is empty; one that is not stays.
+    pub fn tidy(&self) {
+        let Some(cgroup) = self.cgroup() else { return };
+        let deadline = Instant::now() + EMPTY_PATIENCE;
+        while let Err(error) = remove(&cgroup) {
+            let is_busy = error.raw_os_error() == Some(libc::EBUSY);
+            // Busy with one that was killed: gone in a moment. Busy with others: stays.
+            if !is_busy || !self.in_cgroup().is_empty() || Instant::now() > deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // The directory of all services of this daemon goes with the last of them.
+        let _ = cgroup.parent().map(fs::remove_dir);
+    }
+}
+
+fn send(process: &Process, signal: Signal) {
+    if let Ok(held) = PidFd::open(process.pid)
+        && process.lives()
+    {
+        let _ = held.signal(signal);
+    }
+}
+
+fn remove(cgroup: &Path) -> io::Result<()> {
+    let mut groups = tree(cgroup);
+    groups.reverse();
+    groups.iter().try_for_each(fs::remove_dir)
+}
+
+/// A cgroup and all below it, from the top.
+fn tree(cgroup: &Path) -> Vec<PathBuf> {
+    let mut found = vec![cgroup.to_owned()];
+    let mut next = 0;
+    while let Some(group) = found.get(next) {
+        let entries = fs::read_dir(group).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
+        let below: Vec<PathBuf> = below.map(|entry| entry.path()).collect();
+        found.extend(below);
+        next += 1;
+    }
+    found
+}
+
+/// The cgroup of this process in the v2 hierarchy, if it is mounted and we may make groups there.
+fn own_cgroup() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = cgroup_path(&mounts, &own)?;
+    let may_write = nix::unistd::access(&group, nix::unistd::AccessFlags::W_OK).is_ok();
+    may_write.then_some(group)
+}
+
+fn cgroup_path(mounts: &str, own: &str) -> Option<PathBuf> {
+    let line = mounts.lines().find(|line| {
+        line.split_once(" - ").is_some_and(|(_, right)| right.starts_with("cgroup2 "))
+    })?;
+    let mut fields = line.split(' ');
+    let root = fields.nth(3)?;
+    let mount_point = fields.next()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let inside = Path::new(path).strip_prefix(root).ok()?;
+    // A group that was deleted under us cannot have children.
+    (!path.ends_with(" (deleted)")).then(|| Path::new(mount_point).join(inside))
+}
+
+/// A name that is one part of a path, and still tells any two services apart.
+pub fn file_name(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let kept: String = name.chars().map(|c| if plain(c) { c } else { '_' }).take(80).collect();
+    if kept == name { kept } else { format!("{kept}-{:08x}", crc32fast::hash(name.as_bytes())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_cgroup_is_found_below_every_kind_of_mount() {
+        let unified = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let hybrid = "29 23 0:25 / /sys/fs/cgroup ro - tmpfs tmpfs rw\n\
+                      30 29 0:26 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+        let inside = "30 23 0:26 /lxc/a /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let path = |mounts, own| cgroup_path(mounts, own).map(|it| it.display().to_string());
+        let unit = "0::/system.slice/replicator.service\n";
+        assert_eq!(
+            path(unified, unit).as_deref(),
+            Some("/sys/fs/cgroup/system.slice/replicator.service")
+        );
+        assert_eq!(
+            path(hybrid, "1:name=systemd:/\n0::/\n").as_deref(),
+            Some("/sys/fs/cgroup/unified/")
+        );
+        assert_eq!(path(inside, "0::/lxc/a/x\n").as_deref(), Some("/sys/fs/cgroup/x"));
+        assert_eq!(path("", unit), None);
+        assert_eq!(path(unified, "4:memory:/\n"), None);
+    }
+
+    #[test]
+    fn two_services_never_share_a_name() {
+        assert_eq!(file_name("db.feed"), "db.feed");
+        assert_ne!(file_name("db./srv/a"), file_name("db._srv_a"));
+        assert!(!file_name("db./srv/../a b").contains(['/', ' ']));
+        assert!(file_name(&"x".repeat(300)).len() < 100);
+    }
+}

@@ -1,0 +1,176 @@
+//! What `replctl check` looks for on the machine it runs on: the file is the same on all nodes, so
+//! what is missing here is a warning and not a mistake of the file. And what resource agents advise
+//! about their deadlines.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use failover::core::services::{Kind, ServiceSpec};
+use failover::services::OCF_ROOT;
+use failover::services::ocf::{Agent, Metadata};
+use replicator_core::Span;
+
+use super::super::problem::Problem;
+use super::super::{ClusterConfig, ResourceConfig};
+use super::ServicePlace;
+
+/// Looks at this machine, as a data node of the file would; one line each.
+pub fn warnings(config: &ClusterConfig) -> Vec<String> {
+    let text = fs::read_to_string(&config.path).unwrap_or_default();
+    let mut found = Vec::new();
+    for resource in &config.resources {
+        let services = &resource.services;
+        for (spec, place) in services.specs.iter().zip(&services.places) {
+            for (span, what, help) in look(spec, place, resource) {
+                found.push(Problem { span, what, help }.one_line(&config.path, &text));
+            }
+        }
+    }
+    found
+}
+
+type Found = (Range<usize>, String, String);
+
+fn look(spec: &ServiceSpec, place: &ServicePlace, resource: &ResourceConfig) -> Vec<Found> {
+    match &spec.kind {
+        Kind::Address { interface: Some(name), .. } | Kind::Reach { interface: Some(name), .. } => {
+            let span = place.values.get("interface").unwrap_or(&place.span).clone();
+            missing_interface(name).map(|(what, help)| (span, what, help)).into_iter().collect()
+        }
+        Kind::Filesystem { mount_point, .. } => {
+            let found = mount_point_in_use(Path::new(mount_point), &resource.name);
+            found.map(|(what, help)| (place.span.clone(), what, help)).into_iter().collect()
+        }
+        Kind::Ocf { provider, agent, parameters } => {
+            agent_in_use(&Agent { root: Path::new(OCF_ROOT), provider, agent }, parameters, place)
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Whether the agent is here, and knows its parameters.
+fn agent_in_use(
+    agent: &Agent<'_>,
+    parameters: &BTreeMap<String, String>,
+    place: &ServicePlace,
+) -> Vec<Found> {
+    let metadata = match agent.metadata_now(&std::env::temp_dir()) {
+        Ok(Some(metadata)) => metadata,
+        Ok(None) => {
+            let what =
+                format!("{} tells no meta-data: its parameters are not checked", agent.label());
+            return vec![(place.span.clone(), what, String::new())];
+        }
+        Err(failure) => return vec![(place.span.clone(), failure.why, failure.next)],
+    };
+    let span = place.values.get("params").unwrap_or(&place.span).clone();
+    let names: Vec<&str> = metadata.parameters.iter().map(|it| it.name.as_str()).collect();
+    let mut found = Vec::new();
+    for name in metadata.missing(parameters) {
+        let what = format!("{} needs the parameter `{name}`", agent.label());
+        found.push((span.clone(), what, format!("write params = {{ {name} = \"...\" }}")));
+    }
+    for name in metadata.unknown(parameters) {
+        let help = match super::super::suggestion(name, &names) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("its parameters are: {}", names.join(", ")),
+        };
+        found.push((span.clone(), format!("{} knows no parameter `{name}`", agent.label()), help));
+    }
+    found
+}
+
+/// Takes the deadlines that agents advise in their meta-data, where the file gives none and the
+/// agent is installed. Asks every agent, so it is for the start of the daemon and for `check`.
+pub fn complete(config: &mut ClusterConfig) {
+    let mut known: BTreeMap<String, Option<Metadata>> = BTreeMap::new();
+    for resource in &mut config.resources {
+        let services = &mut resource.services;
+        for (spec, place) in services.specs.iter_mut().zip(&services.places) {
+            let Kind::Ocf { provider, agent, .. } = &spec.kind else { continue };
+            let agent = Agent { root: Path::new(OCF_ROOT), provider, agent };
+            let ask = || agent.metadata_now(&std::env::temp_dir()).ok().flatten();
+            if let Some(metadata) = known.entry(agent.label()).or_insert_with(ask) {
+                take_advice(spec, place, metadata);
+            }
+        }
+    }
+}
+
+fn take_advice(spec: &mut ServiceSpec, place: &ServicePlace, metadata: &Metadata) {
+    let advice = |action: &str| metadata.action(action);
+    let limit = |action| advice(action).and_then(|action| action.timeout_ms);
+    let every = advice("monitor").and_then(|action| action.interval_ms);
+    let timing = &mut spec.timing;
+    for (deadline, advised, is_given) in [
+        (&mut timing.start, limit("start"), place.start_is_given),
+        (&mut timing.stop, limit("stop"), place.stop_is_given),
+        (&mut timing.monitor, limit("monitor"), place.monitor_is_given),
+        (&mut timing.monitor_every, every, place.every_is_given),
+    ] {
+        // An agent that advises nothing sensible is not followed.
+        if let Some(ms) = advised.filter(|ms| !is_given && (100..=3_600_000).contains(ms)) {
+            *deadline = Span::from_ms(ms);
+        }
+    }
+}
+
+fn missing_interface(name: &str) -> Option<(String, String)> {
+    let entries = fs::read_dir("/sys/class/net").ok()?;
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    if names.iter().any(|known| known == name) {
+        return None;
+    }
+    names.sort();
+    let what = format!("there is no interface {name} on this machine");
+    let help = format!(
+        "it has {}; the file is the same on all nodes, so the interface must be called alike on \
+         all of them",
+        names.join(", ")
+    );
+    Some((what, help))
+}
+
+/// Files below a mount point are hidden by the mount, and are most likely data that somebody
+/// expects on the replicated disk.
+fn mount_point_in_use(mount_point: &Path, resource: &str) -> Option<(String, String)> {
+    let shown = mount_point.display();
+    let fstab = fs::read_to_string("/etc/fstab").unwrap_or_default();
+    let is_in_fstab = fstab.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        let device = fields.next().unwrap_or("#");
+        let at_boot = !line.contains("noauto");
+        !device.starts_with('#') && at_boot && fields.next().map(Path::new) == Some(mount_point)
+    });
+    if is_in_fstab {
+        let what = format!("{shown} is mounted at boot too, by /etc/fstab");
+        return Some((what, format!("remove that line: {resource} mounts it where it is primary")));
+    }
+    let metadata = match fs::symlink_metadata(mount_point) {
+        Ok(metadata) => metadata,
+        // The first start makes it.
+        Err(_) => return None,
+    };
+    if metadata.is_symlink() {
+        let help = "name the directory itself, so that it can be recognised among the mounts";
+        return Some((format!("{shown} is a symbolic link"), help.into()));
+    }
+    if !metadata.is_dir() {
+        return Some((format!("{shown} is no directory"), "name a directory".into()));
+    }
+    let is_mounted = is_mount_point(mount_point);
+    let is_empty = fs::read_dir(mount_point).ok()?.next().is_none();
+    (!is_mounted && !is_empty).then(|| {
+        let what = format!("{shown} is not empty: its files are hidden by the mount");
+        (what, format!("move them away, or into the file system of {resource}"))
+    })
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let target = |line: &str| line.split(' ').nth(4).map(|field| field.replace("\\040", " "));
+    table.lines().any(|line| target(line).is_some_and(|it| Path::new(&it) == path))
+}
