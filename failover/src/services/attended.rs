@@ -99,7 +99,10 @@ async fn first_death(attended: Vec<(Process, Option<PidFd>)>) -> Process {
         match fd {
             Some(fd) => held.push(Box::pin(async move {
                 match fd.ended().await {
-                    Ok(()) => process,
+                    // It may have become another program meanwhile; a zombie still has its name.
+                    Ok(()) => Process::of(process.pid)
+                        .filter(|now| now.began == process.began)
+                        .unwrap_or(process),
                     // It cannot be attended; the monitor still asks.
                     Err(_) => std::future::pending().await,
                 }

@@ -153,7 +153,7 @@ impl Drop for Disk {
         let device = self.device.display();
         let line = format!(
             "for p in $(findmnt -rno TARGET -S {device}); do umount -l $p; done; \
-             losetup -d {device}"
+             blockdev --setrw {device}; losetup -d {device}"
         );
         let _ = Command::new("sh").args(["-c", &line]).output();
     }

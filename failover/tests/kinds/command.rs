@@ -38,9 +38,12 @@ fn here() -> failover::services::Site {
     site(Path::new("/dev/null"))
 }
 
-/// A daemon that writes its number, as shell.
-fn daemon(place: &Place, name: &str) -> String {
-    format!("sleep 1000 & echo $! > {}", place.path(name).display())
+/// A daemon that writes its number, as shell. It is `sleep` when the shell goes on.
+pub fn daemon(place: &Place, name: &str) -> String {
+    format!(
+        "sleep 1000 & until grep -q sleep /proc/$!/comm; do :; done; echo $! > {}",
+        place.path(name).display()
+    )
 }
 
 #[tokio::test]

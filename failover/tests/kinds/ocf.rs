@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::bench::{Place, lives, pid_in, site, soon, until};
-use super::command::spec;
+use super::command::{daemon, spec};
 
 /// Does for each action what the file of that name says.
 const AGENT: &str = r#"#!/bin/sh
@@ -199,7 +199,7 @@ async fn v7_v8_an_agent_that_hangs_and_ignores_sigterm_is_killed_with_its_childr
 async fn a_daemon_of_an_agent_is_watched_and_the_agent_is_asked_when_it_dies() {
     let told = Told::new("daemon");
     let path = told.place.path("pid");
-    told.tell("start", &format!("sleep 1000 & echo $! > {}", path.display()));
+    told.tell("start", &daemon(&told.place, "pid"));
     let answer = format!(
         "grep -q '^State:.[RS]' /proc/$(cat {})/status 2>/dev/null || \
          {{ echo 'ocf-exit-reason:gone' >&2; exit 1; }}",
