@@ -36,6 +36,11 @@ pub const ADDED_AFTER: Span = Span::from_ms(300);
 /// is late, and [`FRESH`].
 const NEVER_SOONER: Span = Span::from_ms(1_400);
 
+/// What is longer is a lease without end (R5d), which nobody else waits for. It is told again a few
+/// times a second, so the kernel still drops the address of a daemon that is gone.
+const LEASE_MAX: Span = Span::from_ms(100_000);
+const ENDLESS_LIFE_S: u32 = 2;
+
 /// Under a short lease, how old a renewal may be that refreshes.
 const FRESH: Span = Span::from_ms(100);
 
@@ -49,6 +54,18 @@ const CONTEST_PAUSE: Span = Span::from_ms(1_000);
 /// How many seconds the kernel may keep an address of which a renewal has just been won; `None`: it
 /// must not be refreshed by this one. `lease` is what the configuration says.
 pub fn life_s(left: Span, lease: Span) -> Option<u32> {
+    match longest_life_s(left, lease)? {
+        // A second less where that still outlasts two renewals: the kernel may be slow to hear it.
+        seconds if seconds > 2 => Some(seconds - 1),
+        seconds => Some(seconds),
+    }
+}
+
+/// The longest life that is allowed.
+pub fn longest_life_s(left: Span, lease: Span) -> Option<u32> {
+    if left.0 > LEASE_MAX.0 {
+        return Some(ENDLESS_LIFE_S);
+    }
     if lease.0 / 10 * 11 + ADDED_AFTER.0 < NEVER_SOONER.0 {
         let age = (lease.0 / 10 * 9).saturating_sub(left.0);
         return (left.0 > 0 && age <= FRESH.0).then_some(1);
@@ -148,6 +165,12 @@ mod tests {
         assert_eq!(life_s(ms(803), ms(1_000)), Some(1));
         assert_eq!(life_s(ms(800), ms(1_000)), None);
         assert_eq!(life_s(ms(0), ms(1_000)), None);
+    }
+
+    #[test]
+    fn a_lease_without_end_gives_a_short_life_all_the_same() {
+        assert_eq!(life_s(Span(u64::MAX), ms(1_000)), Some(2));
+        assert_eq!(life_s(Span(u64::MAX - 1), ms(200)), Some(2));
     }
 
     #[test]

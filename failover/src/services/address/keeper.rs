@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 
-use failover_core::services::address::{Announcements, EXPIRY_LATENESS, life_s};
+use failover_core::services::address::{Announcements, EXPIRY_LATENESS, life_s, longest_life_s};
 use failover_core::{Span, Time};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -400,7 +400,8 @@ impl Keeper {
         };
         up.present = Some(present);
         // We may have stood still between the decision and the kernel's deed.
-        if self.life(after).is_none_or(|(still_s, _)| still_s < valid_s) {
+        let left = self.until.map_or(Span(0), |until| until.since(after));
+        if longest_life_s(left, self.config.lease).is_none_or(|still_s| still_s < valid_s) {
             self.withdraw("it was refreshed too late");
         } else {
             self.announce();
@@ -498,23 +499,29 @@ impl Keeper {
         let State::Starting(starting) = std::mem::replace(&mut self.state, State::Down) else {
             return;
         };
-        let Starting { answer, seat, .. } = *starting;
+        let Starting { answer, seat, probe, gives_up_at } = *starting;
         if answer.is_closed() {
             return;
         }
         self.state = State::Up(Box::new(Up { seat, present: None, stuck: None }));
         self.refresh();
-        let result = match &self.state {
-            State::Up(up) if up.present.is_some() => Ok(()),
+        match std::mem::replace(&mut self.state, State::Down) {
+            State::Up(up) if up.present.is_some() => {
+                self.state = State::Up(up);
+                drop(answer.send(Ok(())));
+            }
+            // The kernel was too slow for this renewal: the next one will do.
+            State::Up(up) if up.stuck.is_none() => {
+                let seat = up.seat;
+                self.state =
+                    State::Starting(Box::new(Starting { answer, seat, probe, gives_up_at }));
+            }
             _ => {
                 let why = format!("{} could not be added", self.config);
-                Err(failure("address_not_added", why, "the log has the kernel's answer"))
+                let next = "the log has the kernel's answer";
+                drop(answer.send(Err(failure("address_not_added", why, next))));
             }
-        };
-        if result.is_err() {
-            self.state = State::Down;
         }
-        drop(answer.send(result));
     }
 
     fn answer_start(&mut self, result: Result<(), Failure>) {
