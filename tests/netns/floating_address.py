@@ -69,16 +69,77 @@ def parse(at, data):
     return None
 
 
-class Lan:
+class Bystander:
+    """Somebody on the bridge who hears everything and asks all the time."""
+
+    def __init__(self, place, own_address, own_mac):
+        self.place, self.own_address, self.own_mac = place, own_address, own_mac
+        self.frames = []
+        self.stack = contextlib.ExitStack()
+
+    def close(self):
+        """Ends it."""
+        self.stack.close()
+
+    def listen(self, protocol=ETH_ARP):
+        """The bystander hears everything from now on."""
+        ready, stop = threading.Event(), threading.Event()
+
+        def hear():
+            with in_namespace(self.place):
+                heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+            heard.bind(("link0", protocol))
+            heard.settimeout(0.05)
+            ready.set()
+            while not stop.is_set():
+                try:
+                    data = heard.recv(2048)
+                except TimeoutError:
+                    continue
+                frame = parse(time.monotonic(), data)
+                if frame:
+                    self.frames.append(frame)
+            heard.close()
+        thread = threading.Thread(target=hear)
+        thread.start()
+        self.stack.callback(lambda: (stop.set(), thread.join()))
+        ready.wait(5)
+
+    def ask_for_ever(self, address=FLOATING, pause_s=0.01):
+        """The bystander asks all the time who has the address; the answers are in `frames`."""
+        ready, stop = threading.Event(), threading.Event()
+        mac = bytes.fromhex(self.own_mac.replace(":", ""))
+        question = (b"\xff" * 6 + mac + struct.pack("!HHHBBH", ETH_ARP, 1, 0x0800, 6, 4, 1) + mac
+                    + socket.inet_aton(self.own_address) + bytes(6) + socket.inet_aton(address))
+
+        def ask():
+            with in_namespace(self.place):
+                speaker = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            speaker.bind(("link0", 0))
+            ready.set()
+            while not stop.wait(pause_s):
+                speaker.send(question)
+            speaker.close()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        self.stack.callback(lambda: (stop.set(), thread.join()))
+        ready.wait(5)
+
+    def heard(self, kinds, mac=None, address=FLOATING):
+        """Frames of these kinds about an address, of one machine or of all."""
+        return [frame for frame in list(self.frames) if frame.kind in kinds
+                and frame.address == address and mac in (None, frame.mac)]
+
+
+class Lan(Bystander):
     """Two machines, `one` and `two`, and a bystander, each in a namespace, on a bridge."""
 
     def __init__(self):
         if os.geteuid() != 0:
             raise Skip("network namespaces need root")
         self.program = hold_address()
-        self.frames = []
+        super().__init__(self.namespace("bystander"), "10.98.0.3", "")
         self.holders = 0
-        self.stack = contextlib.ExitStack()
         self.directory = pathlib.Path(
             self.stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
         bridge = self.namespace("bridge")
@@ -94,6 +155,7 @@ class Lan:
             run("ip", "-n", place, "addr", "add", f"fd98::{number}/64", "dev", "link0", "nodad")
             run("ip", "-n", place, "link", "set", "link0", "up")
             run("ip", "-n", bridge, "link", "set", f"port{number}", "master", "bridge", "up")
+        self.own_mac = self.mac("bystander")
 
     def __enter__(self):
         return self
@@ -120,55 +182,6 @@ class Lan:
     def has(self, name, address=FLOATING):
         """Whether a machine has the address now."""
         return f" {address}/" in self.ip(name, "addr", "show", "dev", "link0")
-
-    def listen(self, protocol=ETH_ARP):
-        """The bystander hears everything from now on."""
-        ready, stop = threading.Event(), threading.Event()
-
-        def hear():
-            with in_namespace(self.namespace("bystander")):
-                heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
-            heard.bind(("link0", protocol))
-            heard.settimeout(0.05)
-            ready.set()
-            while not stop.is_set():
-                try:
-                    data = heard.recv(2048)
-                except TimeoutError:
-                    continue
-                frame = parse(time.monotonic(), data)
-                if frame:
-                    self.frames.append(frame)
-            heard.close()
-        thread = threading.Thread(target=hear)
-        thread.start()
-        self.stack.callback(lambda: (stop.set(), thread.join()))
-        ready.wait(5)
-
-    def ask_for_ever(self, address=FLOATING, pause_s=0.01):
-        """The bystander asks all the time who has the address; the answers are in `frames`."""
-        ready, stop = threading.Event(), threading.Event()
-        mac = bytes.fromhex(self.mac("bystander").replace(":", ""))
-        question = (b"\xff" * 6 + mac + struct.pack("!HHHBBH", ETH_ARP, 1, 0x0800, 6, 4, 1) + mac
-                    + socket.inet_aton("10.98.0.3") + bytes(6) + socket.inet_aton(address))
-
-        def ask():
-            with in_namespace(self.namespace("bystander")):
-                speaker = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-            speaker.bind(("link0", 0))
-            ready.set()
-            while not stop.wait(pause_s):
-                speaker.send(question)
-            speaker.close()
-        thread = threading.Thread(target=ask)
-        thread.start()
-        self.stack.callback(lambda: (stop.set(), thread.join()))
-        ready.wait(5)
-
-    def heard(self, kinds, mac=None, address=FLOATING):
-        """Frames of these kinds about an address, of one machine or of all."""
-        return [frame for frame in list(self.frames) if frame.kind in kinds
-                and frame.address == address and mac in (None, frame.mac)]
 
 
 @contextlib.contextmanager
