@@ -20,7 +20,7 @@ use thiserror::Error;
 
 const MAGIC: &[u8; 4] = b"RPLC";
 /// The version of the messages that this build speaks.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 const CODE_BYTES: usize = 32;
 /// A datagram at most; UDP carries 65 507 bytes.
 pub const DATAGRAM_BYTES_MAX: usize = 60_000;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use failover_core::acceptor::Record;
 use failover_core::cluster::{ClusterState, Force};
 use failover_core::command::Change;
+use failover_core::facts::Placement;
 use failover_core::message::Envelope;
 use failover_core::node::{Config, Effect, Effects, Input, Node, Undecided};
 use failover_core::verdict::Verdict;
@@ -67,6 +68,8 @@ pub struct ClusterConfig {
     pub directory: PathBuf,
     /// The code with the cluster's key.
     pub authenticate: Authenticate,
+    /// Where an operator likes each resource to be.
+    pub placements: Vec<(String, Placement)>,
 }
 
 /// Why the node cannot take part.
@@ -137,7 +140,10 @@ impl Cluster {
             listen(*address, sealer.clone(), letters.clone(), refused.clone())?;
         }
         let records = start_writer(store, letters.clone())?;
-        let node = Node::start(config.core, record, now());
+        let mut node = Node::start(config.core, record, now());
+        for (resource, placement) in config.placements {
+            node.place(&resource, placement);
+        }
         let (addresses, told) = (config.addresses, moved.clone());
         let post = Post { sealer, addresses, moved: told, sockets: sending_sockets()? };
         let thread = NodeThread {

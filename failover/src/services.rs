@@ -2,6 +2,7 @@
 //! how often is decided in `failover_core::services`; here it is done.
 //!
 //! ```text
+//!   runner.rs      carries out what the engine orders; the handle that the daemon holds
 //!   filesystem.rs  mount(8), mountinfo, who holds a mount
 //!   address.rs     route netlink with valid_lft, gratuitous ARP and unsolicited NA
 //!   systemd.rs     units over D-Bus
@@ -25,6 +26,7 @@ mod pidfd;
 mod process;
 mod processes;
 pub mod reach;
+pub mod runner;
 mod scope;
 pub mod systemd;
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use failover_core::acceptor::Record;
 use thiserror::Error;
 
-const MAGIC: &[u8; 8] = b"RPLACPT2";
+const MAGIC: &[u8; 8] = b"RPLACPT3";
 const HEADER_BYTES: usize = 16;
 const SLOTS: [&str; 2] = ["register.0", "register.1"];
 

@@ -14,14 +14,14 @@ use std::thread;
 use std::time::Duration;
 
 use failover::core::cluster::{ClusterState, Force};
-use failover::core::facts::Hindrance;
+use failover::core::facts::{Hindrance, Placement};
 use failover::core::node::{Config, Undecided};
 use failover::core::{NodeName, Time};
 use failover::node::{fresh_process, lease_of};
 use failover::{Cluster, Offices};
 use replicator_core::register::RegisterState;
 
-use crate::config::{ClusterConfig, NodeConfig};
+use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::control::{RefusalReport, Reply};
 use crate::events::{Events, Weight};
 use crate::key::ClusterKey;
@@ -99,11 +99,12 @@ impl ControlPlane {
                 addresses: config.nodes.iter().map(|it| (name(it), it.addresses.clone())).collect(),
                 directory: node.state_dir.join("register"),
                 authenticate: Arc::new(move |parts| key.authenticate(parts)),
+                placements: config.resources.iter().map(placement).collect(),
             },
             wiring,
         )?;
         for resource in resources {
-            resource.join_cluster(cluster.clone());
+            resource.join_cluster(cluster.clone(), history.clone());
         }
         let plane = Arc::new(Self { cluster, config, node: node.clone(), history });
         Self::start_reporting(resources.to_vec()).map_err(io("start the thread facts"))?;
@@ -187,6 +188,9 @@ impl Offices for Wiring {
     }
 
     fn committed(&self, state: &ClusterState) {
+        for entry in &state.resources {
+            self.with(&entry.name, |it| it.switches_changed(&entry.switches));
+        }
         // The thread lives as long as this one.
         let _ = self.chronicle.send(state.clone());
     }
@@ -194,6 +198,18 @@ impl Offices for Wiring {
     fn progress(&self, resource: &str) -> Option<Time> {
         self.resources.get(resource)?.progress()
     }
+}
+
+/// Where the configuration wants a resource to be.
+fn placement(resource: &ResourceConfig) -> (String, Placement) {
+    let names = |nodes: &[String]| nodes.iter().map(|node| NodeName(node.clone())).collect();
+    let services = &resource.services;
+    let placement = Placement {
+        prefer: names(&services.prefer),
+        avoid: names(&services.avoid),
+        with: services.with.clone(),
+    };
+    (resource.name.clone(), placement)
 }
 
 /// A refusal of the data plane, in the words of the control plane.

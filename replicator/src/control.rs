@@ -127,6 +127,41 @@ pub enum Order {
         /// Whether it is.
         is_standby: bool,
     },
+    /// Start services that an operator stopped, and those that failed, at once.
+    StartServices {
+        /// Of which resource.
+        resource: String,
+        /// Only this one.
+        service: Option<String>,
+    },
+    /// Stop services until they are started again, wherever the resource is primary.
+    StopServices {
+        /// Of which resource.
+        resource: String,
+        /// Only this one, and what stands on it.
+        service: Option<String>,
+    },
+    /// Stop services and start them again.
+    RestartServices {
+        /// Of which resource.
+        resource: String,
+        /// Only this one, and what stands on it.
+        service: Option<String>,
+    },
+    /// Forget the failures of services on this node.
+    ClearServices {
+        /// Of which resource.
+        resource: String,
+        /// Only this one.
+        service: Option<String>,
+    },
+    /// Hands off the services of a resource, or on again.
+    Maintenance {
+        /// Of which resource.
+        resource: String,
+        /// Whether hands are off.
+        is_on: bool,
+    },
     /// Have the peer of this node fenced, and its offices taken when that is confirmed.
     Fence {
         /// The node to be switched off.

@@ -1,5 +1,7 @@
 //! The daemon's side of the control socket: a bounded number of threads, one request each.
 
+mod services;
+
 use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -144,6 +146,15 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
         Order::Standby { node, is_standby } => {
             with_plane(daemon, &|plane| plane.standby(&node, is_standby))
         }
+        Order::StartServices { resource, service } => services::start(daemon, &resource, service),
+        Order::StopServices { resource, service } => services::stop(daemon, &resource, service),
+        Order::RestartServices { resource, service } => {
+            services::restart(daemon, &resource, service.as_deref())
+        }
+        Order::ClearServices { resource, service } => {
+            services::clear(daemon, &resource, service.as_deref())
+        }
+        Order::Maintenance { resource, is_on } => services::maintain(daemon, &resource, is_on),
         Order::Fence { node } => fence(daemon, &node),
         Order::History => match &daemon.fencing {
             Some(fencing) => Reply::History(fencing.history.entries()),

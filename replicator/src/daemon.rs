@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use failover::services::systemd::Systemd;
 use nbd_frontend::attach::Keeper;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
@@ -125,6 +126,12 @@ impl Daemon {
                 Arc::new(Resource::new(config, cluster, &node, events, keeper))
             })
             .collect();
+        let systemd = Systemd::new(&cluster.cluster, &node.name);
+        systemd.configure(resources.iter().map(|it| it.config.services.specs.clone()).collect());
+        for resource in &resources {
+            let what = format!("the services of {}", resource.name());
+            resource.make_services(&systemd).map_err(io_error("make", what))?;
+        }
         let peers = Arc::new(Peers::new(
             cluster.clone(),
             node.clone(),
@@ -175,6 +182,11 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Which node this is.
+    pub fn node_name(&self) -> &str {
+        &self.node.name
+    }
+
     /// A resource by its name.
     pub fn resource(&self, name: &str) -> Option<&Arc<Resource>> {
         self.resources.iter().find(|resource| resource.name() == name)
@@ -199,6 +211,9 @@ impl Daemon {
             for resource in &mut resources {
                 resource.verdict = verdict::in_cluster(resource, &self.node.name, cluster);
             }
+        }
+        for resource in &mut resources {
+            verdict::mention_services(resource, &self.node.name);
         }
         StatusReport {
             cluster: self.cluster.cluster.clone(),
@@ -237,7 +252,8 @@ impl Daemon {
     fn stop_one(&self, resource: &Arc<Resource>) {
         let mut said_at: Option<Instant> = None;
         loop {
-            let users = resource.users();
+            // With services those who use the device are, as a rule, services: they stop first.
+            let users = if resource.services().is_some() { Vec::new() } else { resource.users() };
             let hindrance = if users.is_empty() {
                 match resource.down() {
                     Reply::Refused(refusal) => refusal.why,

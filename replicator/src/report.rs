@@ -2,9 +2,13 @@
 //! from there. Every field is part of the interface of `--json`; sizes are bytes, times are
 //! milliseconds.
 
+use failover::core::Span;
+use failover::core::services::Place;
+use failover::core::services::report::ServiceState;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ClusterReport;
+use crate::control::RefusalReport;
 use crate::fence::FenceReport;
 use crate::verdict::Verdict;
 
@@ -63,6 +67,9 @@ pub struct ResourceReport {
     pub replica: Option<ReplicaReport>,
     /// The block device; none while there is none.
     pub device: Option<DeviceReport>,
+    /// What runs on top of it here; none where nothing is configured.
+    #[serde(default)]
+    pub services: Option<ServicesReport>,
     /// NBD clients that are connected.
     pub clients: Vec<ClientReport>,
     /// Counts since it came up.
@@ -163,6 +170,82 @@ pub struct DeviceReport {
     pub why: String,
     /// Who uses it.
     pub users: Vec<String>,
+}
+
+/// What runs on top of a resource on this node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ServicesReport {
+    /// `running`, `starting`, `stopping`, `stopped`, `suspended`, `failed`, `maintenance`.
+    pub state: String,
+    /// Whether an operator said hands off.
+    pub maintenance: bool,
+    /// Why services cannot run on this node, if so.
+    pub trouble: Option<RefusalReport>,
+    /// Whether a stop hangs that only a reset of this machine ends.
+    pub needs_reset: bool,
+    /// Each, in the order of its start.
+    pub services: Vec<ServiceReport>,
+}
+
+/// One service on this node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// Its name.
+    pub name: String,
+    /// `primary`, `secondary` or `all`: on which nodes it runs.
+    pub on: String,
+    /// `unknown`, `stopped`, `starting`, `running`, `stopping`, `killing`, `failed`, `stop hangs`.
+    pub state: String,
+    /// For how long.
+    pub since_ms: u64,
+    /// What is being done may take so much longer; none: nothing is.
+    pub deadline_in_ms: Option<u64>,
+    /// It is tried again after so long.
+    pub retry_in_ms: Option<u64>,
+    /// Whether it should run here now.
+    pub wanted: bool,
+    /// Whether an operator wants it stopped.
+    pub stopped_by_operator: bool,
+    /// Whether it is frozen, since there is no lease.
+    pub suspended: bool,
+    /// Restarts since this node took the office.
+    pub restarts: u32,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Why it failed last; empty: it did not.
+    pub last_failure: String,
+    /// How long ago that was.
+    pub failed_ago_ms: u64,
+    /// A warning; empty: none.
+    pub warning: String,
+}
+
+impl ServiceReport {
+    /// As the engine tells it.
+    pub fn of(state: &ServiceState) -> Self {
+        let failure = state.last_failure.as_ref();
+        Self {
+            name: state.name.clone(),
+            on: match state.place {
+                Place::Primary => "primary",
+                Place::Secondary => "secondary",
+                Place::All => "all",
+            }
+            .to_owned(),
+            state: state.phase.word().to_owned(),
+            since_ms: state.since.as_ms(),
+            deadline_in_ms: state.left.map(Span::as_ms),
+            retry_in_ms: state.retry_in.map(Span::as_ms),
+            wanted: state.is_wanted,
+            stopped_by_operator: state.is_off,
+            suspended: state.is_suspended,
+            restarts: state.restarts,
+            failures: state.failures,
+            last_failure: failure.map(|(_, failure)| failure.why.clone()).unwrap_or_default(),
+            failed_ago_ms: failure.map_or(0, |(ago, _)| ago.as_ms()),
+            warning: state.remark.clone(),
+        }
+    }
 }
 
 /// One NBD client.

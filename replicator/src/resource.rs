@@ -7,6 +7,7 @@ mod bring_up;
 mod in_cluster;
 mod orders;
 mod reports;
+mod services;
 mod standing;
 
 use std::collections::HashMap;
@@ -19,6 +20,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use failover::Cluster;
+use failover::core::services::Input as ServicesInput;
+use failover::services::runner::Runner;
 use nbd_frontend::attach::Keeper;
 use nbd_frontend::export::Export;
 use nbd_frontend::session::Session;
@@ -26,7 +29,7 @@ use replicator_core::register::RegisterState;
 use replicator_core::{Answer, Note, PeerIndex, Refusal, Retry, SessionId};
 
 use crate::block_device::{BlockDevice, Shape};
-use crate::cluster::LeaseCell;
+use crate::cluster::{History, LeaseCell};
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::data_loop::{FromLoop, LoopHandle, LoopStatus, ToLoop};
 use crate::events::{Events, Weight, describe};
@@ -61,6 +64,10 @@ pub struct Resource {
     cluster_handle: OnceLock<Cluster>,
     /// Until when this node may act as primary.
     lease: Arc<LeaseCell>,
+    /// What runs on top of it.
+    services: OnceLock<Runner>,
+    /// What the register went through.
+    history: OnceLock<Arc<History>>,
 }
 
 struct State {
@@ -73,6 +80,8 @@ struct State {
     is_leaving: bool,
     /// The newest committed state, for a loop that starts later.
     learned: Option<RegisterState>,
+    /// The register before the last promotion, and whether it named this node.
+    before_office: Option<(RegisterState, bool)>,
     /// Somebody wants this resource down.
     stop_wanted: bool,
     /// No keeper may be started any more.
@@ -123,6 +132,7 @@ impl Resource {
             waiting: HashMap::new(),
             is_leaving: false,
             learned: None,
+            before_office: None,
             stop_wanted: false,
             is_closing: false,
         };
@@ -139,6 +149,8 @@ impl Resource {
             next_ticket: AtomicU64::new(1),
             cluster_handle: OnceLock::new(),
             lease: Arc::default(),
+            services: OnceLock::new(),
+            history: OnceLock::new(),
         }
     }
 
@@ -208,7 +220,10 @@ impl Resource {
     fn keep(self: Arc<Self>) {
         let (events_in, events) = mpsc::channel();
         let end = match self.bring_up(events_in) {
-            Ok(()) => self.follow(&events),
+            Ok(()) => {
+                self.tell_services(ServicesInput::ResourceUp);
+                self.follow(&events)
+            }
             Err(why) if self.lock().stop_wanted => {
                 self.emit(Weight::Info, format!("not started: {why}"));
                 Phase::Down
@@ -229,6 +244,8 @@ impl Resource {
         if let Some(run) = run {
             run.handle.join();
         }
+        // A loop that ended by itself serves nothing any more.
+        self.office_closed(false);
         self.set_phase(end);
     }
 
@@ -301,7 +318,9 @@ impl Resource {
             let mut told = |text| resource.emit(Weight::Info, text);
             resource.device.attach(&shape, tenure, &mut serve, &mut told);
             // The office may have been lost while the attach took its time.
-            if resource.serving() != Some(tenure) {
+            if resource.serving() == Some(tenure) {
+                resource.office_gained(tenure);
+            } else {
                 resource.device.fail(&mut told);
             }
             resource.changed.notify_all();
@@ -312,6 +331,7 @@ impl Resource {
         if let Some(run) = &mut self.lock().run {
             run.serving = None;
         }
+        self.office_closed(forced);
         let weight = if forced { Weight::Warning } else { Weight::Info };
         let how = if forced { "taken away" } else { "given up" };
         self.emit(weight, format!("no longer serving clients: the office was {how}"));
@@ -358,6 +378,9 @@ impl Resource {
 
     /// A device whose stream the loop dropped (a time-out, a broken request) gets a new one.
     fn look_after_device(self: &Arc<Self>, misses: &mut u32) {
+        if !self.is_in_cluster() && self.services().is_some() {
+            self.report_facts();
+        }
         if self.serving().is_none() {
             self.look_after_leftovers();
         }

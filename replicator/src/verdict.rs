@@ -2,6 +2,7 @@
 //! what may fail next, and what to type if something should change.
 
 mod in_cluster;
+mod services;
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,7 @@ fn verdict(level: Level, text: String) -> Verdict {
 }
 
 pub use in_cluster::of as in_cluster;
+pub use services::mention as mention_services;
 
 /// The verdict of a node on one of its resources, where no majority decides.
 pub fn of(resource: &ResourceReport, node: &str) -> Verdict {

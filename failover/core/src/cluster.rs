@@ -82,6 +82,17 @@ pub struct Resource {
     pub force: Force,
     /// Where its replicas are.
     pub homes: Vec<Home>,
+    /// What an operator wants of its services.
+    pub switches: Switches,
+}
+
+/// What an operator wants of the services of a resource, wherever it is primary.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Switches {
+    /// Nothing is started, stopped or restarted.
+    pub is_maintained: bool,
+    /// Services that are to be stopped; an empty name means all.
+    pub off: Vec<String>,
 }
 
 impl Resource {

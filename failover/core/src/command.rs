@@ -10,8 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::ballot::NodeName;
 use crate::cluster::{
-    Cause, ClusterState, Epoch, Force, Holder, Home, RESOURCES_MAX, Resource, VOTERS_MAX, Voter,
+    Cause, ClusterState, Epoch, Force, Holder, Home, RESOURCES_MAX, Resource, Switches, VOTERS_MAX,
+    Voter,
 };
+
+/// Services of one resource that can be switched off by name; all of them need no more than one.
+const SWITCHED_OFF_MAX: usize = 100;
 
 /// Who wants a command to be done, and hears how it ended.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -75,6 +79,13 @@ pub enum Change {
         /// Whether by force.
         force: Force,
     },
+    /// What an operator wants of the services of a resource.
+    Switch {
+        /// The resource.
+        resource: String,
+        /// What.
+        switch: Switch,
+    },
     /// Automation off or on.
     Pause(bool),
     /// Whether a node is to hold no office.
@@ -99,6 +110,43 @@ pub enum Change {
         /// The coming voters of the change that ends.
         next: Vec<Voter>,
     },
+}
+
+/// What an operator wants of services.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Switch {
+    /// Hands off, or on again.
+    Maintenance(bool),
+    /// One service, or all when none is named, is to be stopped until it is started.
+    Off {
+        /// Which.
+        service: Option<String>,
+        /// Whether it is.
+        is_off: bool,
+    },
+}
+
+impl Switch {
+    fn apply(&self, switches: &mut Switches) -> Result<(), Unfit> {
+        let before = switches.clone();
+        match self {
+            Self::Maintenance(is_on) => switches.is_maintained = *is_on,
+            Self::Off { service: None, is_off } => {
+                switches.off.clear();
+                if *is_off {
+                    switches.off.push(String::new());
+                }
+            }
+            Self::Off { service: Some(name), is_off } => {
+                switches.off.retain(|other| other != name);
+                if *is_off && switches.off.len() < SWITCHED_OFF_MAX {
+                    switches.off.push(name.clone());
+                    switches.off.sort();
+                }
+            }
+        }
+        if *switches == before { Err(Unfit::Already) } else { Ok(()) }
+    }
 }
 
 /// Why a change does not fit the newest state.
@@ -161,6 +209,7 @@ impl Change {
         !matches!(
             self,
             Self::Want { .. }
+                | Self::Switch { .. }
                 | Self::Pause(_)
                 | Self::Standby { .. }
                 | Self::Lease(_)
@@ -203,6 +252,9 @@ impl Change {
                     return Err(Unfit::Already);
                 }
                 (entry.wanted, entry.force) = (node.clone(), *force);
+            }
+            Self::Switch { resource, switch } => {
+                switch.apply(&mut named(state, resource)?.switches)?;
             }
             Self::Pause(paused) => set(&mut state.paused, *paused)?,
             Self::Standby { node, is_standby } => {

@@ -10,7 +10,7 @@ use replicator_core::{Span, Time};
 use crate::ballot::NodeName;
 use crate::cluster::{Cause, ClusterState, Force, Resource, Voter};
 use crate::command::{Asker, Change};
-use crate::facts::{Facts, Hindrance};
+use crate::facts::{Facts, Hindrance, Placement};
 use crate::node::{Effect, Effects, Node};
 use crate::verdict::Verdict;
 
@@ -21,6 +21,9 @@ const WANTED_PATIENCE: Span = Span::from_ms(10_000);
 /// After a refusal the next attempt waits so long, and twice as long each time.
 const RETRY: Span = Span::from_ms(500);
 const RETRY_DOUBLINGS_MAX: u32 = 6;
+
+/// See [`Node::rank`].
+type Rank = (bool, bool, bool, bool, usize, NodeName);
 
 /// What this node is doing about an office.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -351,6 +354,15 @@ impl Node {
                 }
             };
         }
+        // What this node says of its services is news only after a moment.
+        let is_in_office = self.now.since(local.holder_since) >= self.lease();
+        if !state.paused
+            && is_in_office
+            && self.now >= local.retry_at
+            && let Some(to) = self.better_place(state, entry)
+        {
+            return Ok(Move::HandOver { to });
+        }
         if state.standby.contains(me) {
             let mut targets = self.candidates(state, entry).into_iter();
             if let Some(to) = targets.find(|to| to != me) {
@@ -599,8 +611,36 @@ impl Node {
             })
             .cloned()
             .collect();
-        nodes.sort_by_key(|node| (entry.wanted.as_ref() != Some(node), node.clone()));
+        nodes.sort_by_cached_key(|node| self.rank(state, entry, node));
         nodes
+    }
+
+    /// How well a node suits a resource, best first: where an operator wants it; where its services
+    /// can run; with the resource that it follows; as the configuration likes it; by name.
+    fn rank(&self, state: &ClusterState, entry: &Resource, node: &NodeName) -> Rank {
+        let placement = self.locals.get(&entry.name).map(|local| &local.placement);
+        let is_apart =
+            placement.and_then(|it| leader(state, it)).is_some_and(|leader| leader != node);
+        let (is_avoided, place) = placement.map_or((false, 0), |it| it.rank(node));
+        let is_elsewhere = entry.wanted.as_ref() != Some(node);
+        let has_trouble = self.has_trouble(node, entry);
+        (is_elsewhere, has_trouble, is_apart, is_avoided, place, node.clone())
+    }
+
+    fn has_trouble(&self, node: &NodeName, entry: &Resource) -> bool {
+        self.facts_of(node, &entry.name).is_some_and(|facts| facts.trouble.is_some())
+    }
+
+    /// Where the office goes since services cannot run here, or since the resource that this one
+    /// follows is elsewhere.
+    fn better_place(&self, state: &ClusterState, entry: &Resource) -> Option<NodeName> {
+        let me = &self.config.name;
+        let placement = &self.locals[&entry.name].placement;
+        let mut others = self.candidates(state, entry).into_iter();
+        others.find(|node| {
+            let is_healthy = node != me && !self.has_trouble(node, entry);
+            is_healthy && (self.has_trouble(me, entry) || leader(state, placement) == Some(node))
+        })
     }
 
     /// The nodes that could take the office without loss, best first.
@@ -665,6 +705,12 @@ fn hindrance(facts: &Facts) -> Option<Hindrance> {
         });
     }
     facts.hindrance.clone()
+}
+
+/// The node that holds the resource which this one follows.
+fn leader<'a>(state: &'a ClusterState, placement: &Placement) -> Option<&'a NodeName> {
+    let leader = state.resource(placement.with.as_ref()?)?;
+    leader.holder.as_ref().map(|holder| &holder.node)
 }
 
 fn want(entry: &Resource, node: Option<NodeName>) -> Change {

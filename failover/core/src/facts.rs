@@ -2,9 +2,12 @@
 //! tells the others about its own.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use replicator_core::register::RegisterState;
 use serde::{Deserialize, Serialize};
+
+use crate::ballot::NodeName;
 
 /// What a replica can do.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
@@ -21,6 +24,27 @@ pub struct Facts {
     pub hindrance: Option<Hindrance>,
     /// The register copy on its disk.
     pub copy: RegisterState,
+    /// Why services cannot run on this node, if so: the office goes elsewhere if it can.
+    pub trouble: Option<Hindrance>,
+}
+
+/// Where an operator likes a resource to be; what the configuration says.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Placement {
+    /// Nodes that it runs on if it can, best first.
+    pub prefer: Vec<NodeName>,
+    /// Nodes that it runs on only if it must.
+    pub avoid: Vec<NodeName>,
+    /// The resource that it follows.
+    pub with: Option<String>,
+}
+
+impl Placement {
+    /// The smaller, the better.
+    pub(crate) fn rank(&self, node: &NodeName) -> (bool, usize) {
+        let liked = self.prefer.iter().position(|it| it == node);
+        (self.avoid.contains(node), liked.unwrap_or(self.prefer.len()))
+    }
 }
 
 /// Why a replica cannot be promoted.

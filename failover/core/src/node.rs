@@ -12,10 +12,10 @@ use replicator_core::{Span, Time};
 use crate::acceptor::{Acceptor, Denial, Record};
 use crate::ballot::{Ballot, NodeName};
 use crate::cluster::{Cause, ClusterState, Epoch, Force, Holder, Home, Resource, Voter};
-use crate::command::{Asker, Change, Unfit};
+use crate::command::{Asker, Change, Switch, Unfit};
 use crate::decision::Office;
 use crate::detector::Detector;
-use crate::facts::{Facts, Hindrance};
+use crate::facts::{Facts, Hindrance, Placement};
 use crate::holder::{Granted, LeaseHolder};
 use crate::message::{Envelope, Heartbeat, Message};
 use crate::proposer::{Doing, Outcome, Proposal, Proposer};
@@ -221,6 +221,8 @@ pub struct Local {
     pub retry_at: Time,
     /// How often in a row it was refused.
     pub refusals: u32,
+    /// Where an operator likes it to be.
+    pub placement: Placement,
     /// Since when the holder of the office is known to be who it is.
     pub(crate) holder_since: Time,
     lease_told: Option<Time>,
@@ -310,6 +312,13 @@ impl Node {
         }
     }
 
+    /// Where an operator likes a resource to be.
+    pub fn place(&mut self, resource: &str, placement: Placement) {
+        if let Some(local) = self.locals.get_mut(resource) {
+            local.placement = placement;
+        }
+    }
+
     /// Takes one fact and orders what follows. Effects are appended.
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Effects) {
         self.now = self.now.max(now);
@@ -318,7 +327,10 @@ impl Node {
             Input::RecordDurable { sequence } => self.record_durable(sequence, effects),
             Input::ReplicaReported { resource, facts } => {
                 if let Some(local) = self.locals.get_mut(&resource) {
-                    if local.facts.role != facts.role || local.facts.hindrance != facts.hindrance {
+                    let is_news = |facts: &Facts| {
+                        (facts.role.clone(), facts.hindrance.clone(), facts.trouble.clone())
+                    };
+                    if is_news(&local.facts) != is_news(&facts) {
                         // The others decide by it.
                         self.next_beat = self.now;
                     }
@@ -1021,6 +1033,10 @@ fn what(change: &Change) -> &'static str {
         Change::RemoveResource { .. } => "resource removed",
         Change::Replica { .. } => "replica",
         Change::Want { .. } => "switchover ordered",
+        Change::Switch { switch: Switch::Maintenance(true), .. } => "maintenance",
+        Change::Switch { switch: Switch::Maintenance(false), .. } => "end of maintenance",
+        Change::Switch { switch: Switch::Off { is_off: true, .. }, .. } => "services stopped",
+        Change::Switch { .. } => "services started",
         Change::Pause(true) => "paused",
         Change::Pause(false) => "resumed",
         Change::Standby { is_standby: true, .. } => "standby",

@@ -8,14 +8,18 @@
 //!     goal.rs     what is to run now, and what is to be done about it
 //!     service.rs  one service: the table of phases and events, restarts, deadlines
 //!     lease.rs    what the lease means to services (L4)
+//!     orders.rs   what operators want
 //!     trouble.rs  that services cannot run here, and how long that holds
 //!   report.rs   what those who look see
+//!   reach.rs    who sees more of the clients, and when that moves the office
+//!   address.rs  how long the kernel may keep a floating address, and when it is announced
 //! ```
 
 pub mod address;
 pub mod engine;
 mod goal;
 mod lease;
+mod orders;
 pub mod outcome;
 pub mod port;
 pub mod reach;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use failover::core::NodeName;
 use failover::core::cluster::{Force, Resource as Entry};
-use failover::core::command::Change;
+use failover::core::command::{Change, Switch};
 use failover::core::node::Node;
 use failover::core::verdict::Verdict;
 
@@ -13,7 +13,7 @@ use super::{ControlPlane, refusal};
 use crate::control::{RefusalReport, Reply};
 
 /// A switchover may take so long before the operator is told what it waits for.
-const SWITCHOVER_PATIENCE: Duration = Duration::from_secs(60);
+const SWITCHOVER_PATIENCE: Duration = Duration::from_secs(150);
 pub(super) const POLL: Duration = Duration::from_millis(5);
 /// A majority that declines for the moment, because a lease runs, is asked again for so long.
 const DECLINED_PATIENCE: Duration = Duration::from_secs(5);
@@ -192,6 +192,12 @@ impl ControlPlane {
             format!("{target} is not primary after {} s", SWITCHOVER_PATIENCE.as_secs()),
             format!("it goes on; replctl explain {resource} says what it waits for"),
         ))
+    }
+
+    /// What an operator wants of services, wherever the resource is primary.
+    pub fn switch(&self, resource: &str, switch: Switch) -> Result<(), RefusalReport> {
+        let change = Change::Switch { resource: resource.to_owned(), switch };
+        self.order(change, "an operator")
     }
 
     /// Automation off or on.

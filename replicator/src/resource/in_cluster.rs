@@ -8,12 +8,13 @@ use failover::Cluster;
 use failover::core::cluster::Force;
 use failover::core::facts::Facts;
 use failover::core::node::{Input as Fact, Undecided as NotCommitted};
+use failover::core::services::Input as ServicesInput;
 use replicator_core::input::Undecided;
 use replicator_core::register::RegisterState;
 use replicator_core::{Command, Input, Span, Time};
 
 use super::{Phase, Resource};
-use crate::cluster::{hindrance, hindrance_in};
+use crate::cluster::{History, hindrance, hindrance_in};
 use crate::control::{RefusalReport, Reply};
 use crate::data_loop::{FromLoop, LoopError, ToLoop};
 use crate::events::Weight;
@@ -23,9 +24,17 @@ const DISK_HANGS_AFTER: Span = Span::from_ms(10_000);
 
 impl Resource {
     /// From now on this resource belongs to a cluster with a majority.
-    pub fn join_cluster(&self, cluster: Cluster) {
+    pub fn join_cluster(&self, cluster: Cluster, history: Arc<History>) {
         // Set once, before the resource starts.
         let _ = self.cluster_handle.set(cluster);
+        let _ = self.history.set(history);
+    }
+
+    /// Notes in the history how long the parts of a change of office took.
+    pub(super) fn note_phases(&self, what: &str, phases: Vec<(String, u64)>) {
+        if let Some(history) = self.history.get() {
+            history.note_phases(self.name(), what, phases);
+        }
     }
 
     /// Where a peer says it is reached; nothing without a control plane.
@@ -59,15 +68,15 @@ impl Resource {
             serves: self.serving().is_some(),
             hindrance: leaving.or(old_device).or(own),
             copy: core.register,
+            trouble: self.trouble(),
         }
     }
 
     /// Tells the cluster what this replica is and can do.
     pub fn report_facts(&self) {
-        if self.is_in_cluster() {
-            let (resource, facts) = (self.name().to_owned(), self.facts());
-            self.tell_cluster(Fact::ReplicaReported { resource, facts });
-        }
+        let (resource, facts) = (self.name().to_owned(), self.facts());
+        self.tell_whose_office(&facts.role, facts.replica, &facts.copy);
+        self.tell_cluster(Fact::ReplicaReported { resource, facts });
     }
 
     /// The office goes to another node before this one stops; it is not to come back here.
@@ -102,6 +111,7 @@ impl Resource {
         if !users.is_empty() && self.serving().is_none() && !self.may_resume() {
             return Reply::Refused(old_device_in_use(&users));
         }
+        self.note_before_office();
         let command = Command::Promote {
             old_primary_is_off: force.old_primary_is_off,
             allow_data_loss: force.allow_data_loss,
@@ -126,7 +136,7 @@ impl Resource {
         let to = to.to_owned();
         self.in_helper("hand over", move |resource| {
             resource.emit(Weight::Info, format!("handing the office over to {to}"));
-            let reply = resource.demote(true);
+            let reply = resource.demote_for(resource.why_released(), true);
             if let Some(why) = hindrance_in(&reply) {
                 resource.emit(Weight::Warning, format!("cannot hand over: {}", why.why));
                 let name = resource.name().to_owned();
@@ -169,6 +179,7 @@ impl Resource {
     /// Until when this node may act as primary.
     pub fn lease_changed(&self, until: Option<Time>) {
         self.lease.set(until);
+        self.tell_services(ServicesInput::LeaseChanged { until });
         if let Some(run) = &self.lock().run {
             run.handle.wake();
         }

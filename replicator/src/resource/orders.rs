@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use failover::core::services::{Input, Release};
 use replicator_core::{Answer, Command, PeerIndex, Refusal, Ticket};
 
 use super::{DEVICE_ORIGIN, Phase, Resource};
@@ -54,6 +55,7 @@ impl Resource {
             self.wait_for_sessions();
         }
         let command = Command::Promote { old_primary_is_off, allow_data_loss, alone };
+        self.note_before_office();
         let deadline = Instant::now() + SESSION_PATIENCE;
         let mut reply = self.order(command, ROLE_PATIENCE);
         while Instant::now() < deadline && self.is_refused_for_a_moment(&reply) {
@@ -155,18 +157,41 @@ impl Resource {
             .unwrap_or_else(PoisonError::into_inner);
     }
 
-    /// Gives the role up: clients and device first, then the core.
+    /// Gives the role up: services first, then clients and device, then the core.
     pub fn demote(self: &Arc<Self>, drop_clients: bool) -> Reply {
+        self.demote_for(Release::HandOver, drop_clients)
+    }
+
+    /// The same; services are told what for. When it is refused they come back.
+    pub(super) fn demote_for(self: &Arc<Self>, release: Release, drop_clients: bool) -> Reply {
+        let clients = if drop_clients { Vec::new() } else { self.foreign_clients() };
+        if self.serving().is_some() && !clients.is_empty() {
+            return Reply::Refused(clients_connected(&clients));
+        }
+        if let Err(refusal) = self.stop_services(release) {
+            return Reply::Refused(refusal);
+        }
         if self.serving().is_some()
             && let Err(refusal) = self.retire_device(drop_clients)
         {
+            self.services_come_back();
             return Reply::Refused(refusal);
         }
         let reply = self.order(Command::Demote, ROLE_PATIENCE);
         if matches!(reply, Reply::Refused(_)) {
             self.resume_device();
+            self.services_come_back();
+        } else {
+            self.tell_services(Input::OfficeReleased);
         }
         reply
+    }
+
+    /// A release was refused. A daemon that ends tries again, and its services stay stopped.
+    fn services_come_back(&self) {
+        if !self.lock().is_closing {
+            self.tell_services(Input::ReleaseCancelled);
+        }
     }
 
     /// Takes the device away, and refuses when somebody uses it or is connected.
@@ -175,11 +200,7 @@ impl Resource {
         let clients = if drop_clients { Vec::new() } else { self.foreign_clients() };
         if !clients.is_empty() {
             self.set_retiring(false);
-            return Err(RefusalReport::new(
-                "clients_connected",
-                format!("{} NBD clients are connected: {}", clients.len(), clients.join(", ")),
-                "disconnect them, or say --drop-clients to close their connections",
-            ));
+            return Err(clients_connected(&clients));
         }
         let refusal = match self.device.detach() {
             Ok(()) => return Ok(()),
@@ -277,17 +298,18 @@ impl Resource {
                     state.phase = Phase::Down;
                 }
                 drop(state);
+                if let Err(refusal) = self.stop_services(Release::Down) {
+                    return Reply::Refused(refusal);
+                }
                 return self.wait_until_down();
             }
         }
         // In a cluster NBD clients find the node that serves next; without, somebody may not.
         let drop_clients = self.is_in_cluster();
         self.set_leaving(true);
-        if self.serving().is_some()
-            && let refusal @ Reply::Refused(_) = self.demote(drop_clients)
-        {
+        if let Err(refusal) = self.give_up_office(drop_clients) {
             self.set_leaving(false);
-            return refusal;
+            return Reply::Refused(refusal);
         }
         self.lock().phase = Phase::Stopping;
         let reply = self.order(Command::Stop, ROLE_PATIENCE);
@@ -296,10 +318,22 @@ impl Resource {
             if refusal.code != "loop_ended" {
                 self.lock().phase = Phase::Up;
                 self.set_leaving(false);
+                self.services_come_back();
                 return reply;
             }
         }
         self.wait_until_down()
+    }
+
+    /// Services stop, also those of a secondary; and an office is given up.
+    fn give_up_office(self: &Arc<Self>, drop_clients: bool) -> Result<(), RefusalReport> {
+        if self.serving().is_none() {
+            return self.stop_services(Release::Down);
+        }
+        match self.demote_for(Release::Down, drop_clients) {
+            Reply::Refused(refusal) => Err(refusal),
+            _ => Ok(()),
+        }
     }
 
     fn wait_until_down(&self) -> Reply {
@@ -466,6 +500,14 @@ impl Resource {
             },
         }
     }
+}
+
+fn clients_connected(clients: &[String]) -> RefusalReport {
+    RefusalReport::new(
+        "clients_connected",
+        format!("{} NBD clients are connected: {}", clients.len(), clients.join(", ")),
+        "disconnect them, or say --drop-clients to close their connections",
+    )
 }
 
 fn why(text: &str) -> String {

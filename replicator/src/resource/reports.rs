@@ -39,6 +39,7 @@ impl Resource {
             metadata: metadata.unwrap_or_else(|| disk.clone()).display().to_string(),
             disk: disk.display().to_string(),
             device: self.device.report(),
+            services: self.services_report(),
             events: self.events.latest(self.name(), EVENTS_SHOWN),
             ..ResourceReport::default()
         };
@@ -139,7 +140,7 @@ impl Resource {
     }
 
     /// The primary, as far as this replica knows from a peer or its register.
-    pub(super) fn known_primary(&self) -> Option<String> {
+    pub fn known_primary(&self) -> Option<String> {
         let status = self.loop_status()?;
         let serving = status.core.peers.iter().find(|peer| peer.role == "primary");
         match (serving, status.core.register.primary) {

@@ -203,6 +203,43 @@ What only the old primary has is reported when it comes back, and overwritten on
         /// The node.
         name: String,
     },
+    /// Start services that were stopped by `stop` or have failed; at once.
+    Start {
+        /// RESOURCE for all its services, RESOURCE/SERVICE for one.
+        what: String,
+    },
+    /// Stop services until `start`, wherever the resource is primary; the data stay served.
+    #[command(after_help = "\
+Examples:
+  replctl stop mariadb/mariadb.service   this one, and what comes after it in the list
+  replctl stop mariadb                   all services of the resource")]
+    Stop {
+        /// RESOURCE for all its services, RESOURCE/SERVICE for one.
+        what: String,
+    },
+    /// Stop services and start them again, on the primary.
+    Restart {
+        /// RESOURCE for all its services, RESOURCE/SERVICE for one.
+        what: String,
+    },
+    /// Forget the failures of services on this node: they are tried again at once, and nothing
+    /// speaks against this node any more.
+    Clear {
+        /// RESOURCE for all its services, RESOURCE/SERVICE for one.
+        what: String,
+    },
+    /// Hands off the services of a resource (`on`): nothing is started, stopped or restarted.
+    /// `off`: they are asked what they are, and looked after again.
+    #[command(after_help = "\
+An office that moves takes its services along all the same. Failovers of the data go on; use
+replctl pause to stop those.")]
+    Maintenance {
+        /// Which.
+        resource: String,
+        /// on or off.
+        #[arg(value_parser = ["on", "off"])]
+        switch: String,
+    },
     /// Without a witness: switch the other node off with its fence agent, have that confirmed, and
     /// take over what it served.
     #[command(after_help = "\

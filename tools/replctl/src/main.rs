@@ -8,6 +8,7 @@ mod remote;
 mod show;
 mod show_cluster;
 mod show_fence;
+mod show_services;
 
 use std::process::ExitCode;
 

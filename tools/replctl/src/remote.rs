@@ -81,6 +81,14 @@ fn resync_order(resource: &str, full: bool, discard: bool, peer: Option<&str>) -
     }
 }
 
+/// `RESOURCE` or `RESOURCE/SERVICE`; the service may have slashes of its own.
+fn service_of(what: &str) -> (String, Option<String>) {
+    match what.split_once('/') {
+        Some((resource, service)) => (resource.to_owned(), Some(service.to_owned())),
+        None => (what.to_owned(), None),
+    }
+}
+
 /// The order of a command that is nothing but an order.
 fn order_of(command: &Command) -> Order {
     match command {
@@ -114,6 +122,25 @@ fn order_of(command: &Command) -> Order {
                 allow_data_loss: *allow_data_loss,
                 old_primary_is_off: *old_primary_is_off,
             }
+        }
+        Command::Start { what } => {
+            let (resource, service) = service_of(what);
+            Order::StartServices { resource, service }
+        }
+        Command::Stop { what } => {
+            let (resource, service) = service_of(what);
+            Order::StopServices { resource, service }
+        }
+        Command::Restart { what } => {
+            let (resource, service) = service_of(what);
+            Order::RestartServices { resource, service }
+        }
+        Command::Clear { what } => {
+            let (resource, service) = service_of(what);
+            Order::ClearServices { resource, service }
+        }
+        Command::Maintenance { resource, switch } => {
+            Order::Maintenance { resource: resource.clone(), is_on: switch == "on" }
         }
         Command::Pause => Order::Pause { paused: true },
         Command::Resume => Order::Pause { paused: false },

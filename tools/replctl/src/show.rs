@@ -11,6 +11,7 @@ use replicator::report::{EventReport, PeerReport, ReplicaReport, ResourceReport,
 
 use crate::show_cluster;
 use crate::show_fence;
+use crate::show_services;
 
 /// A size with a unit.
 pub fn bytes(bytes: u64) -> String {
@@ -140,6 +141,9 @@ fn one_resource(
             }
             for peer in &replica.peers {
                 let _ = writeln!(out, "{}", peer_line(peer, earlier));
+            }
+            if let Some(services) = &resource.services {
+                show_services::services(out, services);
             }
             for wait in replica.waits.iter().take(3) {
                 let _ = writeln!(out, "  waits for {} ({})", wait.what, span(wait.since_ms));

@@ -16,9 +16,9 @@ use alloc::vec::Vec;
 
 use replicator_core::{Span, Time};
 
-use super::lease::{REPLICA_FIRST, address_delay};
+use super::lease::address_delay;
 use super::outcome::{Change, Condition, Failure, Force};
-use super::port::{Answer, Effect, Gain, Input, Note, Order, Release, Settings, Weight};
+use super::port::{Answer, Effect, Gain, Input, Note, Release, Settings, Weight};
 use super::service::{Action, Event, Job, Next, Phase, STABLE, Service, next};
 use super::spec::Place;
 use super::trouble::Trouble;
@@ -110,11 +110,18 @@ impl Engine {
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         match input {
-            Input::ResourceUp => self.is_up = true,
+            Input::ResourceUp => {
+                self.is_up = true;
+                self.office_since = self.now;
+            }
             Input::OfficeGained { tenure, how } => self.gained(tenure, how),
             Input::NotHeld { tenure } => self.not_held(tenure, effects),
             Input::LeaseChanged { until } => self.lease_changed(until, effects),
-            Input::OfficeLost => self.lose("the office was taken away", effects),
+            Input::OfficeLost => {
+                if self.holds() {
+                    self.lose("the office was taken away", effects);
+                }
+            }
             Input::ReleaseWanted(release) => self.release_wanted(release, effects),
             Input::ReleaseCancelled => self.release_cancelled(),
             Input::OfficeReleased => self.released(),
@@ -152,6 +159,8 @@ impl Engine {
             return;
         }
         let is_resumed = how == Gain::Resumed && self.office == Office::Unknown;
+        // Whoever sent the office here wants it tried.
+        self.end_trouble(false);
         for service in self.services.iter_mut().filter(|it| it.is_primary_only()) {
             service.restarts = 0;
             service.is_suspect = !is_resumed && service.phase != Phase::Stopped;
@@ -187,9 +196,14 @@ impl Engine {
         }
     }
 
+    /// Everything of the primary stops by force.
     pub(super) fn lose(&mut self, why: &str, effects: &mut Vec<Effect>) {
-        if !self.holds() {
+        if matches!(self.office, Office::NotHeld | Office::Lost) {
             return;
+        }
+        if self.is_all_stopped() {
+            self.lapsed_since = None;
+            return self.enter(Office::NotHeld);
         }
         for service in self.services.iter_mut().filter(|it| it.is_primary_only()) {
             if service.phase != Phase::Stopped {
@@ -215,7 +229,6 @@ impl Engine {
             self.is_up = false;
             if self.office == Office::Unknown {
                 // What an earlier process left runs on a device that nobody serves.
-                self.enter(Office::Held);
                 self.lose("the resource goes down", effects);
             }
         }
@@ -282,8 +295,8 @@ impl Engine {
             (Action::Start, Err(failure)) => self.fails(at, Event::StartFailed, failure, effects),
             (Action::Stop(_), Ok(_)) => {
                 self.apply(at, Event::StopDone);
-                let text = format!("stopped after {} ms", self.now.since(job.since).as_ms());
-                self.note(effects, "service_stopped", Weight::Info, Some(at), text);
+                let took = self.now.since(job.since);
+                self.note_done(effects, "service_stopped", Some(at), ("stopped", took));
             }
             (Action::Stop(force), Err(failure)) => self.stop_failed(at, force, failure, effects),
             (Action::Monitor, Ok(Answer::Is(condition))) => self.found(at, condition, effects),
@@ -294,8 +307,8 @@ impl Engine {
 
     fn started(&mut self, at: usize, job: &Job, effects: &mut Vec<Effect>) {
         self.apply(at, Event::Started);
-        let text = format!("started after {} ms", self.now.since(job.since).as_ms());
-        self.note(effects, "service_started", Weight::Info, Some(at), text);
+        let took = self.now.since(job.since);
+        self.note_done(effects, "service_started", Some(at), ("started", took));
         let service = &self.services[at];
         if service.is_address() && service.is_primary_only() {
             let left = self.lease_left();
@@ -563,8 +576,7 @@ impl Engine {
         let lease = self.lease_until.filter(|until| {
             self.holds() && self.lapsed_since.is_none() && *until != Time(u64::MAX)
         });
-        let demote_after = Span(self.settings.demote_after.0 + REPLICA_FIRST.0);
-        let lost = self.lapsed_since.map(|since| since + demote_after);
+        let lost = Some(self.given_up_at());
         let is_endless = self.holds() && self.lease_until == Some(Time(u64::MAX));
         let has_address = self.services.iter().any(Service::is_address);
         let refresh = (is_endless && has_address).then_some(self.refresh_at);
@@ -572,77 +584,7 @@ impl Engine {
         let stable = self.running_since.map(|since| since + STABLE);
         let all = services.chain([lease, lost, refresh, trouble, stable]).flatten();
         // What is due and was not done waits for another fact.
-        all.filter(|at| *at > self.now).min()
-    }
-
-    // ------------------------------------------------------------------ operators
-
-    fn ordered(&mut self, order: &Order, effects: &mut Vec<Effect>) {
-        let (now, name) = (
-            self.now,
-            match order {
-                Order::Start(name)
-                | Order::Stop(name)
-                | Order::Restart(name)
-                | Order::Clear(name) => name.as_deref(),
-                Order::Maintenance(_) => None,
-            },
-        );
-        for at in 0..self.services.len() {
-            if name.is_some_and(|name| name != self.services[at].spec.name) {
-                continue;
-            }
-            match order {
-                Order::Start(_) => {
-                    self.services[at].is_off = false;
-                    self.services[at].forgive();
-                    self.services[at].retry_at = now;
-                }
-                Order::Stop(_) => self.services[at].is_off = true,
-                Order::Restart(_) => {
-                    let service = &mut self.services[at];
-                    service.restart_wanted = service.phase != Phase::Stopped;
-                    service.forgive();
-                    service.retry_at = now;
-                }
-                Order::Clear(_) => self.clear(at),
-                Order::Maintenance(is_on) => self.maintain(at, *is_on, effects),
-            }
-        }
-        match order {
-            Order::Maintenance(is_on) => self.is_maintained = *is_on,
-            Order::Clear(_) | Order::Start(_) => self.end_trouble(true),
-            Order::Stop(_) | Order::Restart(_) => {}
-        }
-    }
-
-    fn clear(&mut self, at: usize) {
-        let now = self.now;
-        let service = &mut self.services[at];
-        service.forgive();
-        service.retry_at = now;
-        service.last_failure = None;
-        if service.phase == Phase::StopHangs {
-            service.enter(now, Phase::Unknown);
-        }
-    }
-
-    /// After maintenance everything is asked what it is.
-    fn maintain(&mut self, at: usize, is_on: bool, effects: &mut Vec<Effect>) {
-        let asks_only = |job: &Job| job.action == Action::Monitor;
-        let phase = self.services[at].phase;
-        if is_on == self.is_maintained
-            || !matches!(phase, Phase::Running | Phase::Stopped | Phase::Failed)
-        {
-            return;
-        }
-        if self.services[at].job.as_ref().is_some_and(asks_only) {
-            self.drop_job(at, effects);
-        }
-        if !is_on {
-            let now = self.now;
-            self.services[at].enter(now, Phase::Unknown);
-        }
+        all.filter(|at| *at > self.now && *at != Time(u64::MAX)).min()
     }
 
     // ------------------------------------------------------------------ what is told
@@ -655,7 +597,20 @@ impl Engine {
         service: Option<usize>,
         text: String,
     ) {
-        effects.push(Effect::Note(Note { code, weight, service, text }));
+        effects.push(Effect::Note(Note { code, weight, service, took: None, text }));
+    }
+
+    /// A note of something that took its time.
+    fn note_done(
+        &self,
+        effects: &mut Vec<Effect>,
+        code: &'static str,
+        service: Option<usize>,
+        (what, took): (&str, Span),
+    ) {
+        let text = format!("{what} after {} ms", took.as_ms());
+        let weight = Weight::Info;
+        effects.push(Effect::Note(Note { code, weight, service, took: Some(took), text }));
     }
 
     /// Says when a release is ready and when everything runs.
@@ -691,9 +646,8 @@ impl Engine {
         if !self.is_running_told {
             self.is_running_told = true;
             if self.services.iter().any(Service::is_primary_only) {
-                let took = self.now.since(self.office_since).as_ms();
-                let text = format!("all services run, {took} ms after the office");
-                self.note(effects, "all_running", Weight::Info, None, text);
+                let took = self.now.since(self.office_since);
+                self.note_done(effects, "all_running", None, ("all services run", took));
             }
         }
     }

@@ -16,7 +16,7 @@ use super::service::{Action, Phase};
 const REFRESH: Span = Span::from_ms(250);
 
 /// How much longer than the replica the services wait before they give up an office without lease.
-pub(super) const REPLICA_FIRST: Span = Span::from_ms(2_000);
+const REPLICA_FIRST: Span = Span::from_ms(2_000);
 
 /// How long a new primary waits before it adds an address, after it took the office from a silent
 /// holder (L4). The takeover came at least 1.1 leases after a majority granted the last renewal;
@@ -64,8 +64,25 @@ impl Engine {
         }
     }
 
+    /// How long services wait for a lease. The replica gives its office up first, unless it hangs.
+    fn patience(&self) -> Span {
+        Span(self.settings.demote_after.0 + REPLICA_FIRST.0)
+    }
+
+    /// When an office without a lease ends; also one of which is not known whether it goes on.
+    pub(super) fn given_up_at(&self) -> Time {
+        match (self.office, self.lapsed_since) {
+            (Office::Unknown, _) if self.is_up => self.office_since + self.patience(),
+            (_, Some(since)) if self.holds() => since + self.patience(),
+            _ => Time(u64::MAX),
+        }
+    }
+
     /// L4.
     pub(super) fn watch_lease(&mut self, effects: &mut Vec<Effect>) {
+        if self.office == Office::Unknown && self.now >= self.given_up_at() {
+            return self.lose("this node does not learn whether it is still primary", effects);
+        }
         if !self.holds() {
             return;
         }
@@ -74,8 +91,7 @@ impl Engine {
             (None, false) => self.lapsed(effects),
             (Some(since), true) => self.lease_is_back(since, effects),
             (Some(since), false) => {
-                // The replica gives the office up first, unless its loop hangs.
-                let limit = Span(self.settings.demote_after.0 + REPLICA_FIRST.0);
+                let limit = self.patience();
                 if self.now.since(since) >= limit {
                     let limit = limit.as_ms();
                     self.lose(&format!("the lease did not come back within {limit} ms"), effects);
@@ -115,7 +131,10 @@ impl Engine {
     /// Freezes what must not go on without a lease, and thaws it. Addresses are withdrawn instead;
     /// a renewal brings them back.
     pub(super) fn suspend(&mut self, effects: &mut Vec<Effect>) {
-        let (lapsed, is_lost) = (self.lapsed_since.is_some(), self.office == Office::Lost);
+        // What an earlier process left has no lease before the office is resumed.
+        let is_unknown = self.office == Office::Unknown && !self.has_lease();
+        let lapsed = self.lapsed_since.is_some() || is_unknown;
+        let is_lost = self.office == Office::Lost;
         for (at, service) in self.services.iter_mut().enumerate() {
             let is_address = service.is_address();
             let is_there = match service.phase {

@@ -57,6 +57,14 @@ pub enum Order {
     Clear(Option<String>),
     /// Hands off, or on again.
     Maintenance(bool),
+    /// What the register says: hands off or not, and which services are to be stopped; an empty
+    /// name means all.
+    Switches {
+        /// Hands off.
+        is_maintained: bool,
+        /// Stopped until started.
+        off: Vec<String>,
+    },
 }
 
 /// What a job answers.
@@ -192,6 +200,8 @@ pub struct Note {
     pub weight: Weight,
     /// The service; none: the resource.
     pub service: Option<usize>,
+    /// How long it took, where something was done.
+    pub took: Option<Span>,
     /// In words.
     pub text: String,
 }

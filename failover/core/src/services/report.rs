@@ -1,9 +1,10 @@
 //! What those who look see of the services of a resource on this node: plain values.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use replicator_core::Span;
+use replicator_core::{Span, Time};
 
 use super::engine::{Engine, Office};
 use super::outcome::Failure;
@@ -60,13 +61,13 @@ pub struct State {
 
 impl Engine {
     /// How things are.
-    pub fn state(&self) -> State {
+    pub fn state(&self, now: Time) -> State {
         State {
             word: self.word(),
             is_maintained: self.is_maintained,
             trouble: self.trouble().cloned(),
             must_reset: self.must_reset(),
-            services: (0..self.services.len()).map(|at| self.service_state(at)).collect(),
+            services: (0..self.services.len()).map(|at| self.service_state(at, now)).collect(),
         }
     }
 
@@ -89,8 +90,8 @@ impl Engine {
         }
     }
 
-    fn service_state(&self, at: usize) -> ServiceState {
-        let (now, service) = (self.now, &self.services[at]);
+    fn service_state(&self, at: usize, now: Time) -> ServiceState {
+        let service = &self.services[at];
         let is_wanted = self.may_run(at);
         let waits =
             is_wanted && service.phase == Phase::Stopped || service.phase == Phase::StopHangs;
@@ -112,6 +113,17 @@ impl Engine {
                 .map(|(when, failure)| (now.since(*when), failure.clone())),
             remark: service.remark.clone(),
         }
+    }
+
+    /// How long an orderly stop of everything takes at most: each step its longest deadline, then
+    /// force.
+    pub fn stop_limit(&self) -> Span {
+        let mut steps: BTreeMap<u16, Span> = BTreeMap::new();
+        for service in &self.services {
+            let limit = steps.entry(service.spec.step).or_default();
+            *limit = (*limit).max(service.stop_limit());
+        }
+        Span(steps.values().map(|limit| limit.0).sum())
     }
 
     /// Whether the office is being given up since services cannot run here.

@@ -366,6 +366,11 @@ impl Service {
         }
     }
 
+    /// How long a stop may take with all its escalation.
+    pub(super) fn stop_limit(&self) -> Span {
+        Span(self.spec.timing.stop.0 + 2 * KILL_LIMIT.0)
+    }
+
     /// It failed: when it is tried again, and whether it is given up here.
     pub(super) fn count_failure(&mut self, now: Time, failure: Failure) -> bool {
         if self.phase == Phase::Running && now.since(self.since) >= STABLE {
@@ -395,9 +400,9 @@ impl Service {
     /// That an action took too long.
     pub(super) fn overdue(&self, action: Action) -> Failure {
         let (what, key) = match action {
-            Action::Monitor => ("monitor", "monitor_ms"),
-            Action::Start => ("start", "start_ms"),
-            Action::Stop(_) => ("stop", "stop_ms"),
+            Action::Monitor => ("monitor", "monitor_timeout_ms"),
+            Action::Start => ("start", "start_timeout_ms"),
+            Action::Stop(_) => ("stop", "stop_timeout_ms"),
         };
         Failure {
             code: "timed_out".to_string(),

@@ -349,7 +349,7 @@ impl World {
         for line in &self.log[tail..] {
             println!("{line}");
         }
-        println!("{:?}", self.engine.state());
+        println!("{:?}", self.engine.state(self.now));
     }
 
     fn judge(&self) {
@@ -553,7 +553,7 @@ fn run(world: &mut World) {
     world.calm_down();
     let end = world.now + CALM;
     world.run_until(end);
-    let state = world.engine.state();
+    let state = world.engine.state(world.now);
     for (at, fake) in world.fakes.iter().enumerate() {
         let wanted = fake.spec.place != Place::Secondary;
         let (name, service) = (&fake.spec.name, &state.services[at]);

@@ -17,7 +17,8 @@ fn ignore_asks(lines: Vec<String>) -> Vec<String> {
 fn a_start_of_the_daemon_asks_what_runs_and_starts_nothing() {
     let mut story = Story::new(usual());
     story.tell(Input::ResourceUp);
-    story.expect(&["ask fs", "ask address", "ask db"]);
+    // Without a lease no address may be here.
+    story.expect(&["ask fs", "ask address", "ask db", "withdraw address"]);
     for name in ["fs", "address", "db"] {
         story.is(name, Condition::Stopped);
     }
@@ -89,15 +90,29 @@ fn after_a_takeover_from_a_silent_holder_the_address_waits() {
 fn an_office_that_is_resumed_continues_what_runs() {
     let mut story = Story::new(usual());
     story.tell(Input::ResourceUp);
-    story.is("fs", Condition::Running);
     story.orders();
+    story.is("fs", Condition::Running);
+    // It is not known yet whether this office goes on.
+    story.expect(&["freeze fs"]);
     story.lease(FOREVER);
     story.gain(2, Gain::Resumed);
-    story.expect(&[]);
+    story.expect(&["thaw fs"]);
     story.is("address", Condition::Running);
     story.is("db", Condition::Running);
     story.expect(&[]);
     assert!(story.notes.contains(&"all_running".into()));
+}
+
+#[test]
+fn what_an_earlier_process_left_stops_when_nobody_says_whose_office_it_is() {
+    let mut story = Story::new(vec![command("a", 0)]);
+    story.tell(Input::ResourceUp);
+    story.is("a", Condition::Running);
+    story.expect(&["ask a", "freeze a"]);
+    story.wait(ms(11_999));
+    assert_eq!(ignore_asks(story.orders()), [""; 0]);
+    story.wait(ms(1));
+    assert_eq!(ignore_asks(story.orders()), ["kill a"]);
 }
 
 #[test]

@@ -167,6 +167,7 @@ impl World {
             serves: process.device.is_some(),
             hindrance: status.hindrance.as_ref().map(hindrance),
             copy: status.register,
+            trouble: None,
         }
     }
 

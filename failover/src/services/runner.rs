@@ -1,0 +1,294 @@
+//! Carries out what the engine of services orders: one thread for each resource, so that no
+//! resource waits for another's, and neither the data loop nor the lease for any.
+//!
+//! A job of a service is a task; when the engine drops it, its future is dropped, and the next job
+//! of that service begins when that is done.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use failover_core::facts::Hindrance;
+use failover_core::services::report::State;
+use failover_core::services::{
+    Action, Answer, Change, Effect, Engine, Failure, Input, Note, Release, Settings,
+};
+use failover_core::{Span, Time};
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::{Service, Site};
+use crate::node::now;
+
+/// The engine looks at least so often; a machine that slept notices then.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long what can be checked beforehand may take, before everything else begins.
+const PREPARE_LIMIT: Duration = Duration::from_secs(10);
+/// A watch that ended begins again after this.
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
+
+/// Who hears what happens. Called from the thread of the resource: nothing here may wait.
+pub trait Listener: Send + 'static {
+    /// Something happened; the name of the service, if it is about one.
+    fn noted(&self, service: Option<&str>, note: &Note);
+    /// Fail all I/O of the device; then tell the runner [`Input::DeviceFailed`].
+    fn fail_device(&self);
+}
+
+/// What a runner is given.
+pub struct Setup {
+    /// What the engine is told.
+    pub settings: Settings,
+    /// The services, in the order of the settings.
+    pub services: Vec<Arc<dyn Service>>,
+    /// What the resource gives to them.
+    pub site: Site,
+}
+
+enum Letter {
+    Tell(Input),
+    Release { release: Release, reply: mpsc::Sender<Result<(), Failure>> },
+}
+
+/// The handle of the services of one resource.
+#[derive(Clone)]
+pub struct Runner {
+    letters: UnboundedSender<Letter>,
+    engine: Arc<Mutex<Engine>>,
+    services: Vec<Arc<dyn Service>>,
+}
+
+impl Runner {
+    /// Starts the thread. The engine knows nothing yet, and starts nothing.
+    pub fn start(setup: Setup, listener: impl Listener) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let name = format!("run {}", setup.settings.resource);
+        let (letters, inbox) = unbounded_channel();
+        let engine = Arc::new(Mutex::new(Engine::new(now(), setup.settings)));
+        let services = setup.services.clone();
+        let thread = RunnerThread {
+            engine: engine.clone(),
+            jobs: setup.services.iter().map(|_| None).collect(),
+            dropped: setup.services.iter().map(|_| None).collect(),
+            services: setup.services,
+            site: Arc::new(setup.site),
+            listener: Box::new(listener),
+            own: letters.clone(),
+            waiting: Vec::new(),
+        };
+        thread::Builder::new().name(name).spawn(move || runtime.block_on(thread.run(inbox)))?;
+        Ok(Self { letters, engine, services })
+    }
+
+    /// Tells the engine a fact.
+    pub fn tell(&self, input: Input) {
+        // The thread lives as long as the process.
+        let _ = self.letters.send(Letter::Tell(input));
+    }
+
+    /// Stops everything, so that the office can be given up; waits for the end. Afterwards either
+    /// [`Input::OfficeReleased`] or [`Input::ReleaseCancelled`] is to be told.
+    pub fn release(&self, release: Release, patience: Duration) -> Result<(), Failure> {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.letters.send(Letter::Release { release, reply });
+        answer.recv_timeout(patience).unwrap_or_else(|_| {
+            self.tell(Input::ReleaseCancelled);
+            Err(Failure {
+                code: "stop_takes_long".into(),
+                why: format!("services are not stopped after {} s", patience.as_secs()),
+                next: "replctl status shows which one; mend it and try again".into(),
+                is_permanent: false,
+            })
+        })
+    }
+
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How things are.
+    pub fn state(&self) -> State {
+        self.engine().state(now())
+    }
+
+    /// Why services cannot run on this node, if so.
+    pub fn trouble(&self) -> Option<Hindrance> {
+        self.engine().trouble().cloned()
+    }
+
+    /// Whether nothing that belongs to the primary runs here.
+    pub fn is_all_stopped(&self) -> bool {
+        self.engine().is_all_stopped()
+    }
+
+    /// Whether a stop hangs that a watchdog is to end: it is not to be fed any more.
+    pub fn must_reset(&self) -> bool {
+        self.engine().must_reset()
+    }
+
+    /// How long an orderly stop of everything takes at most, by its deadlines.
+    pub fn stop_limit(&self) -> Span {
+        self.engine().stop_limit()
+    }
+
+    /// Cgroups of everything that runs, for those who freeze.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        self.services.iter().flat_map(|service| service.cgroups()).collect()
+    }
+}
+
+struct Job {
+    ticket: u64,
+    task: JoinHandle<()>,
+}
+
+struct RunnerThread {
+    engine: Arc<Mutex<Engine>>,
+    services: Vec<Arc<dyn Service>>,
+    site: Arc<Site>,
+    listener: Box<dyn Listener>,
+    own: UnboundedSender<Letter>,
+    jobs: Vec<Option<Job>>,
+    /// The last job that was dropped, until it is gone.
+    dropped: Vec<Option<JoinHandle<()>>>,
+    /// Who waits for the end of a release.
+    waiting: Vec<mpsc::Sender<Result<(), Failure>>>,
+}
+
+impl RunnerThread {
+    async fn run(mut self, mut inbox: UnboundedReceiver<Letter>) {
+        self.prepare().await;
+        for (at, service) in self.services.iter().enumerate() {
+            tokio::spawn(watch(at, service.clone(), self.own.clone()));
+        }
+        loop {
+            let pause = self.pause();
+            tokio::select! {
+                letter = inbox.recv() => match letter {
+                    Some(Letter::Tell(input)) => self.step(input),
+                    Some(Letter::Release { release, reply }) => {
+                        self.waiting.push(reply);
+                        self.step(Input::ReleaseWanted(release));
+                    }
+                    None => return,
+                },
+                () = sleep(pause) => self.step(Input::TimePassed),
+            }
+        }
+    }
+
+    /// Everything that can be checked beforehand, all at once.
+    async fn prepare(&mut self) {
+        let prepare = |service: &Arc<dyn Service>| {
+            let service = service.clone();
+            tokio::spawn(async move {
+                let limited = timeout(PREPARE_LIMIT, service.prepare());
+                limited.await.unwrap_or_else(|_| Err(prepare_takes_long()))
+            })
+        };
+        let tasks: Vec<JoinHandle<Result<(), Failure>>> =
+            self.services.iter().map(prepare).collect();
+        for (service, task) in tasks.into_iter().enumerate() {
+            if let Ok(Err(why)) = task.await {
+                self.step(Input::Unprepared { service, why });
+            }
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pause(&self) -> Duration {
+        let due = self.locked().next_deadline().unwrap_or(Time(u64::MAX));
+        Duration::from_nanos(due.since(now()).0).min(LOOK_EVERY)
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.locked().step(now(), input, &mut effects);
+        for effect in effects {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Do { service, ticket, action } => self.begin(service, ticket, action),
+            Effect::Drop { service, ticket } => {
+                if let Some(job) = self.jobs[service].take_if(|job| job.ticket == ticket) {
+                    job.task.abort();
+                    self.dropped[service] = Some(job.task);
+                }
+            }
+            Effect::Lease { service, left } => {
+                let service = self.services[service].clone();
+                let left = left.map(|left| Duration::from_nanos(left.0));
+                tokio::spawn(async move { service.lease(left).await });
+            }
+            Effect::Suspend { service, is_suspended } => {
+                let service = self.services[service].clone();
+                tokio::spawn(async move { service.suspend(is_suspended).await });
+            }
+            Effect::FailDevice => self.listener.fail_device(),
+            Effect::Released => self.answer(&Ok(())),
+            Effect::ReleaseFailed(why) => self.answer(&Err(why)),
+            Effect::Note(note) => {
+                let name = note.service.map(|at| self.locked().services()[at].name().to_owned());
+                self.listener.noted(name.as_deref(), &note);
+            }
+        }
+    }
+
+    fn answer(&mut self, result: &Result<(), Failure>) {
+        for reply in self.waiting.drain(..) {
+            // Who asked may have lost patience.
+            let _ = reply.send(result.clone());
+        }
+    }
+
+    fn begin(&mut self, at: usize, ticket: u64, action: Action) {
+        let (service, site) = (self.services[at].clone(), self.site.clone());
+        let (own, before) = (self.own.clone(), self.dropped[at].take());
+        let task = tokio::spawn(async move {
+            if let Some(before) = before {
+                // It was aborted: it ends when its future is gone.
+                let _ = before.await;
+            }
+            let result = match action {
+                Action::Start => service.start(&site).await.map(|()| Answer::Done),
+                Action::Stop(force) => service.stop(force).await.map(|()| Answer::Done),
+                Action::Monitor => service.monitor().await.map(Answer::Is),
+            };
+            let _ = own.send(Letter::Tell(Input::Ended { service: at, ticket, result }));
+        });
+        self.jobs[at] = Some(Job { ticket, task });
+    }
+}
+
+fn prepare_takes_long() -> Failure {
+    Failure {
+        code: "prepare_takes_long".into(),
+        why: format!("what it needs cannot be looked at within {} s", PREPARE_LIMIT.as_secs()),
+        next: "look at the log of this machine".into(),
+        is_permanent: false,
+    }
+}
+
+/// Passes on what a service tells by itself.
+async fn watch(at: usize, service: Arc<dyn Service>, own: UnboundedSender<Letter>) {
+    loop {
+        let (changes, mut told) = unbounded_channel::<Change>();
+        let pass_on = async {
+            while let Some(change) = told.recv().await {
+                let _ = own.send(Letter::Tell(Input::Changed { service: at, change }));
+            }
+        };
+        tokio::join!(service.watch(changes), pass_on);
+        sleep(WATCH_AGAIN).await;
+    }
+}
