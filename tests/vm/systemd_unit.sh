@@ -39,7 +39,7 @@ leave() {
 
 # The next line that begins with a word; sets $answer. Changes and answers are counted apart.
 hear() {
-  local deadline=$((SECONDS + 60)) kind=answers number
+  local deadline=$((SECONDS + 130)) kind=answers number
   [ "$1" = change ] && kind=changes
   number=$((${kind} + 1))
   while :; do
@@ -67,16 +67,17 @@ systemctl daemon-reload
 systemctl -q enable --runtime db.service
 
 drive db.service
-ask prepare
+ask prepare 120000
 says ok
 [ "$(systemctl show -P Restart db)" = no ] || fail "the drop-in is not in force"
 [ "$(systemctl show -P Before db | grep -c replicator-handover)" = 1 ] || fail "no order for a shutdown"
 hear change
 says 'Warning.*systemctl disable db.service'
-ask start
+ask start 60000
 says ok
-ask monitor
+ask monitor 60000
 says Running
+look_ms=$(sed 's/.* \([0-9]*\) ms$/\1/' <<< "$answer")
 step "V9: enabled at boot is reported; started with a drop-in that leaves restarts to us"
 
 declare -a delays=()
@@ -87,13 +88,15 @@ for round in 1 2 3; do
   hear change
   says 'Failed.*SIGKILL'
   delays+=("$(awk -v a="$died" -v b="$(cut -d' ' -f2 <<< "$answer")" 'BEGIN { print int((b - a) * 1000) }')")
-  ask start
+  ask start 60000
   says ok
 done
 best=$(printf '%s\n' "${delays[@]}" | sort -n | head -1)
-# Emulated processors are ten to twenty times slower; the promise of 200 ms is tested on real ones.
-[ "$best" -le 1000 ] || fail "a failure was noticed after ${delays[*]} ms"
-step "V10: a killed service is noticed after ${delays[*]} ms"
+# The promise of 200 ms is tested on real processors; on emulated ones one question to systemd can take
+# longer than that. What must not be in it is a wait for the next look.
+limit=$((200 + 4 * look_ms))
+[ "$best" -le $limit ] || fail "a failure was noticed after ${delays[*]} ms, one look takes $look_ms ms"
+step "V10: a killed service is noticed after ${delays[*]} ms; one look takes $look_ms ms"
 
 systemctl stop db
 hear change
@@ -101,7 +104,7 @@ says StoppedByHand
 systemctl start db
 hear change
 says StartedByHand
-ask stop
+ask stop 60000
 says ok
 systemctl start db
 hear change
@@ -110,23 +113,23 @@ leave
 step "V9: stopped and started by hand, and told as that"
 
 drive eager.service
-ask prepare
+ask prepare 120000
 ask start 3000
 says late
-ask monitor
+ask monitor 60000
 says Changing
-ask stop
+ask stop 60000
 says ok
 [ "$(systemctl show -P ActiveState eager)" = inactive ] || fail "eager still activates"
 leave
 step "V5: a unit that activates for ever ends at the deadline and is stopped"
 
 drive stubborn.service
-ask prepare
-ask start
+ask prepare 120000
+ask start 60000
 ask stop 2000
 says late
-ask kill 20000
+ask kill 60000
 says ok
 [ "$(systemctl show -P ActiveState stubborn)" = inactive ] || fail "stubborn is not stopped"
 leave
@@ -134,7 +137,7 @@ step "a stop that hangs is killed, and its failure reset"
 
 for event in daemon-reload daemon-reexec 'restart dbus.service'; do
   drive slow.service
-  ask prepare
+  ask prepare 120000
   order start 60000
   sleep 1
   # shellcheck disable=SC2086
@@ -146,7 +149,7 @@ for event in daemon-reload daemon-reexec 'restart dbus.service'; do
   kill -KILL "$(systemctl show -P MainPID slow)"
   hear change
   says 'Failed.*SIGKILL'
-  ask kill
+  ask kill 60000
   says ok
   leave
   step "V6: systemctl $event during a start: the start succeeds, the next failure is noticed"

@@ -11,7 +11,7 @@
 //! Nothing here believes that an order was carried out because it was accepted: the end of a job is
 //! waited for (`JobRemoved`), and then systemd is asked what the unit is. A call without an answer
 //! (the bus restarted, systemd executes itself anew) has an unknown outcome and is made again,
-//! which every one of these orders allows; only when nobody has answered for a quarter of a minute
+//! which every one of these orders allows; only when nobody has answered for half a minute
 //! is that a failure. A unit with living processes is not reported as failed because systemd is
 //! silent.
 

@@ -30,10 +30,12 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 /// Until one connection is made, with its greeting.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// One call. systemd answers within a millisecond unless it is busy with a daemon-reload.
-const CALL_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a bus or a systemd that was there may be away before that is an error. A daemon-reexec
-/// takes up to seconds on a big machine.
-const AWAY_PATIENCE: Duration = Duration::from_secs(15);
+const CALL_PATIENCE: Duration = Duration::from_secs(10);
+/// A daemon-reload, which is answered when it is done; asked twice it takes twice as long.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a bus or a systemd that was there may be away before that is an error. A daemon-reload
+/// or a daemon-reexec takes seconds on a big machine, and nothing else is answered meanwhile.
+const AWAY_PATIENCE: Duration = Duration::from_secs(30);
 /// Before a call is repeated whose outcome is not known.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 const RECONNECT_FIRST: Duration = Duration::from_millis(20);
@@ -203,8 +205,8 @@ impl Bus {
         }
     }
 
-    /// Calls a method of the manager until its outcome is known; `again` says whether it may simply
-    /// be called again, as all those may that order a state and not a change.
+    /// Calls a method of the manager until its outcome is known: all of them order a state and not
+    /// a change, so they may be called again.
     pub(super) async fn call<T, F>(
         &self,
         what: &str,
@@ -213,21 +215,18 @@ impl Bus {
     where
         F: Future<Output = zbus::Result<T>>,
     {
+        let patience = if what == "Reload" { RELOAD_PATIENCE } else { CALL_PATIENCE };
         let since = Instant::now();
         loop {
             let (connection, _) = self.connection().await?;
-            let outcome = match timeout(CALL_PATIENCE, manager(&connection)).await {
-                Ok(Ok(manager)) => timeout(CALL_PATIENCE, call(manager)).await,
-                Ok(Err(error)) => Ok(Err(error)),
-                Err(late) => Err(late),
-            };
-            let why = match outcome {
+            let outcome = timeout(patience, async { call(manager(&connection).await?).await });
+            let why = match outcome.await {
                 Ok(Ok(value)) => return Ok(Ok(value)),
                 Ok(Err(error)) => match CallError::from(error) {
                     CallError::Refused(name, text) => return Ok(Err((name, text))),
                     CallError::Unknown(why) => why,
                 },
-                Err(_) => format!("no answer to {what} for {} s", CALL_PATIENCE.as_secs()),
+                Err(_) => format!("no answer to {what} for {} s", patience.as_secs()),
             };
             if since.elapsed() > AWAY_PATIENCE {
                 return Err(silent(&why));
