@@ -28,6 +28,7 @@ import trio_http
 import trio_members
 import trio_network
 import trio_operation
+import trio_postgres
 import trio_services
 from cluster import Refused, Skip, TestFailed
 
@@ -35,8 +36,9 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS + floating_address.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + trio_http.SCENARIOS
-             + trio_services.SCENARIOS)
-LONG = trio_network.LONG + trio_hosts.LONG + trio_operation.LONG + trio_services.LONG
+             + trio_services.SCENARIOS
+             + trio_postgres.SCENARIOS)
+LONG = trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG + trio_services.LONG
 
 
 def sentence(scenario):
