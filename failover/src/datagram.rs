@@ -167,7 +167,14 @@ mod tests {
 
     fn envelope() -> Envelope {
         let message = Message::Heartbeat(Heartbeat { number: 7, ..Heartbeat::default() });
-        Envelope { process: 1, acceptor: 2, sequence: 3, epoch: Epoch::default(), message }
+        Envelope {
+            process: 1,
+            acceptor: 2,
+            sequence: 3,
+            began: 3,
+            epoch: Epoch::default(),
+            message,
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::cluster::{
     Cause, ClusterState, Epoch, Force, Holder, Home, RESOURCES_MAX, Resource, Switches, VOTERS_MAX,
     Voter,
 };
+use crate::defect::{Defect, defect};
 
 /// Services of one resource that can be switched off by name; all of them need no more than one.
 const SWITCHED_OFF_MAX: usize = 100;
@@ -283,7 +284,7 @@ impl Change {
                 if next.len() > VOTERS_MAX {
                     return Err(Unfit::TooMany);
                 }
-                if !is_one_step(expected, next) {
+                if !is_one_step(expected, next) && !defect(Defect::TwoAtATime) {
                     return Err(Unfit::OneAtATime);
                 }
                 state.next_voters = Some(next.clone());

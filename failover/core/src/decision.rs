@@ -10,6 +10,7 @@ use replicator_core::{Span, Time};
 use crate::ballot::NodeName;
 use crate::cluster::{Cause, ClusterState, Force, Resource, Voter};
 use crate::command::{Asker, Change};
+use crate::defect::{Defect, defect};
 use crate::facts::{Facts, Hindrance, Placement};
 use crate::node::{Effect, Effects, Node};
 use crate::verdict::Verdict;
@@ -70,7 +71,7 @@ impl Node {
         self.watch_majority();
         self.watch_changes();
         self.watch_hand_overs();
-        let takes_part = self.is_data_node() && self.left_out_of().is_none();
+        let takes_part = self.is_data_node() && !self.has_no_part();
         if !takes_part || self.recovery.is_some() || !self.proposer.is_idle() {
             return;
         }
@@ -522,7 +523,7 @@ impl Node {
             verdict.since = since;
             return Err(verdict);
         }
-        if entry.state.sole {
+        if entry.state.sole && !defect(Defect::SoleIgnored) {
             let why = format!(
                 "{holder} was the only member in generation {} and holds the office without end",
                 entry.state.generation
@@ -533,6 +534,9 @@ impl Node {
                 entry.name
             );
             return Err(self.say_no("sole", "R5d", &why, &next));
+        }
+        if defect(Defect::TakeoverWhileLeaseRuns) {
+            return Ok(());
         }
         let held_for = self.now.since(self.locals[&entry.name].holder_since);
         if held_for < self.lease() && self.detector.hears_now(self.now, holder) {

@@ -21,6 +21,8 @@ defects! {
     AcceptForgotten,
     /// Paxos: the highest accepted value of the promises is not the base of the proposal.
     HighestValueIgnored,
+    /// L1: the lease is renewed for a data loop that hangs.
+    ProgressIgnored,
     /// L2: a takeover is promised although the lease runs.
     PrepareIgnoresLease,
     /// L2: the lease is not checked again at the accept.
@@ -51,12 +53,22 @@ defects! {
     GrantToUninformed,
     /// L5: an acceptor that lost its record votes.
     EmptyRecordVotes,
+    /// L5: an acceptor that came back with an old copy of its record votes.
+    OldRecordVotes,
+    /// L6: a takeover is begun while a lease runs.
+    TakeoverWhileLeaseRuns,
+    /// L7: two voters change at once.
+    TwoAtATime,
     /// L7: a change of the voters needs a majority of the new ones only.
     NewMajorityOnly,
     /// A change whose outcome is open is made again although it may have been made and undone.
     OpenChangeRepeated,
     /// R5d: a takeover ignores a sole holder.
     SoleIgnored,
+    /// R5d: a sole holder keeps its office without end while its own next change is open.
+    SoleKeptWhileChanging,
+    /// R14: what the own record has is taken for committed, and for the newest, at the start.
+    RecordTrustedAtStart,
 }
 
 #[cfg(feature = "defects")]

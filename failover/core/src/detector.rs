@@ -6,9 +6,11 @@ use alloc::vec::Vec;
 use replicator_core::{Span, Time};
 
 use crate::ballot::NodeName;
-use crate::message::{Envelope, Heartbeat};
+use crate::defect::{Defect, defect};
+use crate::message::{Envelope, Heartbeat, Message, RecordSeen};
 
-/// Former processes of a node that are remembered, so that their late messages do not count.
+/// Former processes of a node that are remembered, so that their late messages do not count; and
+/// so many that named an older record than was seen.
 const FORMER_MAX: usize = 4;
 
 /// One other node as this one hears it.
@@ -26,13 +28,34 @@ pub struct Heard {
     pub heartbeat_at: Time,
     /// The way there and back, measured with the last heartbeat.
     pub round_trip: Option<Span>,
-    /// Its record is older than one that was seen of the same acceptor (L5).
+    /// It lives, and its record is older than one that was seen of the same acceptor (L5): what
+    /// it promised and accepted is forgotten in part, so it has no vote until it is replaced.
     pub went_back: bool,
     former: Vec<u64>,
-    /// The highest sequence of its acceptor's record.
+    /// The highest sequence of its acceptor's record that was ever named, and by which process.
     sequence: u64,
-    /// The same at the time when its process was seen first.
-    floor: u64,
+    named_by: u64,
+    /// The sequence with which its process began.
+    began: u64,
+    suspects: Vec<Suspect>,
+}
+
+/// A process that began with an older record than was seen: late messages of one that is gone, or
+/// an acceptor that went back. It is the latter when it answers to what was said since.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Suspect {
+    process: u64,
+    /// The own heartbeat before.
+    since: u64,
+}
+
+/// The own process and its last heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Own {
+    /// The process.
+    pub process: u64,
+    /// How many heartbeats it has sent.
+    pub beats: u64,
 }
 
 /// All other nodes.
@@ -43,6 +66,48 @@ pub struct Detector {
     patience: Span,
 }
 
+impl Heard {
+    /// The highest sequence number that its acceptor's record is known to have had.
+    pub fn newest_record(&self) -> u64 {
+        self.sequence
+    }
+
+    /// L5: whether this comes from a process that began with an older record than was seen. Every
+    /// process begins with what the one before it had made durable, so only one that is no longer
+    /// the present one, or whose record went back, names less.
+    fn is_suspect(&mut self, own: Own, envelope: &Envelope) -> bool {
+        let known = self.suspects.iter().find(|it| it.process == envelope.process).copied();
+        let suspect = match known {
+            Some(suspect) => suspect,
+            None if self.is_older(envelope.process, envelope.began) => {
+                self.suspect(own, envelope.process)
+            }
+            None => return false,
+        };
+        let answers = |heartbeat: &Heartbeat| {
+            heartbeat.echo_of == own.process
+                && heartbeat.echo.is_some_and(|(number, _)| number > suspect.since)
+        };
+        if let Message::Heartbeat(heartbeat) = &envelope.message {
+            self.went_back |= answers(heartbeat);
+        }
+        true
+    }
+
+    fn is_older(&self, process: u64, began: u64) -> bool {
+        self.named_by != process && began < self.sequence
+    }
+
+    fn suspect(&mut self, own: Own, process: u64) -> Suspect {
+        let suspect = Suspect { process, since: own.beats };
+        self.suspects.push(suspect);
+        if self.suspects.len() > FORMER_MAX {
+            self.suspects.remove(0);
+        }
+        suspect
+    }
+}
+
 impl Detector {
     /// Nobody was heard yet.
     pub fn new(patience: Span) -> Self {
@@ -51,24 +116,30 @@ impl Detector {
 
     /// A message came in. Whether it counts: it comes from the node's present process, whose
     /// acceptor did not go back.
-    pub fn hears(&mut self, now: Time, from: &NodeName, envelope: &Envelope) -> bool {
+    pub fn hears(&mut self, now: Time, from: &NodeName, envelope: &Envelope, own: Own) -> bool {
         let patience = self.patience;
         let node = self.nodes.entry(from.clone()).or_default();
-        if node.process != envelope.process {
-            let is_silent = node.at.is_none_or(|at| now.since(at) >= patience);
-            let is_former = node.former.contains(&envelope.process);
-            let is_older = node.acceptor == envelope.acceptor && envelope.sequence < node.sequence;
-            // A late message counts for nothing while a later process speaks. Which of two is the
-            // later one is a guess after the own start: who goes on speaking is right.
-            if !is_silent && (is_former || is_older) {
-                return false;
-            }
+        let is_other = node.process != envelope.process;
+        let is_silent = node.at.is_none_or(|at| now.since(at) >= patience);
+        // A late message counts for nothing while a later process speaks. Which of two is the
+        // later one is a guess after the own start: who goes on speaking is right.
+        if is_other && !is_silent && node.former.contains(&envelope.process) {
+            return false;
         }
         if node.acceptor != envelope.acceptor {
-            (node.acceptor, node.sequence, node.floor) = (envelope.acceptor, 0, 0);
-            node.went_back = false;
+            node.acceptor = envelope.acceptor;
+            (node.sequence, node.began, node.went_back) = (0, 0, false);
+            node.suspects.clear();
+        } else if defect(Defect::OldRecordVotes) {
+            // No process is suspected.
+        } else if node.went_back {
+            // Its later processes go on from the old copy, however far they come.
+            (node.at, node.process) = (Some(now), envelope.process);
+            return false;
+        } else if is_other && node.is_suspect(own, envelope) {
+            return false;
         }
-        if node.process != envelope.process {
+        if is_other {
             if node.at.is_some() {
                 node.former.retain(|process| *process != envelope.process);
                 node.former.push(node.process);
@@ -77,13 +148,48 @@ impl Detector {
                 }
             }
             node.process = envelope.process;
-            node.floor = node.sequence;
-            node.went_back = envelope.sequence < node.floor;
+            node.began = envelope.began;
             node.heartbeat = Heartbeat::default();
         }
-        node.sequence = node.sequence.max(envelope.sequence);
+        if node.sequence <= envelope.sequence {
+            (node.sequence, node.named_by) = (envelope.sequence, envelope.process);
+        }
         node.at = Some(now);
-        !node.went_back
+        true
+    }
+
+    /// What this node knows of the others' records.
+    pub fn records(&self) -> Vec<RecordSeen> {
+        let heard = self.nodes.iter().filter(|(_, node)| node.acceptor != 0);
+        heard
+            .map(|(name, node)| RecordSeen {
+                node: name.clone(),
+                acceptor: node.acceptor,
+                process: node.named_by,
+                sequence: node.sequence,
+                went_back: node.went_back,
+            })
+            .collect()
+    }
+
+    /// Somebody else knows this of a node's record.
+    pub fn told(&mut self, seen: &RecordSeen, own: Own) {
+        let node = self.nodes.entry(seen.node.clone()).or_default();
+        if node.acceptor == 0 {
+            node.acceptor = seen.acceptor;
+        }
+        if node.acceptor != seen.acceptor || defect(Defect::OldRecordVotes) {
+            return;
+        }
+        if node.sequence < seen.sequence {
+            (node.sequence, node.named_by) = (seen.sequence, seen.process);
+        }
+        node.went_back |= seen.went_back;
+        let is_older = node.is_older(node.process, node.began);
+        if is_older && node.at.is_some() && !node.went_back {
+            node.suspect(own, node.process);
+            (node.process, node.at) = (0, None);
+        }
     }
 
     /// A heartbeat came in.

@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 use replicator_core::{Span, Time};
 
 use crate::acceptor::holder_term;
-use crate::cluster::{ClusterState, Holder, Voter};
+use crate::cluster::{ClusterState, Voter};
 use crate::defect::{Defect, defect};
+use crate::proposer::Taken;
 
 /// Requests whose grants still count; older ones are over anyway.
 const REQUESTS_MAX: usize = 32;
@@ -97,15 +98,12 @@ impl LeaseHolder {
         }
     }
 
-    /// These acceptors accepted a state of this process that was sent then: the first grant of the
-    /// offices it gives to `me` (L3).
-    pub fn accepted(&mut self, me: &Holder, state: &ClusterState, by: &[u128], sent: Time) {
-        if state.by != me.node {
-            return;
-        }
-        for (resource, tenure) in state.offices_of(me) {
-            for acceptor in by {
-                self.note(resource.clone(), *acceptor, Grant { tenure, sent, lease: state.lease });
+    /// Offices were taken: that is their first grant (L3).
+    pub fn taken(&mut self, taken: &Taken) {
+        let (sent, lease) = (taken.sent, taken.lease);
+        for (resource, tenure) in &taken.offices {
+            for acceptor in &taken.by {
+                self.note(resource.clone(), *acceptor, Grant { tenure: *tenure, sent, lease });
             }
         }
     }

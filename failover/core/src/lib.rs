@@ -42,6 +42,7 @@ pub mod request;
 pub mod services;
 pub mod verdict;
 pub mod voters;
+pub mod wording;
 
 pub use ballot::{Ballot, NodeName};
 pub use cluster::ClusterState;

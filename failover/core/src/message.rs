@@ -20,6 +20,8 @@ pub struct Envelope {
     pub acceptor: u128,
     /// The sequence number of its durable record (L5).
     pub sequence: u64,
+    /// The one with which the process began.
+    pub began: u64,
     /// The epoch of that record.
     pub epoch: Epoch,
     /// What it says.
@@ -104,6 +106,8 @@ pub struct Heartbeat {
     pub number: u64,
     /// The newest heartbeat of the receiver that the sender has, and how long it had it.
     pub echo: Option<(u64, Span)>,
+    /// The process of the receiver that said it.
+    pub echo_of: u64,
     /// The revision of the newest committed state it knows; 0: none.
     pub revision: u64,
     /// The revision of the state its acceptor has accepted; 0: none.
@@ -116,4 +120,22 @@ pub struct Heartbeat {
     pub heard: Vec<(NodeName, Span)>,
     /// Its replicas.
     pub facts: Vec<(String, Facts)>,
+    /// How new the records of the acceptors are that it has heard.
+    pub records: Vec<RecordSeen>,
+}
+
+/// How new an acceptor's record is, as one who heard it tells the others: an old copy is refused
+/// by those too who heard nothing newer themselves (L5).
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct RecordSeen {
+    /// The node.
+    pub node: NodeName,
+    /// Its acceptor.
+    pub acceptor: u128,
+    /// The highest sequence number that any process of it named.
+    pub sequence: u64,
+    /// The process that named it.
+    pub process: u64,
+    /// It came back with an old copy.
+    pub went_back: bool,
 }

@@ -14,13 +14,15 @@ use crate::ballot::{Ballot, NodeName};
 use crate::cluster::{Cause, ClusterState, Epoch, Force, Holder, Home, Resource, Voter};
 use crate::command::{Asker, Change, Switch, Unfit};
 use crate::decision::Office;
-use crate::detector::Detector;
+use crate::defect::{Defect, defect};
+use crate::detector::{Detector, Own};
 use crate::facts::{Facts, Hindrance, Placement};
 use crate::holder::{Granted, LeaseHolder};
-use crate::message::{Envelope, Heartbeat, Message};
+use crate::message::{Envelope, Heartbeat, Message, RecordSeen};
 use crate::proposer::{Doing, Outcome, Proposal, Proposer};
 use crate::recovery::{Recovery, Stranger};
 use crate::verdict::Verdict;
+use crate::wording::{in_words, what};
 
 /// Messages of others whose answer waits for a durable record.
 const ANSWERS_MAX: usize = 1024;
@@ -275,6 +277,10 @@ pub struct Node {
     pub(crate) change_since: Option<Time>,
     /// Messages of this node to its own acceptor and back.
     own: VecDeque<Message>,
+    /// The sequence number of the record at the start.
+    began_with: u64,
+    /// That record was an old copy (L5): this node has no part until it is replaced.
+    pub(crate) is_old_copy: bool,
 }
 
 impl Node {
@@ -282,6 +288,7 @@ impl Node {
     pub fn start(config: Config, record: Record, now: Time) -> Self {
         let lease = record.accepted.as_ref().map_or(config.lease, |(_, state)| state.lease);
         let durable = record.sequence;
+        let accepted = record.accepted.clone();
         let durable_epoch = record.epoch();
         let locals = config.resources.iter().map(|name| (name.clone(), Local::default())).collect();
         Self {
@@ -291,8 +298,8 @@ impl Node {
             writing: None,
             is_dirty: false,
             answers: VecDeque::new(),
-            known: None,
-            is_settled: false,
+            known: record_is_enough(&accepted),
+            is_settled: defect(Defect::RecordTrustedAtStart) && accepted.is_some(),
             known_since: now,
             proposer: Proposer::new(config.name.clone(), config.process),
             holder: LeaseHolder::new(config.process),
@@ -308,6 +315,8 @@ impl Node {
             strangers: BTreeMap::new(),
             change_since: None,
             own: VecDeque::new(),
+            began_with: durable,
+            is_old_copy: false,
             config,
         }
     }
@@ -379,6 +388,9 @@ impl Node {
 
     /// When [`Input::TimePassed`] is due.
     pub fn next_deadline(&self) -> Option<Time> {
+        if self.has_no_part() {
+            return Some(self.next_beat);
+        }
         // The end of a lease may be the beginning of a takeover.
         let leases = self.acceptor.leases(self.now).map(|lease| lease.until);
         let proposer = self.proposer.next_deadline();
@@ -436,6 +448,7 @@ impl Node {
             process: self.config.process,
             acceptor: self.acceptor.record().id,
             sequence: self.durable,
+            began: self.began_with,
             epoch: self.durable_epoch,
             message,
         })
@@ -457,7 +470,12 @@ impl Node {
         if !self.belongs(from, &envelope, effects) {
             return;
         }
-        if !self.detector.hears(self.now, from, &envelope) {
+        let own = self.own_beats();
+        if !self.detector.hears(self.now, from, &envelope, own) {
+            return;
+        }
+        let is_news = matches!(envelope.message, Message::Heartbeat(_) | Message::Learn { .. });
+        if self.is_old_copy && !is_news {
             return;
         }
         let acceptor = match self.state() {
@@ -465,6 +483,22 @@ impl Node {
             None => envelope.acceptor,
         };
         self.said(from, envelope.process, acceptor, envelope.message, effects);
+    }
+
+    fn own_beats(&self) -> Own {
+        Own { process: self.config.process, beats: self.beats }
+    }
+
+    /// L5: somebody heard more of this node's acceptor, before this process, than its record had
+    /// at the start: it is an old copy.
+    fn hear_of_own_record(&mut self, seen: &RecordSeen) {
+        let is_newer = seen.process != self.config.process && seen.sequence > self.began_with;
+        if seen.acceptor == self.acceptor.record().id
+            && (is_newer || seen.went_back)
+            && !defect(Defect::OldRecordVotes)
+        {
+            self.is_old_copy = true;
+        }
     }
 
     fn is_voter(&self, node: &NodeName) -> bool {
@@ -546,10 +580,18 @@ impl Node {
     }
 
     fn heard(&mut self, from: &NodeName, heartbeat: Heartbeat, effects: &mut Effects) {
-        let sent = heartbeat.echo.and_then(|(number, _)| {
+        let is_mine = heartbeat.echo_of == self.config.process;
+        let sent = heartbeat.echo.filter(|_| is_mine).and_then(|(number, _)| {
             self.beat_times.iter().find(|(sent, _)| *sent == number).map(|(_, at)| *at)
         });
-        let revision = heartbeat.revision;
+        let (revision, own) = (heartbeat.revision, self.own_beats());
+        for seen in &heartbeat.records {
+            if seen.node == self.config.name {
+                self.hear_of_own_record(seen);
+            } else {
+                self.detector.told(seen, own);
+            }
+        }
         self.detector.beat(self.now, from, heartbeat, sent);
         if self.state().is_some_and(|state| state.revision > revision) {
             self.teach(from, effects);
@@ -615,7 +657,7 @@ impl Node {
         effects: &mut Effects,
     ) {
         let proposal = Proposal { asker, change, cause };
-        if self.left_out_of().is_some() {
+        if self.has_no_part() {
             let why = Denial::Promised(Ballot::default());
             return self.ended(proposal, Outcome::NotNow(why), effects);
         }
@@ -626,7 +668,7 @@ impl Node {
     }
 
     fn go_on(&mut self, effects: &mut Effects) {
-        if self.left_out_of().is_some() {
+        if self.has_no_part() {
             return self.own.clear();
         }
         loop {
@@ -659,10 +701,7 @@ impl Node {
                         self.teach(node, effects);
                     }
                 }
-                Doing::Accepted(state, acceptors, sent) => {
-                    let me = self.me();
-                    self.holder.accepted(&me, &state, &acceptors, sent);
-                }
+                Doing::Taken(taken) => self.holder.taken(&taken),
                 Doing::Ended(proposal, outcome) => self.ended(proposal, outcome, effects),
             }
         }
@@ -758,43 +797,6 @@ impl Node {
         }
     }
 
-    fn unfit(&self, unfit: &Unfit) -> Verdict {
-        let (code, why, next) = match unfit {
-            Unfit::Already => ("already", "it is so already".into(), "nothing".into()),
-            Unfit::Newer => (
-                "changed_meanwhile",
-                "the register changed while this was ordered".to_string(),
-                "look at replctl status and order it again".to_string(),
-            ),
-            Unfit::NotFounded => (
-                "no_register",
-                "the cluster has no register yet: it begins when all nodes of the configuration \
-                 have been seen once"
-                    .into(),
-                "start replicatord on every node".into(),
-            ),
-            Unfit::Unknown(name) => (
-                "unknown",
-                alloc::format!("the register has no resource {name}"),
-                "look at replctl status".into(),
-            ),
-            Unfit::TooMany => {
-                ("too_many", "the register is full".into(), "remove what is not needed".into())
-            }
-            Unfit::OneAtATime => (
-                "one_at_a_time",
-                "more than one voter would come or go".into(),
-                "change them one after the other".into(),
-            ),
-            Unfit::VotersChange => (
-                "voters_change",
-                "another change of the voters is under way".into(),
-                "wait for it, then order it again".into(),
-            ),
-        };
-        Verdict::new(self.now, code, "", why, next)
-    }
-
     /// Where the replicas of a resource live, as far as their nodes were heard.
     pub(crate) fn homes(&self, resource: &str) -> Vec<Home> {
         let own = self.locals.get(resource).map(|local| (&self.config.name, &local.facts));
@@ -807,42 +809,6 @@ impl Node {
             .filter(|(_, facts)| facts.replica != 0)
             .map(|(node, facts)| Home { node: node.clone(), replica: ReplicaId(facts.replica) })
             .collect()
-    }
-
-    fn cause_of(&self, change: &Change) -> Cause {
-        let Change::Replica { resource, next, forced, .. } = change else {
-            return Cause::default();
-        };
-        let old = self.state().and_then(|state| state.resource(resource));
-        let what = match old.map(|entry| &entry.state) {
-            _ if *forced => "forced takeover",
-            Some(old) if next.primary.is_none() && old.primary.is_some() => "release",
-            Some(old) if next.tenure != old.tenure => "takeover",
-            Some(old) if next.set.len() < old.set.len() => "shrink",
-            Some(old) if next.set.len() > old.set.len() => "grow",
-            _ => "resume",
-        };
-        let why = match what {
-            "takeover" | "forced takeover" => self.why_taken(old),
-            "shrink" => "a member was lost".into(),
-            _ => String::new(),
-        };
-        Cause { what: what.into(), resource: resource.clone(), why }
-    }
-
-    fn why_taken(&self, old: Option<&Resource>) -> String {
-        match old.and_then(|old| old.holder.as_ref()) {
-            Some(holder) if holder.node == self.config.name => {
-                "this node had the office and did not serve".into()
-            }
-            Some(holder) => match self.detector.silence(self.now, &holder.node) {
-                Some(silence) => {
-                    alloc::format!("{} was silent for {} ms", holder.node, silence.as_ms())
-                }
-                None => alloc::format!("{} was never heard", holder.node),
-            },
-            None => "nobody was primary".into(),
-        }
     }
 
     // ------------------------------------------------------------------ signs of life and leases
@@ -885,6 +851,7 @@ impl Node {
         Heartbeat {
             number: self.beats,
             echo: echo.map(|node| (node.heartbeat.number, self.now.since(node.heartbeat_at))),
+            echo_of: self.detector.node(to).map_or(0, |node| node.process),
             revision: self.state().map_or(0, |state| state.revision),
             accepted: self.acceptor.accepted().map_or(0, |state| state.revision),
             is_blank: self.acceptor.accepted().is_none(),
@@ -899,6 +866,7 @@ impl Node {
                 .iter()
                 .map(|(name, local)| (name.clone(), local.facts.clone()))
                 .collect(),
+            records: self.detector.records(),
         }
     }
 
@@ -916,7 +884,8 @@ impl Node {
         let is_news = self.now.since(self.known_since) < self.lease();
         let is_alive = |name: &String| {
             self.locals.get(name).is_some_and(|local| {
-                self.now.since(local.progress_at) < self.lease()
+                (self.now.since(local.progress_at) < self.lease()
+                    || defect(Defect::ProgressIgnored))
                     && (local.facts.role != "secondary" || is_news)
             })
         };
@@ -942,7 +911,7 @@ impl Node {
 
     /// Until when this node may act as primary of a resource.
     pub fn lease_until(&self, resource: &str) -> Option<Time> {
-        if self.left_out_of().is_some() {
+        if self.has_no_part() {
             return None;
         }
         let state = self.state()?;
@@ -954,7 +923,7 @@ impl Node {
         let is_changing = self.proposer.open().is_some_and(|open| {
             open.resource(resource).is_none_or(|open| open.state != entry.state)
         });
-        if entry.state.sole && !is_changing {
+        if entry.state.sole && (!is_changing || defect(Defect::SoleKeptWhileChanging)) {
             return Some(Time(u64::MAX));
         }
         self.holder.until(state, resource)
@@ -1005,43 +974,7 @@ fn say_once(effects: &mut Effects) {
     });
 }
 
-/// A denial in words.
-pub fn in_words(why: &Denial) -> String {
-    match why {
-        Denial::Promised(ballot) => {
-            alloc::format!("another proposal, of {}, is under way", ballot.node)
-        }
-        Denial::Leased { holder, resource, remaining } => alloc::format!(
-            "the lease of {holder} on {resource} runs for another {} ms",
-            remaining.as_ms()
-        ),
-        Denial::JustStarted { remaining } => alloc::format!(
-            "an acceptor started a short time ago and waits for another {} ms",
-            remaining.as_ms()
-        ),
-        Denial::Sole { holder, resource } => alloc::format!(
-            "{holder} was the only member of {resource} and holds its office without end"
-        ),
-    }
-}
-
-fn what(change: &Change) -> &'static str {
-    match change {
-        Change::Read => "read",
-        Change::Found { .. } => "founded",
-        Change::AddResource { .. } => "resource added",
-        Change::RemoveResource { .. } => "resource removed",
-        Change::Replica { .. } => "replica",
-        Change::Want { .. } => "switchover ordered",
-        Change::Switch { switch: Switch::Maintenance(true), .. } => "maintenance",
-        Change::Switch { switch: Switch::Maintenance(false), .. } => "end of maintenance",
-        Change::Switch { switch: Switch::Off { is_off: true, .. }, .. } => "services stopped",
-        Change::Switch { .. } => "services started",
-        Change::Pause(true) => "paused",
-        Change::Pause(false) => "resumed",
-        Change::Standby { is_standby: true, .. } => "standby",
-        Change::Standby { .. } => "online",
-        Change::Lease(_) => "lease changed",
-        Change::Voters { .. } | Change::VotersDone { .. } => "voters changed",
-    }
+/// What a node that starts takes for committed before any quorum round: nothing (R14).
+fn record_is_enough(accepted: &Option<(Ballot, ClusterState)>) -> Option<(Ballot, ClusterState)> {
+    if defect(Defect::RecordTrustedAtStart) { accepted.clone() } else { None }
 }

@@ -9,7 +9,7 @@ use replicator_core::{Span, Time};
 
 use crate::acceptor::Denial;
 use crate::ballot::{Ballot, NodeName};
-use crate::cluster::{Cause, ClusterState};
+use crate::cluster::{Cause, ClusterState, Holder};
 use crate::command::{Asker, Change, Unfit};
 use crate::defect::{Defect, defect};
 use crate::message::Message;
@@ -43,6 +43,19 @@ pub enum Outcome {
     NotNow(Denial),
 }
 
+/// Offices that a committed state gives to the process that proposed it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Taken {
+    /// The offices, with their tenures.
+    pub offices: Vec<(String, u64)>,
+    /// The lease of that state.
+    pub lease: Span,
+    /// The acceptors that accepted it, and so granted the lease (L3).
+    pub by: Vec<u128>,
+    /// When it was sent to them first.
+    pub sent: Time,
+}
+
 /// What the proposer wants to be done.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Doing {
@@ -50,8 +63,8 @@ pub enum Doing {
     Say(NodeName, Message),
     /// This state is committed.
     Commit(Ballot, ClusterState),
-    /// These acceptors accepted, and so granted (L3), what was sent at that time.
-    Accepted(ClusterState, Vec<u128>, Time),
+    /// A state gives this process offices that it did not have.
+    Taken(Taken),
     /// A proposal ended.
     Ended(Proposal, Outcome),
 }
@@ -204,12 +217,18 @@ impl Proposer {
         if self.round.is_some() || self.queue.is_empty() || now < self.retry_at {
             return;
         }
+        let voters_of = known.map(|(_, state)| state).or(accepted).cloned();
+        let change = self.queue.front().map(|proposal| &proposal.change);
+        if voters_of.is_none() && !matches!(change, Some(Change::Found { .. })) {
+            // There is nobody to be asked: a round would never end, and nothing come after it.
+            return self.end(now, Outcome::Unfit(Unfit::NotFounded), doing);
+        }
         let known_counter = known.map_or(0, |(ballot, _)| ballot.counter);
         self.counter = self.counter.max(known_counter) + 1;
         let ballot = Ballot { counter: self.counter, node: self.me.clone(), process: self.process };
         self.round = Some(Round {
             ballot,
-            voters_of: known.map(|(_, state)| state).or(accepted).cloned(),
+            voters_of,
             phase: Phase::Preparing { promises: BTreeMap::new() },
             denied: BTreeMap::new(),
             resend_at: now,
@@ -398,8 +417,13 @@ impl Proposer {
             return;
         }
         if !*is_repeat {
-            let acceptors = accepted.iter().copied().collect();
-            doing.push(Doing::Accepted(state.clone(), acceptors, *since));
+            // Other changes prolong no lease: a loop that hangs may not keep it by them (L1).
+            let me = Holder { node: self.me.clone(), process: self.process };
+            let had = base.as_ref().map_or_else(Vec::new, |base| base.offices_of(&me));
+            let mut offices = state.offices_of(&me);
+            offices.retain(|office| !had.contains(office));
+            let (lease, by, sent) = (state.lease, accepted.iter().copied().collect(), *since);
+            doing.push(Doing::Taken(Taken { offices, lease, by, sent }));
         }
         doing.push(Doing::Commit(ballot.clone(), state.clone()));
         if *is_repeat {

@@ -72,6 +72,12 @@ impl Node {
         self.acceptor.record().left_out_of
     }
 
+    /// Whether this node votes, proposes and holds nothing: it was left out of a later epoch, or its
+    /// record is an old copy (L5).
+    pub(crate) fn has_no_part(&self) -> bool {
+        self.is_old_copy || self.left_out_of().is_some()
+    }
+
     /// Who was heard under a node's name a short time ago and is refused.
     pub fn stranger(&self, name: &NodeName) -> Option<&Stranger> {
         let is_recent = |it: &&Stranger| self.now.since(it.at) < GONE_AFTER;
@@ -152,6 +158,16 @@ impl Node {
 
     /// That this node has no part in the present epoch, if so.
     pub(crate) fn check_epoch(&self) -> Result<(), Verdict> {
+        if self.is_old_copy {
+            let why = "the record of this node's acceptor is an old copy: others heard a newer one \
+                       of it before it started";
+            let next = format!(
+                "stop replicatord here, remove the two files register.* of its state directory, \
+                 start it, then on a member: replctl node replace {}",
+                self.config.name
+            );
+            return Err(self.say_no("went_back", "L5", why, &next));
+        }
         let Some(epoch) = self.left_out_of() else { return Ok(()) };
         let why = format!(
             "this node belongs to epoch {}; epoch {} began without it (replctl recover)",

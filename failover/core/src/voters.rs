@@ -210,7 +210,7 @@ impl Node {
         let Some(state) = self.newest() else { return false };
         let mut recorded = state.all_voters().filter(|voter| voter.node == *name);
         if *name == self.config.name {
-            return self.left_out_of().is_none() && state.is_voter(self.acceptor.record().id);
+            return !self.has_no_part() && state.is_voter(self.acceptor.record().id);
         }
         let heard = self.detector.node(name).filter(|_| self.detector.hears_now(self.now, name));
         recorded.any(|voter| {

@@ -119,7 +119,8 @@ impl Replica {
     /// is kept in the own superblock.
     pub fn holds_lease(&self, now: Time) -> bool {
         let gives_up = matches!(self.change, Some(Change::Release | Change::HandOver));
-        !self.by_majority() || self.majority.has_lease(now) && !gives_up
+        let is_over = gives_up && !defect(Defect::AnswersWhileReleasing);
+        !self.by_majority() || self.majority.has_lease(now) && !is_over
     }
 
     /// The newest committed state this replica knows of, in its own lineage or not.
@@ -665,7 +666,7 @@ impl Replica {
         let state = self.committed();
         let is_named = |replica: ReplicaId| state.primary == Some(replica);
         let of_another = state.primary.is_some_and(|primary| primary != mine);
-        if state.sole && of_another && !old_primary_is_off {
+        if state.sole && of_another && !old_primary_is_off && !defect(Defect::SoleIgnored) {
             return Err(Refusal {
                 code: "sole_primary",
                 rule: "R5d",

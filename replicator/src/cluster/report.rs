@@ -125,7 +125,7 @@ impl ControlPlane {
         report.has_majority = silent.is_none();
         report.no_majority_ms = silent.map_or(0, |span| span.as_ms());
         if let Some((proposal, since, denial)) = node.proposer().waits() {
-            let why = denial.map(failover::core::node::in_words).unwrap_or_default();
+            let why = denial.map(failover::core::wording::in_words).unwrap_or_default();
             report.proposing = format!("{} {why}", proposal.cause.what).trim().to_owned();
             report.proposing_ms = now().since(since).as_ms();
         }

@@ -33,6 +33,8 @@ pub struct Working {
     pub job: Job,
     /// How it will end.
     pub fate: Result<(), DiskFailure>,
+    /// When it began.
+    pub began: u64,
 }
 
 /// What an operation does, with the fields of the core's order.
@@ -197,6 +199,11 @@ impl Disk {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&hash.to_le_bytes());
         bytes
+    }
+
+    /// When the oldest operation under way began.
+    pub fn busy_since(&self) -> Option<u64> {
+        self.working.values().map(|one| one.began).min()
     }
 
     /// Takes an order; the key names it until [`Disk::finish`].

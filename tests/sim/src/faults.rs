@@ -12,6 +12,9 @@ use crate::world::{Event, MS, PEER, World};
 impl World {
     /// The next trouble happens.
     pub fn trouble(&mut self) {
+        if self.watch_register_that_went_back() {
+            return;
+        }
         let end = self.parts.end.map_or(self.plan.troubles, |end| end.min(self.plan.troubles));
         if self.troubles >= end {
             // Who stands still for long wakes up first.
@@ -43,6 +46,9 @@ impl World {
         match fault {
             Fault::Kill if self.draw.chance(15) => {
                 // It stays away until all is over.
+                if self.must_stay(node) {
+                    return;
+                }
                 self.kill(node);
                 self.nodes[node].start_at = None;
                 self.happened(Occasion::AwayForLong);
@@ -63,7 +69,12 @@ impl World {
             | Fault::ControlCut
             | Fault::Storm
             | Fault::Orders
-            | Fault::OldRecord => self.trouble_cluster(fault, some_time),
+            | Fault::OldRecord
+            | Fault::LostRecord
+            | Fault::Members
+            | Fault::Forced
+            | Fault::HungLoop
+            | Fault::RegisterBack => self.trouble_cluster(fault, some_time),
             Fault::Switchover if self.cluster.is_some() => self.switch_over(),
             Fault::Partition => {
                 self.occasions_of_cut(None);
@@ -155,6 +166,9 @@ impl World {
 
     /// A process or its machine falls, and comes back after a while.
     pub fn fall(&mut self, node: usize, back_after: u64, power: bool) {
+        if self.must_stay(node) {
+            return;
+        }
         if power {
             self.cut_power(node);
         } else {
@@ -187,6 +201,7 @@ impl World {
         let until = self.now + length;
         let there = &mut self.nodes[node];
         there.paused_until = there.paused_until.max(until);
+        self.plane_stands_still(node, until);
         self.occasions_of_pause(node, length);
     }
 
@@ -239,7 +254,11 @@ impl World {
     }
 
     fn routine(&mut self, fault: Fault, node: usize) {
-        if self.operator_is_busy() || self.nodes[node].process.is_none() {
+        let is_stop = fault == Fault::Restart;
+        if self.operator_is_busy()
+            || self.nodes[node].process.is_none()
+            || is_stop && self.must_stay(node)
+        {
             return;
         }
         let primary = self.device().map(|(primary, _)| primary);

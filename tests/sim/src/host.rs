@@ -102,6 +102,8 @@ pub struct Process {
     pub session: Option<u64>,
     /// The connections that its sessions are, in the order in which they came in.
     pub sessions: Vec<usize>,
+    /// It was told the state of the register.
+    pub knows_register: bool,
     /// Who watches whether it keeps the rules.
     pub view: View,
 }

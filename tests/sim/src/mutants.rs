@@ -22,31 +22,21 @@ const WITH_A_MAJORITY: &[Defect] = &[
     Defect::UndecidedIsFailed,
     Defect::RegisterMayGoBack,
     Defect::RegisterNotAwaited,
-];
-
-/// Defects of the control plane that need a change of the voters: no cluster here has one. The
-/// stories of `failover/core/tests/cluster` find them.
-const WITH_OTHER_VOTERS: &[failover_core::defect::Defect] = &[
-    failover_core::defect::Defect::NewAcceptorWithoutWait,
-    failover_core::defect::Defect::EmptyRecordVotes,
-    failover_core::defect::Defect::NewMajorityOnly,
+    Defect::AnswersWhileReleasing,
+    Defect::SoleIgnored,
 ];
 
 /// Breaks a rule in this process.
 pub fn wake(name: &str) {
     use failover_core::defect as control;
-    if let Some(&defect) = DEFECTS.iter().find(|defect| format!("{defect:?}") == name) {
-        return switch_on(defect);
-    }
-    match control::DEFECTS.iter().find(|defect| format!("{defect:?}") == name) {
-        Some(&defect) => control::switch_on(defect),
-        None => {
-            eprintln!(
-                "no defect has the name {name}; there are {DEFECTS:?} {:?}",
-                control::DEFECTS
-            );
-            exit(2);
-        }
+    let of_replicas = DEFECTS.iter().find(|defect| format!("{defect:?}") == name);
+    let of_control = control::DEFECTS.iter().find(|defect| format!("{defect:?}") == name);
+    // A rule that both cores keep is broken in both.
+    of_replicas.copied().into_iter().for_each(switch_on);
+    of_control.copied().into_iter().for_each(control::switch_on);
+    if of_replicas.is_none() && of_control.is_none() {
+        eprintln!("no defect has the name {name}; there are {DEFECTS:?} {:?}", control::DEFECTS);
+        exit(2);
     }
 }
 
@@ -57,10 +47,12 @@ fn wanted() -> Vec<String> {
         let of_a_pair = DEFECTS.iter().filter(|defect| !WITH_A_MAJORITY.contains(defect));
         return of_a_pair.map(|defect| name(defect)).collect();
     }
-    let control = failover_core::defect::DEFECTS.iter();
-    let control = control.filter(|defect| !WITH_OTHER_VOTERS.contains(defect));
-    let of_both = WITH_A_MAJORITY.iter().map(|defect| name(defect));
-    control.map(|defect| name(defect)).chain(of_both).collect()
+    let control = failover_core::defect::DEFECTS.iter().map(|defect| name(defect));
+    let mut all: Vec<String> =
+        control.chain(WITH_A_MAJORITY.iter().map(|defect| name(defect))).collect();
+    all.sort();
+    all.dedup();
+    all
 }
 
 /// Runs seeds one after the other and prints a line for each that fails (in the child process).

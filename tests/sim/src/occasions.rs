@@ -100,6 +100,15 @@ pub enum Occasion {
     SwitchoverUnderLoad,
     SwitchoverTargetDied,
     ClientReconnected,
+    // Clusters.
+    OldRecordRefused,
+    EmptyRecordReplaced,
+    WitnessAdded,
+    WitnessRemoved,
+    ForcedFailover,
+    RegisterWentBack,
+    LoopHung,
+    DiskHungForLong,
 }
 
 /// What must be remembered to know it.

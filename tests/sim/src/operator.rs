@@ -88,7 +88,7 @@ impl World {
                 let status = process.replica.status(local);
                 !status.has_disk && status.role != "stopping"
             });
-            if failed && self.draw.chance(30) {
+            if failed && !self.must_stay(node) && self.draw.chance(30) {
                 tell!(self, "operator restarts {}, whose disk failed", self.nodes[node].name);
                 self.kill(node);
                 let delay = self.draw.below(1000) * MS;

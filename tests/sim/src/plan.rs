@@ -91,8 +91,19 @@ pub enum Fault {
     Storm,
     /// The operator of a cluster moves the office, or switches something.
     Orders,
-    /// A node comes back with an older record of its acceptor (L5).
+    /// A node comes back with an older record of its acceptor, and is replaced (L5, H3).
     OldRecord,
+    /// A node loses its acceptor's record, and with it its vote, and is replaced (L5, O7).
+    LostRecord,
+    /// The operator adds or removes a witness (L7, O5).
+    Members,
+    /// The operator moves the office by force (R11d, D13).
+    Forced,
+    /// The data loop of a node hangs, or its disk for longer than that is borne; its control plane
+    /// goes on (L1).
+    HungLoop,
+    /// Every acceptor comes back with an old record: the register went back (R11c).
+    RegisterBack,
 }
 
 /// What befalls a pair, for drawing.
@@ -168,8 +179,19 @@ const FAULTS_OF_A_CLUSTER: [Fault; 31] = [
     Fault::Orders,
 ];
 
+/// What changes a cluster itself, with the highest weight of each.
+pub fn changes_of_clusters() -> [(Fault, u64); 5] {
+    [
+        (Fault::OldRecord, 3),
+        (Fault::LostRecord, 3),
+        (Fault::Members, 6),
+        (Fault::Forced, 3),
+        (Fault::HungLoop, 4),
+    ]
+}
+
 /// What befalls only clusters.
-const FAULTS_OF_CLUSTERS: [Fault; 7] = [
+const FAULTS_OF_CLUSTERS: [Fault; 12] = [
     Fault::WitnessFalls,
     Fault::WitnessPauses,
     Fault::Isolation,
@@ -177,6 +199,11 @@ const FAULTS_OF_CLUSTERS: [Fault; 7] = [
     Fault::Storm,
     Fault::Orders,
     Fault::OldRecord,
+    Fault::LostRecord,
+    Fault::Members,
+    Fault::Forced,
+    Fault::HungLoop,
+    Fault::RegisterBack,
 ];
 
 /// All kinds, for counting.

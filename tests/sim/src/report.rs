@@ -10,12 +10,19 @@ use crate::runner::{Found, Outcome};
 use crate::world::Tally;
 
 /// Numbers of a tally before those of the faults.
-const PLAIN: usize = 5;
+const PLAIN: usize = 6;
 
 impl Tally {
     /// For the pipe between a runner and its child; [`Tally::set`] reads the numbers.
     pub fn line(&self) -> String {
-        let plain = [self.virtual_ns, self.steps, self.requests, self.tenures, self.resyncs];
+        let plain = [
+            self.virtual_ns,
+            self.steps,
+            self.requests,
+            self.tenures,
+            self.resyncs,
+            self.overlapping,
+        ];
         let faults = all_faults().map(|fault| self.faults.get(&fault).copied().unwrap_or(0));
         let words: Vec<String> =
             plain.into_iter().chain(faults).map(|number| number.to_string()).collect();
@@ -32,6 +39,7 @@ impl Tally {
         self.requests = numbers[2];
         self.tenures = numbers[3];
         self.resyncs = numbers[4];
+        self.overlapping = numbers[5];
         let caused = all_faults().zip(&numbers[PLAIN..]).filter(|(_, count)| **count > 0);
         self.faults = caused.map(|(fault, count)| (fault, *count)).collect();
     }
@@ -43,6 +51,7 @@ impl Tally {
         self.requests += other.requests;
         self.tenures += other.tenures;
         self.resyncs += other.resyncs;
+        self.overlapping += other.overlapping;
         for (fault, count) in &other.faults {
             *self.faults.entry(*fault).or_default() += count;
         }
@@ -121,7 +130,12 @@ impl Report {
         let kinds: Vec<String> =
             self.tally.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
         println!("faults by kind: {}", kinds.join(", "));
-        if !mode::is_cluster() {
+        if mode::is_cluster() {
+            println!(
+                "split brain: {} acknowledgements by two primaries of overlapping generations",
+                self.tally.overlapping
+            );
+        } else {
             self.coverage.print();
         }
         let mut classes: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -149,6 +163,7 @@ mod tests {
             requests: 3,
             tenures: 4,
             resyncs: 5,
+            overlapping: 6,
             faults,
             ..Tally::default()
         };

@@ -108,6 +108,8 @@ pub struct Tally {
     pub tenures: u64,
     /// Resyncs finished: members made.
     pub resyncs: u64,
+    /// Acknowledgements by a primary whose successor had acknowledged something: never any.
+    pub overlapping: u64,
     /// Troubles by kind.
     pub faults: BTreeMap<Fault, u64>,
     /// What really occurred.

@@ -1,6 +1,7 @@
 //! The whole of failover-core without a data plane, in virtual time.
 
 mod members;
+mod old_record;
 mod world;
 
 use failover_core::cluster::{Epoch, Force};
@@ -97,6 +98,7 @@ fn a_late_message_of_an_earlier_process_makes_nobody_deaf() {
         acceptor: world.machines[&name("alpha")].disk.id,
         epoch: Epoch::default(),
         sequence: world.machines[&name("alpha")].disk.sequence,
+        began: 0,
         message: Message::Heartbeat(heartbeat),
     };
     world.kill("alpha");

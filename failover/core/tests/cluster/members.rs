@@ -98,6 +98,21 @@ fn a_takeover_right_after_a_replacement_waits_for_the_lease_that_the_new_accepto
     assert!(took >= Span::from_ms(800), "{} ms: {:#?}", took.as_ms(), world.log);
 }
 
+/// What is ordered of a node that knows no voters came to nothing and nothing came after it, for
+/// as long as its process lived (sim --cluster 130).
+#[test]
+fn an_order_to_a_node_without_a_register_is_refused_and_holds_nothing_up() {
+    let mut world = World::with_primary();
+    world.wipe("beta", 201);
+    world.start("beta");
+    let order = || Input::Ordered { ticket: 3, change: Change::Pause(true), why: "a test".into() };
+    assert_eq!(code(world.order("beta", order())), "no_register");
+    world.pass_with_lease("alpha", Span::from_ms(2_000));
+    world.wish("alpha", &replace("beta")).unwrap();
+    world.pass(Span::from_ms(1_000));
+    world.order("beta", order()).unwrap();
+}
+
 #[test]
 fn a_wiped_data_node_is_replaced_by_the_survivors() {
     let mut world = World::with_primary();
@@ -163,6 +178,7 @@ fn an_old_machine_that_comes_back_beside_its_replacement_is_refused() {
         process: 999,
         acceptor: old.disk.id,
         sequence: old.disk.sequence,
+        began: old.disk.sequence,
         epoch: old.disk.epoch(),
         message: failover_core::message::Message::Heartbeat(Default::default()),
     };

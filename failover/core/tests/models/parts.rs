@@ -321,10 +321,7 @@ impl Machine {
                     self.learn(&ballot, &state);
                     output.commits.push((ballot, state));
                 }
-                Doing::Accepted(state, by, sent) => {
-                    let me = self.me();
-                    self.holder.accepted(&me, &state, &by, sent);
-                }
+                Doing::Taken(taken) => self.holder.taken(&taken),
                 Doing::Ended(..) => {}
             }
         }

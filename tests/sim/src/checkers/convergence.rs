@@ -20,6 +20,9 @@ impl World {
     pub fn look(&mut self) {
         let delay = LOOK_EVERY_MS * MS;
         self.after(delay, Event::Look);
+        if self.watch_register_that_went_back() {
+            return;
+        }
         self.check_tracking();
         self.look_at_cluster();
         self.pretend();

@@ -34,11 +34,12 @@ impl World {
         let revision = state.revision;
         let cluster = self.cluster_mut();
         let Some(known) = cluster.committed.get(&revision) else {
-            cluster.committed.insert(revision, state);
+            cluster.committed.insert(revision, state.clone());
             cluster.tally.takeovers += u64::from(is_takeover);
-            return;
+            self.check_voters_changed(&state);
+            return self.forced_takeover(&state);
         };
-        if *known != state {
+        if *known != state && cluster.went_back_at.is_none() {
             let text = format!(
                 "{} learned revision {revision} as {state:?}, somebody else as {known:?}",
                 NAMES[seat]
@@ -93,6 +94,9 @@ impl World {
             self.fail(Kind::Safety, "R5a", text);
             return true;
         }
+        if self.cluster().went_back_at.is_some() {
+            return false;
+        }
         if office >= self.checkers.offices {
             return true;
         }
@@ -101,6 +105,7 @@ impl World {
             return false;
         }
         self.cluster_mut().tally.overlapping += 1;
+        self.tally.overlapping += 1;
         let newest = self.checkers.offices;
         let text = format!("request {id} succeeds in office {office}, office {newest} has begun");
         self.fail(Kind::Safety, "oracle (b)", text);
@@ -123,6 +128,7 @@ impl World {
         if self.cluster.is_none() {
             return;
         }
+        self.check_hung_loops();
         self.check_one_serves();
         let serves = (0..2).any(|node| self.would_answer(node));
         let Some(calm) = self.checkers.calm_since else { return };
@@ -151,11 +157,17 @@ impl World {
         let cluster = self.cluster.as_ref()?;
         let newest = cluster.newest();
         let Some(newest) = newest else { return Some("no register") };
-        for seat in &cluster.seats {
+        for seat in &cluster.seats[..cluster.count()] {
             let Some(node) = &seat.node else { return Some("a daemon is down") };
             if node.state().is_none_or(|state| state.revision != newest.revision) {
                 return Some("a node does not know the newest state");
             }
+        }
+        if cluster.outsider.is_some() || newest.next_voters.is_some() {
+            return Some("somebody has no vote");
+        }
+        if cluster.forcing.is_some() {
+            return Some("a failover by force is under way");
         }
         if newest.paused || !newest.standby.is_empty() {
             return Some("a switch is not as it was");

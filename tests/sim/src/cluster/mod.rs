@@ -1,5 +1,5 @@
-//! The cluster around the pair: two data nodes and a witness, each with the shipping decision core,
-//! an acceptor's record on a store of its own, and datagrams between all three. Nobody orders a
+//! The cluster around the pair: two data nodes and one or two witnesses, each with the shipping decision core,
+//! an acceptor's record on a store of its own, and datagrams between all of them. Nobody orders a
 //! promotion here: failovers happen by themselves.
 //!
 //! ```text
@@ -7,19 +7,25 @@
 //!  post.rs      datagrams between them
 //!  offices.rs   what a control plane and the replica beside it tell each other
 //!  operator.rs  switchovers and switches
+//!  voters.rs    acceptors that lose their record or go back; voters replaced, added, removed
+//!  forced.rs    failovers by force, and a register that goes back
 //!  troubles.rs  what befalls clusters besides what befalls pairs
 //!  checks.rs    what must never be, and what must be in the end
+//!  rules.rs     each rule of leases and voters, watched at every step of an acceptor
 //!  times.rs     how long failovers take;  mode.rs: which world the seeds of a process have
 //! ```
 
 mod checks;
+mod forced;
 pub mod mode;
 mod offices;
 mod operator;
 mod post;
+mod rules;
 mod seats;
 pub mod times;
 mod troubles;
+mod voters;
 
 use std::collections::BTreeMap;
 
@@ -32,7 +38,7 @@ use replicator_core::Span;
 use replicator_core::register::RegisterState;
 
 use crate::clock::Clock;
-use crate::plan::Plan;
+use crate::plan::{Fault, Plan, changes_of_clusters};
 use crate::world::{Event, MS, World};
 
 pub use operator::Operator;
@@ -40,10 +46,12 @@ pub use seats::Seat;
 
 /// The only resource.
 pub const RESOURCE: &str = "sim";
-/// The place of the witness among the seats.
+/// The place of the first witness among the seats: those before are the data nodes.
 pub const WITNESS: usize = 2;
+/// Seats at most: some seeds have a second witness, which comes and goes.
+pub const SEATS: usize = 4;
 /// Names in the order of the seats; the data nodes have those of the pair.
-const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+const NAMES: [&str; SEATS] = ["alpha", "beta", "gamma", "delta"];
 
 /// What a seed of a cluster is about besides.
 #[derive(Clone, Debug)]
@@ -64,6 +72,8 @@ pub struct ClusterPlan {
     pub shares_link: bool,
     /// Speed of the witness's clock in per mille.
     pub witness_rate: u64,
+    /// There is a second witness.
+    pub has_delta: bool,
 }
 
 impl ClusterPlan {
@@ -78,6 +88,24 @@ impl ClusterPlan {
             record_us: [500, 5_000, 40_000, 300_000][draw.below(4) as usize],
             shares_link: draw.chance(60),
             witness_rate: 901 + draw.below(199),
+            has_delta: false,
+        }
+    }
+
+    /// In half of the seeds the cluster itself changes: other voters, old and lost records, failovers
+    /// by force, data loops that hang. Chance of its own leaves the other half as it was.
+    fn draw_changes(&mut self, plan: &mut Plan, draw: &mut Draw) {
+        if draw.chance(50) {
+            return;
+        }
+        self.has_delta = draw.chance(30);
+        for (fault, weight) in changes_of_clusters() {
+            if draw.chance(40) {
+                plan.faults.push((fault, 1 + draw.below(weight)));
+            }
+        }
+        if draw.chance(4) {
+            plan.faults.push((Fault::RegisterBack, 1));
         }
     }
 
@@ -92,6 +120,7 @@ impl ClusterPlan {
             record_us: 2_000,
             shares_link: false,
             witness_rate: 1_000,
+            has_delta: false,
         }
     }
 }
@@ -116,10 +145,14 @@ pub enum Happening {
     Job { seat: usize, life: u64, job: offices::Job },
     /// An order to the replica has no answer for too long.
     JobIsLate { seat: usize, ticket: u64 },
-    /// The witness starts.
-    StartWitness,
+    /// A witness starts.
+    StartWitness { seat: usize },
     /// The operator looks at the switches once the troubles are over.
     Tidy,
+    /// The operator looks after an acceptor without a vote.
+    VoterCare,
+    /// The operator looks after a failover by force.
+    ForceCare,
 }
 
 /// The control planes of the three nodes, and what is between them.
@@ -127,16 +160,18 @@ pub enum Happening {
 pub struct Cluster {
     /// What the seed is about.
     pub plan: ClusterPlan,
-    /// The three nodes.
-    pub seats: [Seat; 3],
+    /// The nodes.
+    pub seats: [Seat; SEATS],
     /// No datagram passes from one seat to another before.
-    pub cut_until: [[u64; 3]; 3],
+    pub cut_until: [[u64; SEATS]; SEATS],
     /// More of them get lost until then.
     pub stormy_until: u64,
-    /// The clock of the witness's machine.
-    witness_clock: Clock,
-    witness_paused_until: u64,
-    witness_starts_at: Option<u64>,
+    /// The machines of the witnesses.
+    witnesses: [Witness; SEATS - WITNESS],
+    /// The control plane of a data node stands still until then; its data loop may for longer.
+    plane_paused_until: [u64; 2],
+    /// Since when the data loop of a node hangs while its control plane goes on (L1).
+    pub loop_hangs_since: [Option<u64>; 2],
     /// Every committed state that anybody learned, by its revision.
     committed: BTreeMap<u64, ClusterState>,
     /// Who switched what.
@@ -145,6 +180,14 @@ pub struct Cluster {
     unserved_since: Option<u64>,
     /// When a machine whose clock stood still woke up, for each data node (R5e).
     woke_at: [Option<u64>; 2],
+    /// An acceptor that has no vote, and is to be replaced.
+    pub(crate) outsider: Option<voters::Outsider>,
+    /// A failover by force that is under way.
+    pub(crate) forcing: Option<forced::Forcing>,
+    /// The register went back to what it was once (R11c): since when.
+    pub(crate) went_back_at: Option<u64>,
+    /// What each node's disk knew then.
+    floors: [u64; 2],
     /// Counted for the report.
     pub tally: ClusterTally,
 }
@@ -162,24 +205,45 @@ pub struct ClusterTally {
     pub longest_unserved_ns: u64,
 }
 
+/// The machine of a witness.
+#[derive(Debug)]
+struct Witness {
+    clock: Clock,
+    paused_until: u64,
+    starts_at: Option<u64>,
+}
+
 impl Cluster {
     fn new(plan: ClusterPlan, draw: &mut Draw) -> Self {
-        let seats = [0, 1, 2].map(|number| Seat::new(NAMES[number], draw));
-        let witness_clock = Clock::booted(0, plan.witness_rate);
+        let seats = NAMES.map(|name| Seat::new(name, draw));
+        let witnesses = [plan.witness_rate, 2_000 - plan.witness_rate].map(|rate| Witness {
+            clock: Clock::booted(0, rate),
+            paused_until: 0,
+            starts_at: None,
+        });
         Self {
             plan,
             seats,
-            cut_until: [[0; 3]; 3],
+            cut_until: [[0; SEATS]; SEATS],
             stormy_until: 0,
-            witness_clock,
-            witness_paused_until: 0,
-            witness_starts_at: None,
+            witnesses,
+            plane_paused_until: [0; 2],
+            loop_hangs_since: [None; 2],
             committed: BTreeMap::new(),
             operator: Operator::default(),
             unserved_since: None,
             woke_at: [None; 2],
+            outsider: None,
+            forcing: None,
+            went_back_at: None,
+            floors: [0; 2],
             tally: ClusterTally::default(),
         }
+    }
+
+    /// How many seats there are.
+    pub fn count(&self) -> usize {
+        if self.plan.has_delta { SEATS } else { SEATS - 1 }
     }
 
     /// The newest state that anybody knows to be committed.
@@ -208,15 +272,16 @@ fn name(seat: usize) -> NodeName {
 }
 
 fn seat_of(name: &NodeName) -> usize {
-    NAMES.iter().position(|known| *known == name.as_str()).expect("one of the three")
+    NAMES.iter().position(|known| *known == name.as_str()).expect("one of the nodes")
 }
 
 impl World {
     /// The world of a seed with a witness, before anything happens.
     pub fn of_a_cluster(seed: u64, trace: bool) -> Self {
         let mut draw = Draw::new(seed ^ 0xc1a5);
-        let plan = Plan::draw_for_a_cluster(&mut draw);
-        let cluster = ClusterPlan::draw(&mut draw);
+        let mut plan = Plan::draw_for_a_cluster(&mut draw);
+        let mut cluster = ClusterPlan::draw(&mut draw);
+        cluster.draw_changes(&mut plan, &mut Draw::new(seed ^ 0xd31a));
         Self::with_cluster(seed, draw, plan, cluster, trace)
     }
 
@@ -256,14 +321,18 @@ impl World {
             Happening::Bell { seat, life } => self.look_at_lease(seat, life),
             Happening::Job { seat, life, job } => self.do_job(seat, life, job),
             Happening::JobIsLate { seat, ticket } => self.job_is_late(seat, ticket),
-            Happening::StartWitness => self.start_witness(),
+            Happening::StartWitness { seat } => self.start_witness(seat),
             Happening::Tidy => self.tidy_switches(),
+            Happening::VoterCare => self.care_for_voters(),
+            Happening::ForceCare => self.care_for_force(),
         }
     }
 
     /// The first events of a cluster.
     pub(crate) fn begin_cluster(&mut self) {
-        self.cluster_mut().witness_starts_at = Some(MS);
-        self.soon(MS, Happening::StartWitness);
+        for seat in WITNESS..self.cluster().count() {
+            self.cluster_mut().witnesses[seat - WITNESS].starts_at = Some(MS);
+            self.soon(MS, Happening::StartWitness { seat });
+        }
     }
 }

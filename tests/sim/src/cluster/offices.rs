@@ -137,10 +137,17 @@ impl World {
 
     /// L1: the data loop turns, unless its process stands still.
     pub(super) fn tell_progress(&mut self, seat: usize) {
-        if seat != WITNESS && self.nodes[seat].process.is_some() {
+        if seat < WITNESS && self.data_loop_turns(seat) {
             let at = self.seat_local(seat);
             self.step_seat(seat, Fact::LoopProgressed { resource: RESOURCE.into(), at });
         }
+    }
+
+    /// Whether the data loop of a node turns and its disk does not hang, as far as its driver sees.
+    fn data_loop_turns(&self, node: usize) -> bool {
+        let turns = self.nodes[node].process.is_some() && self.nodes[node].paused_until <= self.now;
+        let limit = self.cluster().plan.lease.0;
+        turns && self.nodes[node].disk.busy_since().is_none_or(|since| self.now - since <= limit)
     }
 
     // ------------------------------------------------------------------ facts
@@ -151,7 +158,7 @@ impl World {
         }
         let delay = FACTS_EVERY.max(self.seat_paused_until(seat).saturating_sub(self.now));
         self.soon(delay, Happening::Facts { seat, life });
-        if delay == FACTS_EVERY {
+        if delay == FACTS_EVERY && self.nodes[seat].paused_until <= self.now {
             let facts = self.facts_of_replica(seat);
             self.tell_own_seat(seat, Fact::ReplicaReported { resource: RESOURCE.into(), facts });
         }

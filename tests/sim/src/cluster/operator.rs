@@ -20,6 +20,13 @@ pub struct Operator {
     pending: Vec<Pending>,
 }
 
+impl Operator {
+    /// Whether every order has its answer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+}
+
 #[derive(Debug)]
 struct Pending {
     ticket: u64,
@@ -67,7 +74,7 @@ impl World {
         self.switch(seat, change);
     }
 
-    fn switch(&mut self, seat: usize, change: Change) {
+    pub(super) fn switch(&mut self, seat: usize, change: Change) {
         if self.cluster().seats[seat].node.is_none() {
             return;
         }
@@ -107,8 +114,8 @@ impl World {
         self.switch(seat, change);
     }
 
-    /// (e): an order is answered in time once nothing is in its way.
-    fn check_switches(&mut self) {
+    /// Orders whose process is gone are never answered.
+    pub(super) fn forget_lost_orders(&mut self) {
         let gone: Vec<u64> = self
             .cluster()
             .operator
@@ -117,10 +124,16 @@ impl World {
             .filter(|pending| !self.seat_runs(pending.seat, pending.life))
             .map(|pending| pending.ticket)
             .collect();
-        let now = self.now;
-        let calm = self.checkers.calm_since;
         let pending = &mut self.cluster_mut().operator.pending;
         pending.retain(|pending| !gone.contains(&pending.ticket));
+    }
+
+    /// (e): an order is answered in time once nothing is in its way.
+    fn check_switches(&mut self) {
+        self.forget_lost_orders();
+        let now = self.now;
+        let calm = self.checkers.calm_since;
+        let pending = &self.cluster().operator.pending;
         let Some(calm) = calm else { return };
         let late = pending.iter().find(|pending| now - pending.since.max(calm) > PATIENCE);
         if let Some(late) = late {

@@ -3,12 +3,14 @@
 use std::mem;
 
 use failover_core::acceptor::Record;
+use failover_core::cluster::Holder;
 use failover_core::node::{Config, Effect, Effects, Input, Node};
 use failover_core::{NodeName, Time};
 use history::draw::Draw;
 use replicator_core::register::RegisterState;
 
 use crate::cluster::offices::{Job, Order};
+use crate::cluster::rules::Before;
 use crate::cluster::{Happening, NAMES, RESOURCE, WITNESS, name, seat_of};
 use crate::failure::Kind;
 use crate::tell;
@@ -77,21 +79,25 @@ impl World {
     /// The time on the clock of a node's machine.
     pub(crate) fn seat_local(&self, seat: usize) -> Time {
         match seat {
-            WITNESS => self.cluster().witness_clock.shows(self.now),
+            WITNESS.. => self.cluster().witnesses[seat - WITNESS].clock.shows(self.now),
             node => self.local(node),
         }
     }
 
     pub(super) fn seat_paused_until(&self, seat: usize) -> u64 {
         match seat {
-            WITNESS => self.cluster().witness_paused_until,
+            WITNESS.. => self.cluster().witnesses[seat - WITNESS].paused_until,
+            node if self.cluster().loop_hangs_since[node].is_some() => {
+                self.cluster().plane_paused_until[node]
+            }
             node => self.nodes[node].paused_until,
         }
     }
 
-    /// Until when the witness stands still, in a world that has one.
+    /// Until when a witness stands still, in a world that has one.
     pub(crate) fn witness_wakes_at(&self) -> u64 {
-        self.cluster.as_ref().map_or(0, |cluster| cluster.witness_paused_until)
+        let witnesses = self.cluster.iter().flat_map(|cluster| &cluster.witnesses);
+        witnesses.map(|witness| witness.paused_until).max().unwrap_or(0)
     }
 
     /// Whether this process of a control plane still runs, or stands still.
@@ -100,12 +106,11 @@ impl World {
         seat.node.is_some() && seat.life == life
     }
 
-    pub(super) fn start_witness(&mut self) {
+    pub(super) fn start_witness(&mut self, seat: usize) {
         let now = self.now;
-        let cluster = self.cluster_mut();
-        let is_due = cluster.witness_starts_at.take_if(|at| *at <= now).is_some();
-        if is_due {
-            self.start_seat(WITNESS);
+        let witness = &mut self.cluster_mut().witnesses[seat - WITNESS];
+        if witness.starts_at.take_if(|at| *at <= now).is_some() {
+            self.start_seat(seat);
         }
     }
 
@@ -119,8 +124,8 @@ impl World {
         let config = Config {
             name: name(seat),
             process,
-            nodes: (0..3).map(|seat| (name(seat), seat == WITNESS)).collect(),
-            resources: if seat == WITNESS { Vec::new() } else { vec![RESOURCE.into()] },
+            nodes: (0..self.cluster().count()).map(|it| (name(it), it >= WITNESS)).collect(),
+            resources: if seat >= WITNESS { Vec::new() } else { vec![RESOURCE.into()] },
             lease: self.cluster().plan.lease,
         };
         let there = &mut self.cluster_mut().seats[seat];
@@ -130,7 +135,7 @@ impl World {
         let life = there.life;
         tell!(self, "{} starts its control plane, process {life}", NAMES[seat]);
         self.step_seat(seat, Input::TimePassed);
-        if seat != WITNESS {
+        if seat < WITNESS {
             self.soon(1, Happening::Facts { seat, life });
         }
     }
@@ -138,7 +143,11 @@ impl World {
     /// The daemon of a node is gone. A record on its way may have landed.
     pub(crate) fn end_seat(&mut self, seat: usize) {
         let lands = self.draw.chance(50);
-        let there = &mut self.cluster_mut().seats[seat];
+        let cluster = self.cluster_mut();
+        if seat < WITNESS {
+            cluster.loop_hangs_since[seat] = None;
+        }
+        let there = &mut cluster.seats[seat];
         if there.node.take().is_none() {
             return;
         }
@@ -148,11 +157,11 @@ impl World {
             there.record = *record;
         }
         match seat {
-            WITNESS => {
+            WITNESS.. => {
                 let now = self.now;
-                let cluster = self.cluster_mut();
-                cluster.witness_paused_until = 0;
-                cluster.witness_clock.go_on(now);
+                let witness = &mut self.cluster_mut().witnesses[seat - WITNESS];
+                witness.paused_until = 0;
+                witness.clock.go_on(now);
             }
             node => self.nodes[node].paused_until = 0,
         }
@@ -190,8 +199,10 @@ impl World {
         let mut effects = Effects::new();
         let there = &mut self.cluster_mut().seats[seat];
         let Some(node) = &mut there.node else { return };
+        let before = Before::of(node, local, &input);
         node.step(local, input, &mut effects);
         self.tally.steps += 1;
+        self.check_acceptor(seat, &before);
         for effect in effects {
             if self.tells_steps {
                 println!("{:>12.6}     {} => {effect:?}", self.now as f64 / 1e9, NAMES[seat]);
@@ -215,6 +226,7 @@ impl World {
             Effect::Learned { state, .. } => self.learned(seat, state),
             Effect::Decided { number, result, .. } => self.decided(seat, number, result),
             Effect::Promote { force, why, .. } => {
+                self.check_promotion(seat, force);
                 tell!(self, "{} is to take the office: {why}", NAMES[seat]);
                 self.begin_job(seat, Job::Promote(force));
             }
@@ -235,6 +247,10 @@ impl World {
         let there = &mut self.cluster_mut().seats[seat];
         there.writing = None;
         let before = mem::replace(&mut there.record, *record);
+        if holder_of(&before) != holder_of(&there.record) {
+            // A copy of it would bring an earlier holder of the office back.
+            there.older = Some(before.clone());
+        }
         if before.sequence >= sequence {
             let text = format!("{} wrote record {sequence} over {}", NAMES[seat], before.sequence);
             self.fail(Kind::Safety, "L5", text);
@@ -246,7 +262,7 @@ impl World {
         let Some(node) = &self.cluster().seats[seat].node else { return };
         let Some(deadline) = node.next_deadline() else { return };
         let clock = match seat {
-            WITNESS => &self.cluster().witness_clock,
+            WITNESS.. => &self.cluster().witnesses[seat - WITNESS].clock,
             node => &self.nodes[node].clock,
         };
         let at = clock.moment_of(deadline).clamp(self.now + 1, self.now + TURN);
@@ -279,28 +295,45 @@ impl World {
         }
     }
 
-    /// The witness falls, and is back after a while.
-    pub(super) fn witness_falls(&mut self, back_after: u64, power: bool) {
-        tell!(self, "the witness falls; power: {power}");
-        self.end_seat(WITNESS);
-        let now = self.now;
-        let cluster = self.cluster_mut();
-        if power {
-            cluster.witness_clock.reboot(now);
+    /// A witness falls, and is back after a while.
+    pub(super) fn witness_falls(&mut self, seat: usize, back_after: u64, power: bool) {
+        if self.must_stay(seat) {
+            return;
         }
-        cluster.witness_starts_at = Some(now + back_after);
-        self.soon(back_after, Happening::StartWitness);
+        tell!(self, "{} falls; power: {power}", NAMES[seat]);
+        self.end_seat(seat);
+        let now = self.now;
+        let witness = &mut self.cluster_mut().witnesses[seat - WITNESS];
+        if power {
+            witness.clock.reboot(now);
+        }
+        witness.starts_at = Some(now + back_after);
+        self.soon(back_after, Happening::StartWitness { seat });
     }
 
-    /// The witness stands still; its clock too, or not.
-    pub(super) fn witness_pauses(&mut self, length: u64, stands: bool) {
+    /// A witness stands still; its clock too, or not.
+    pub(super) fn witness_pauses(&mut self, seat: usize, length: u64, stands: bool) {
         let until = self.now + length;
-        tell!(self, "the witness stands still for {} ms, its clock too: {stands}", length / MS);
+        let (ms, node) = (length / MS, NAMES[seat]);
+        tell!(self, "{node} stands still for {ms} ms, its clock too: {stands}");
         let now = self.now;
-        let cluster = self.cluster_mut();
-        cluster.witness_paused_until = cluster.witness_paused_until.max(until);
+        let witness = &mut self.cluster_mut().witnesses[seat - WITNESS];
+        witness.paused_until = witness.paused_until.max(until);
         if stands {
-            cluster.witness_clock.stand_still(now, until);
+            witness.clock.stand_still(now, until);
         }
     }
+
+    /// The control plane of a data node stands still as its data loop does.
+    pub(crate) fn plane_stands_still(&mut self, node: usize, until: u64) {
+        if let Some(cluster) = &mut self.cluster {
+            let paused = &mut cluster.plane_paused_until[node];
+            *paused = until.max(*paused);
+        }
+    }
+}
+
+fn holder_of(record: &Record) -> Option<&Holder> {
+    let (_, state) = record.accepted.as_ref()?;
+    state.resource(RESOURCE)?.holder.as_ref()
 }

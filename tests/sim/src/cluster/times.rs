@@ -174,7 +174,7 @@ impl World {
     }
 
     fn cut_off(&mut self, node: usize) {
-        for other in (0..3).filter(|other| *other != node) {
+        for other in (0..self.cluster().count()).filter(|other| *other != node) {
             let cut = &mut self.cluster_mut().cut_until;
             (cut[node][other], cut[other][node]) = (FOR_EVER, FOR_EVER);
         }

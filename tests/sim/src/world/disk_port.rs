@@ -39,7 +39,8 @@ impl World {
         self.spring_at_proposal(node, &job);
         let fate = self.fate(node, &job);
         let delay = self.disk_delay(node, &job);
-        let working = Working { life, op, job, fate };
+        let began = self.now;
+        let working = Working { life, op, job, fate, began };
         let key = self.nodes[node].disk.begin(&mut self.draw, working);
         self.after(delay, Event::Disk { node, key });
     }

@@ -65,6 +65,7 @@ impl World {
             timer_at: 0,
             session: None,
             sessions: Vec::new(),
+            knows_register: false,
             view,
         });
         tell!(self, "{} starts, process {}", self.nodes[node].name, self.nodes[node].lives);

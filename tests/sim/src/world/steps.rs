@@ -2,6 +2,7 @@
 
 use std::mem;
 
+use replicator_core::wire::Message;
 use replicator_core::{Effect, Effects, Input, Note};
 
 use crate::failure::Kind;
@@ -40,6 +41,7 @@ impl World {
         if self.tells_steps && !matches!(input, Input::TimePassed) {
             println!("{:>12.6}   {} <- {:?}", self.now as f64 / 1e9, self.nodes[node].name, input);
         }
+        process.knows_register |= matches!(input, Input::RegisterLearned(_));
         process.view.told(&input);
         process.replica.step(local, input, &mut effects);
         process.replica.check_invariants();
@@ -111,6 +113,9 @@ impl World {
             match effect {
                 Effect::SendPeer { peer, session, message, data } => {
                     assert_eq!(peer, PEER);
+                    if matches!(message, Message::Hello(_)) {
+                        self.check_register_known(node);
+                    }
                     self.send(node, session, message, data);
                 }
                 Effect::ClosePeer { session, retry, .. } => self.close(node, session, retry),
@@ -159,6 +164,15 @@ impl World {
         self.spring_at_note(note);
     }
 
+    /// R14: nothing is said to a peer before a majority was asked for the newest state.
+    fn check_register_known(&mut self, node: usize) {
+        let process = self.nodes[node].process.as_ref().expect("a process");
+        if self.cluster.is_some() && !process.knows_register {
+            let text = format!("{} meets its peer without the register", self.nodes[node].name);
+            self.fail(Kind::Safety, "R14", text);
+        }
+    }
+
     /// R2c, R3, R6c: before these commits the own disk (at a release, every member's) is flushed,
     /// and nothing is acknowledged between that flush and the commit. So all that is acknowledged
     /// is durable now, as after a client's flush.
@@ -175,6 +189,11 @@ impl World {
 
     fn device_opened(&mut self, node: usize, tenure: u64) {
         self.tally.tenures += 1;
+        if self.device_opened_after_going_back(node, tenure) {
+            let office = self.checkers.offices;
+            self.nodes[node].process.as_mut().expect("a process").device = Some(office);
+            return;
+        }
         let other = &self.nodes[1 - node];
         // In a cluster an old one may wait for its lease with the device open (L4).
         if self.cluster.is_none()

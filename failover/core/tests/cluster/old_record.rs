@@ -1,0 +1,135 @@
+//! L5: an acceptor whose record is an old copy has no vote, however far it comes and whoever hears
+//! it; a late message of an earlier process is not taken for one.
+
+use failover_core::Span;
+use failover_core::cluster::Epoch;
+use failover_core::message::{Envelope, Heartbeat, Message};
+use failover_core::node::Input;
+use failover_core::voters::VotersWish;
+
+use crate::world::{World, name};
+
+const LONG: Span = Span::from_ms(10_000);
+
+impl World {
+    /// The node falls and comes back with a record of an earlier time.
+    fn goes_back(&mut self, node: &str) {
+        let older = self.machines[&name(node)].disk.clone();
+        // Its record is written while the office changes hands.
+        self.switch_over("beta");
+        self.switch_over("alpha");
+        self.kill(node);
+        self.machines.get_mut(&name(node)).unwrap().disk = older;
+        self.start(node);
+    }
+
+    fn switch_over(&mut self, target: &str) {
+        let change = failover_core::command::Change::Want {
+            resource: crate::world::RESOURCE.into(),
+            node: Some(name(target)),
+            force: Default::default(),
+        };
+        self.order("alpha", Input::Ordered { ticket: 5, change, why: "a test".into() }).unwrap();
+        self.run_until(LONG, |world| world.has_lease(target));
+        self.pass(Span::from_ms(500));
+    }
+
+    fn refuses(&self, by: &str, node: &str) -> bool {
+        let trouble = self.core(by).vote_trouble(&name(node));
+        !self.core(by).has_vote(&name(node))
+            && trouble.is_some_and(|trouble| trouble.code == "went_back")
+    }
+}
+
+#[test]
+fn an_old_copy_of_a_record_has_no_vote_and_says_so() {
+    let mut world = World::with_primary();
+    world.goes_back("gamma");
+    world.pass(Span::from_ms(2_000));
+    assert!(world.refuses("alpha", "gamma") && world.refuses("beta", "gamma"));
+    assert!(world.refuses("gamma", "gamma"), "it was told itself");
+    assert!(world.has_lease("alpha"), "the other two are a majority");
+    // Beta and it are none.
+    world.kill("alpha");
+    world.pass(LONG);
+    assert!(!world.has_lease("beta"), "{:#?}", world.log);
+}
+
+#[test]
+fn an_old_copy_stays_one_after_a_restart_and_for_those_who_heard_nothing_newer() {
+    let mut world = World::with_primary();
+    world.goes_back("gamma");
+    world.pass(Span::from_ms(2_000));
+    for node in ["gamma", "beta"] {
+        world.kill(node);
+        world.start(node);
+        world.pass(Span::from_ms(3_000));
+    }
+    assert!(world.refuses("alpha", "gamma") && world.refuses("beta", "gamma"));
+    world.kill("alpha");
+    world.pass(LONG);
+    assert!(!world.has_lease("beta"), "{:#?}", world.log);
+}
+
+#[test]
+fn an_old_copy_is_replaced_by_an_empty_record() {
+    let mut world = World::with_primary();
+    world.goes_back("gamma");
+    world.pass(Span::from_ms(2_000));
+    let wish = VotersWish::Replace(name("gamma"));
+    let refused = world.core("alpha").check_voters(&wish).unwrap_err();
+    assert_eq!(refused.code, "went_back");
+    world.kill("gamma");
+    world.install("gamma", 300);
+    world.start("gamma");
+    world.pass(Span::from_ms(2_000));
+    let change = world.core("alpha").check_voters(&wish).unwrap();
+    world.order("alpha", Input::Ordered { ticket: 6, change, why: "a test".into() }).unwrap();
+    world.pass(Span::from_ms(2_000));
+    assert!(world.core("alpha").has_vote(&name("gamma")));
+    world.kill("beta");
+    world.pass(Span::from_ms(3_000));
+    assert!(world.has_lease("alpha"), "{:#?}", world.log);
+}
+
+/// Late words of the process before, in a pause of the present one, then a late word of that: it
+/// was taken for an acceptor that went back, for ever (sim --cluster 6007).
+#[test]
+fn late_messages_in_a_silence_make_nobody_an_old_copy() {
+    let mut world = World::with_primary();
+    let word = |world: &World, sequence: u64| {
+        let machine = &world.machines[&name("alpha")];
+        Envelope {
+            process: machine.process,
+            acceptor: machine.disk.id,
+            sequence,
+            began: sequence,
+            epoch: Epoch::default(),
+            message: Message::Heartbeat(Heartbeat { number: 900, ..Heartbeat::default() }),
+        }
+    };
+    let early = world.machines[&name("alpha")].disk.sequence;
+    let of_first = word(&world, early);
+    world.kill("alpha");
+    world.start("alpha");
+    world.run_until(LONG, |world| world.has_lease("alpha"));
+    let of_second = word(&world, early);
+    world.pass(Span::from_ms(500));
+    assert!(world.machines[&name("alpha")].disk.sequence > early);
+    // It stands still, and nothing of it arrives but late words.
+    for other in ["beta", "gamma"] {
+        world.cut.push((name("alpha"), name(other)));
+    }
+    for late in [of_first, of_second] {
+        world.pass(Span::from_ms(1_200));
+        for other in ["beta", "gamma"] {
+            let envelope = Box::new(late.clone());
+            world.step(other, Input::Received { from: name("alpha"), envelope });
+        }
+    }
+    world.cut.clear();
+    world.pass(Span::from_ms(3_000));
+    for other in ["beta", "gamma"] {
+        assert!(world.core(other).has_vote(&name("alpha")), "{other}: {:#?}", world.log);
+    }
+}
