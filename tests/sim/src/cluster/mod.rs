@@ -34,8 +34,8 @@ use failover_core::message::Envelope;
 use failover_core::node::Input;
 use failover_core::{ClusterState, NodeName};
 use history::draw::Draw;
-use replicator_core::Span;
 use replicator_core::register::RegisterState;
+use replicator_core::{Span, Time};
 
 use crate::clock::Clock;
 use crate::plan::{Fault, Plan, changes_of_clusters};
@@ -170,8 +170,8 @@ pub struct Cluster {
     witnesses: [Witness; SEATS - WITNESS],
     /// The control plane of a data node stands still until then; its data loop may for longer.
     plane_paused_until: [u64; 2],
-    /// Since when the data loop of a node hangs while its control plane goes on (L1).
-    pub loop_hangs_since: [Option<u64>; 2],
+    /// Since when, on its clock, the data loop of a node hangs while its control plane goes on (L1).
+    pub loop_hangs_since: [Option<Time>; 2],
     /// Every committed state that anybody learned, by its revision.
     committed: BTreeMap<u64, ClusterState>,
     /// Who switched what.

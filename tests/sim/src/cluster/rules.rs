@@ -7,7 +7,7 @@ use failover_core::ballot::Ballot;
 use failover_core::cluster::{ClusterState, Force, Voter};
 use failover_core::message::Message;
 use failover_core::node::{Input, Node};
-use replicator_core::Time;
+use replicator_core::{Span, Time};
 
 use crate::cluster::{NAMES, RESOURCE, name};
 use crate::failure::Kind;
@@ -103,7 +103,7 @@ impl World {
 
     /// L1: who hangs has no lease for long, unless it has it without end (R5d).
     pub(super) fn check_hung_loops(&mut self) {
-        let bearable = self.cluster().plan.lease.0 * 5 / 2 + 500 * MS;
+        let bearable = Span(self.cluster().plan.lease.0 * 5 / 2 + 500 * MS);
         for node in 0..2 {
             let cluster = self.cluster();
             let since = cluster.loop_hangs_since[node]
@@ -114,7 +114,8 @@ impl World {
                 continue;
             }
             let lease = cluster.seats[node].lease.filter(|until| *until != Time(u64::MAX));
-            if self.now - since > bearable && lease.is_some_and(|until| until > self.local(node)) {
+            let local = self.local(node);
+            if local.since(since) > bearable && lease.is_some_and(|until| until > local) {
                 let text = format!("{} has a lease, and hangs", NAMES[node]);
                 self.fail(Kind::Safety, "L1", text);
             }

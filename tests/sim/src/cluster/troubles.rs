@@ -84,9 +84,10 @@ impl World {
             self.happened(Occasion::LoopHung);
             let paused_until = self.nodes[node].paused_until;
             self.nodes[node].paused_until = until.max(paused_until);
+            let since = self.local(node);
             let cluster = self.cluster_mut();
             if cluster.loop_hangs_since[node].is_none() {
-                cluster.loop_hangs_since[node] = Some(now);
+                cluster.loop_hangs_since[node] = Some(since);
                 cluster.plane_paused_until[node] = paused_until;
             }
         } else {
