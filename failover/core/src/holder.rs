@@ -12,7 +12,7 @@ use replicator_core::{Span, Time};
 use crate::acceptor::holder_term;
 use crate::cluster::{ClusterState, Voter};
 use crate::defect::{Defect, defect};
-use crate::proposer::Taken;
+use crate::proposer::Offices;
 
 /// Requests whose grants still count; older ones are over anyway.
 const REQUESTS_MAX: usize = 32;
@@ -98,11 +98,12 @@ impl LeaseHolder {
         }
     }
 
-    /// Offices were taken: that is their first grant (L3).
-    pub fn taken(&mut self, taken: &Taken) {
-        let (sent, lease) = (taken.sent, taken.lease);
-        for (resource, tenure) in &taken.offices {
-            for acceptor in &taken.by {
+    /// Acceptors accepted a state of this process: a grant, and the first one of an office that it
+    /// takes (L3).
+    pub fn accepted(&mut self, granted: &Offices) {
+        let (sent, lease) = (granted.sent, granted.lease);
+        for (resource, tenure) in &granted.offices {
+            for acceptor in &granted.by {
                 self.note(resource.clone(), *acceptor, Grant { tenure: *tenure, sent, lease });
             }
         }

@@ -701,7 +701,11 @@ impl Node {
                         self.teach(node, effects);
                     }
                 }
-                Doing::Taken(taken) => self.holder.taken(&taken),
+                Doing::Granted(mut granted) => {
+                    // L1: no loop that hangs keeps its lease by what its control plane changes.
+                    granted.offices.retain(|(resource, _)| self.loop_lives(resource));
+                    self.holder.accepted(&granted);
+                }
                 Doing::Ended(proposal, outcome) => self.ended(proposal, outcome, effects),
             }
         }
@@ -870,6 +874,13 @@ impl Node {
         }
     }
 
+    /// L1: whether the data loop of a resource made progress a short time ago.
+    fn loop_lives(&self, resource: &str) -> bool {
+        let local = self.locals.get(resource);
+        local.is_some_and(|local| self.now.since(local.progress_at) < self.lease())
+            || defect(Defect::ProgressIgnored)
+    }
+
     /// The offices that this process holds, whose loop makes progress (L1) and whose lease it can
     /// use.
     fn offices(&self) -> Vec<(String, u64)> {
@@ -884,9 +895,7 @@ impl Node {
         let is_news = self.now.since(self.known_since) < self.lease();
         let is_alive = |name: &String| {
             self.locals.get(name).is_some_and(|local| {
-                (self.now.since(local.progress_at) < self.lease()
-                    || defect(Defect::ProgressIgnored))
-                    && (local.facts.role != "secondary" || is_news)
+                self.loop_lives(name) && (local.facts.role != "secondary" || is_news)
             })
         };
         let offices = state.offices_of(&self.me()).into_iter();

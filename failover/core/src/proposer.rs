@@ -43,9 +43,9 @@ pub enum Outcome {
     NotNow(Denial),
 }
 
-/// Offices that a committed state gives to the process that proposed it.
+/// The offices that a committed state leaves or gives to the process that proposed it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Taken {
+pub struct Offices {
     /// The offices, with their tenures.
     pub offices: Vec<(String, u64)>,
     /// The lease of that state.
@@ -63,8 +63,8 @@ pub enum Doing {
     Say(NodeName, Message),
     /// This state is committed.
     Commit(Ballot, ClusterState),
-    /// A state gives this process offices that it did not have.
-    Taken(Taken),
+    /// A state of this process is committed: whoever accepted it granted the lease of its offices.
+    Granted(Offices),
     /// A proposal ended.
     Ended(Proposal, Outcome),
 }
@@ -417,13 +417,10 @@ impl Proposer {
             return;
         }
         if !*is_repeat {
-            // Other changes prolong no lease: a loop that hangs may not keep it by them (L1).
             let me = Holder { node: self.me.clone(), process: self.process };
-            let had = base.as_ref().map_or_else(Vec::new, |base| base.offices_of(&me));
-            let mut offices = state.offices_of(&me);
-            offices.retain(|office| !had.contains(office));
+            let offices = state.offices_of(&me);
             let (lease, by, sent) = (state.lease, accepted.iter().copied().collect(), *since);
-            doing.push(Doing::Taken(Taken { offices, lease, by, sent }));
+            doing.push(Doing::Granted(Offices { offices, lease, by, sent }));
         }
         doing.push(Doing::Commit(ballot.clone(), state.clone()));
         if *is_repeat {

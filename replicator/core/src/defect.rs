@@ -63,8 +63,6 @@ defects! {
     LeaseIgnoredForReads,
     /// R5a: writes are acknowledged without a lease.
     LeaseIgnoredForAcks,
-    /// L4: whoever gives the office up goes on answering until that is decided.
-    AnswersWhileReleasing,
     /// R5d: a sole primary that may live is replaced by force.
     SoleIgnored,
     /// R2c: a new primary serves before it has a lease.

@@ -119,8 +119,7 @@ impl Replica {
     /// is kept in the own superblock.
     pub fn holds_lease(&self, now: Time) -> bool {
         let gives_up = matches!(self.change, Some(Change::Release | Change::HandOver));
-        let is_over = gives_up && !defect(Defect::AnswersWhileReleasing);
-        !self.by_majority() || self.majority.has_lease(now) && !is_over
+        !self.by_majority() || self.majority.has_lease(now) && !gives_up
     }
 
     /// The newest committed state this replica knows of, in its own lineage or not.

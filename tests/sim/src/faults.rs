@@ -78,6 +78,10 @@ impl World {
             Fault::Switchover if self.cluster.is_some() => self.switch_over(),
             Fault::Partition => {
                 self.occasions_of_cut(None);
+                let is_alone = self.cluster.as_ref().is_some_and(|it| !it.plan.shares_link);
+                if is_alone && self.device().is_some() {
+                    self.happened(Occasion::DataLinkCutOnly);
+                }
                 self.blocked_until = [until; 2];
             }
             Fault::OneWay => {

@@ -17,7 +17,7 @@ sim [--seeds FROM..TO] [--minutes M]   a campaign on all cores; the regressions 
 sim mutants [--cluster] [NAME | --first]  every deliberate defect must be found
 sim [--defect NAME] --replay FILE      steps a core through what replicatord --record wrote
 sim failover-times [RUNS | BLOW SEED]               failovers in virtual time (200 runs each)
-sim scenarios [FROM..TO]               which scenarios occur in these seeds, and how often
+sim scenarios [--cluster] [FROM..TO]   which scenarios occur in these seeds, and how often
 
 PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
   --only faults=N | requests=N | orders=N | kinds=NAME,NAME
@@ -35,7 +35,8 @@ exit codes: 0 all promises kept; 2 wrong arguments;
   128 liveness: something that must happen did not happen in time
   129 safety: something happened that must never happen
   A campaign with several failures tells the worst: safety, then crash, then liveness.
-  sim mutants: 1 when a defect is not found; --replay: 1 when a step goes another way.
+  sim mutants, sim scenarios: 1 when something is not found; failover-times: 1 when a goal is
+  missed; --replay: 1 when a step goes another way.
 ";
 
 #[derive(Default)]
@@ -63,7 +64,7 @@ fn main() {
             };
             exit(i32::from(!is_well));
         }
-        Some("scenarios") => return scenarios(words.get(1)),
+        Some("scenarios") => return scenarios(&words[1..]),
         Some("mutants") => return look_for_defects(&words[1..]),
         _ => {}
     }
@@ -155,7 +156,12 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 }
 
 /// Runs seeds and prints which scenarios occurred in them.
-fn scenarios(seeds: Option<&String>) {
+fn scenarios(arguments: &[String]) {
+    let mut arguments = arguments.iter().peekable();
+    if arguments.next_if(|word| *word == "--cluster").is_some() {
+        mode::choose_cluster();
+    }
+    let seeds = arguments.next();
     let (from, to) = match seeds.map_or(Ok((0, 2_000)), |text| range(text)) {
         Ok(seeds) => seeds,
         Err(why) => {
@@ -163,7 +169,9 @@ fn scenarios(seeds: Option<&String>) {
             exit(2);
         }
     };
-    sim::scenarios::print(&sim::scenarios::count(from..to));
+    let counts = sim::scenarios::count(from..to);
+    sim::scenarios::print(&counts);
+    exit(i32::from(!sim::scenarios::missing(&counts).is_empty()));
 }
 
 /// `mutants` counts in all seeds, `mutants --first` ends each search at the first seed; with

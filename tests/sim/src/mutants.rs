@@ -22,7 +22,6 @@ const WITH_A_MAJORITY: &[Defect] = &[
     Defect::UndecidedIsFailed,
     Defect::RegisterMayGoBack,
     Defect::RegisterNotAwaited,
-    Defect::AnswersWhileReleasing,
     Defect::SoleIgnored,
 ];
 

@@ -1,10 +1,12 @@
 //! What really occurred in a seed, seen from outside: not that a trouble was caused, but that it
 //! met the world in the state that makes the scenario (`scenarios.rs`).
 
+use failover_core::command::Change;
 use replicator_core::activity_log::{Replay, replay};
 use replicator_core::limits::EXTENT_BYTES;
 use replicator_core::{ClientRequest, Command, Note, Refusal};
 
+use crate::cluster::WITNESS;
 use crate::disk::{Job, Torn};
 use crate::host::Failing;
 use crate::world::{MS, World};
@@ -109,6 +111,18 @@ pub enum Occasion {
     RegisterWentBack,
     LoopHung,
     DiskHungForLong,
+    DataLinkCutOnly,
+    IsolatedWitness,
+    IsolatedSecondary,
+    OneWayInCluster,
+    ManyDatagramsLost,
+    WitnessKilled,
+    WitnessLostPower,
+    WitnessStoodStill,
+    AllLostPower,
+    PausedAndPrimaryDied,
+    StandbyOrdered,
+    OrderRacedFailover,
 }
 
 /// What must be remembered to know it.
@@ -195,7 +209,11 @@ impl World {
                 && self.nodes[node].disk.working.values().any(|one| writes(&one.job));
             self.happened_if(late, LandedLate);
         }
-        self.happened_if(self.is_target_of_switchover(node), SwitchoverTargetDied);
+        let is_target = self.is_target_of_switchover(node) || self.is_wanted_elsewhere(node);
+        self.happened_if(is_target, SwitchoverTargetDied);
+        let is_paused =
+            self.cluster.as_ref().and_then(|it| it.newest()).is_some_and(|it| it.paused);
+        self.happened_if(is_paused && self.serves(node), PausedAndPrimaryDied);
         let proposing = self.is_proposing(node);
         self.happened_if(proposing, DiedProposing);
         let fresh = self.now - self.scene.committed_at[node] < 20 * MS;
@@ -332,6 +350,36 @@ impl World {
         // How far the two clocks are apart in speed is fixed by the plan and by ClockJump.
         let rates = [0, 1].map(|node| self.nodes[node].clock.rate());
         self.happened_if(rates[0].abs_diff(rates[1]) >= 100, DriftedApart);
+    }
+
+    /// A seat of a cluster is cut off from the others.
+    pub fn occasions_of_isolation(&mut self, seat: usize, both_ways: bool) {
+        use Occasion::*;
+        let primary = self.device().map(|(primary, _)| primary);
+        match primary {
+            _ if !both_ways => self.happened(OneWayInCluster),
+            _ if seat >= WITNESS => self.happened(IsolatedWitness),
+            Some(primary) if primary == seat => self.happened(IsolatedPrimary),
+            Some(_) => self.happened(IsolatedSecondary),
+            None => {}
+        }
+    }
+
+    /// A witness falls.
+    pub fn occasions_of_witness(&mut self, power: bool) {
+        use Occasion::*;
+        self.happened(if power { WitnessLostPower } else { WitnessKilled });
+        let is_down = (0..2).all(|node| self.nodes[node].process.is_none());
+        self.happened_if(power && is_down, AllLostPower);
+    }
+
+    /// The operator of a cluster gives an order.
+    pub fn occasions_of_switch(&mut self, change: &Change) {
+        use Occasion::*;
+        let is_standby = matches!(change, Change::Standby { is_standby: true, .. });
+        self.happened_if(is_standby, StandbyOrdered);
+        let promoting = (0..2).any(|node| self.role(node) == "promoting");
+        self.happened_if(promoting, OrderRacedFailover);
     }
 
     /// The operator gives an order.

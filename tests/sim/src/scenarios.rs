@@ -2,14 +2,14 @@
 //! what one knows that a scenario really occurred: `sim scenarios FROM..TO` prints it with counts,
 //! and a test fails when one never occurs.
 //!
-//! The numbers are those of SCENARIOS.md. Only scenarios of the simulator that concern replication
-//! are here; those of lease, witness and services wait for the cores that decide them.
+//! The numbers are those of SCENARIOS.md: for pairs those that concern replication, for clusters
+//! those that concern network, hosts, time and operation.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::cluster::mode;
 use crate::occasions::Occasion::{self, *};
-use crate::world::World;
 
 /// A scenario.
 #[derive(Debug)]
@@ -222,6 +222,114 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
 ];
 
+/// Those of network, hosts, time and operation, as clusters meet them. Of SCENARIOS.md's marked S
+/// there is not here: D1-D22 but those below (they are the pair's, whose replicas are the same; D5,
+/// D6, D7, D20 are drawn for pairs alone), V1 and V2 (services have a simulator of their own), O8
+/// (ten thousand failovers in a row: a campaign has more, not in one world) and O9 (no volume
+/// grows). H7's stale node first is the pair's and here.
+pub const SCENARIOS_OF_CLUSTERS: &[Scenario] = &[
+    scenario(
+        "H1",
+        "a daemon is killed: of the primary, the secondary, a witness",
+        "Kill, WitnessFalls, ambushes",
+        &[KilledPrimary, KilledSecondary, WitnessKilled, AwayForLong],
+    ),
+    scenario(
+        "H2",
+        "a daemon stands still, briefly or beyond the lease",
+        "Pause, WitnessPauses, HungLoop",
+        &[PausedPrimary, PausedSecondary, PausedBriefly, PausedBeyondSilence, WitnessStoodStill],
+    ),
+    scenario(
+        "H3",
+        "a machine stands still for minutes, its clock too or not; an old record is restored",
+        "LongPause, OldRecord",
+        &[MachineStoodStill, MachineSleptOn, AwayForMinutes, OldRecordRefused],
+    ),
+    scenario(
+        "H4",
+        "power cuts of each, of both, of all",
+        "PowerCut, BothPowerCut, WitnessFalls, RegisterBack",
+        &[PowerCutPrimary, PowerCutSecondary, PowerCutBoth, WitnessLostPower, AllLostPower],
+    ),
+    scenario(
+        "H7",
+        "a cold start in every order, with one missing, with a stale one first",
+        "BothPowerCut, ambushes",
+        &[ColdStartAlpha, ColdStartBeta, ColdStartStaleFirst, ColdStartOneMissing],
+    ),
+    scenario(
+        "P1",
+        "primary, secondary, witness are isolated",
+        "Isolation",
+        &[IsolatedPrimary, IsolatedSecondary, IsolatedWitness],
+    ),
+    scenario("P2", "only the data link is cut", "Partition", &[DataLinkCutOnly]),
+    scenario(
+        "P3",
+        "loss in one direction",
+        "OneWay, Isolation",
+        &[DeafPrimary, DeafSecondary, OneWayInCluster],
+    ),
+    scenario(
+        "P5",
+        "loss, delay, a black hole, datagrams doubled and late (every seed's plan)",
+        "FrameLoss, SlowLink, BlackHole, Storm",
+        &[FrameLost, FrameDelayed, LargeFrameSwallowed, ManyDatagramsLost],
+    ),
+    scenario("P6", "a link that flaps", "Flap", &[LinkFlapped, DroppedThreeTimes]),
+    scenario(
+        "P8",
+        "a partition heals in the middle of a promotion, a resync, a set change",
+        "ambushes: Heal",
+        &[HealedInPromotion, HealedInResync],
+    ),
+    scenario(
+        "L1",
+        "a data loop hangs; a disk, for longer",
+        "HungLoop",
+        &[LoopHung, DiskHungForLong],
+    ),
+    scenario(
+        "D12",
+        "the last member comes back alone with the witness and serves",
+        "Kill, PowerCut",
+        &[LastMemberServes],
+    ),
+    scenario(
+        "D13",
+        "a failover by force; the old primary comes back, is refused, and given up",
+        "Forced",
+        &[ForcedFailover, DivergedRefused, DivergedDiscarded],
+    ),
+    scenario("O1", "clocks that drift apart", "plan, ClockJump", &[DriftedApart]),
+    scenario(
+        "O3",
+        "switchover under load; its target dies half-way",
+        "Switchover, Orders",
+        &[SwitchoverUnderLoad, SwitchoverTargetDied],
+    ),
+    scenario(
+        "O4",
+        "the automation is paused and the primary dies; standby",
+        "Orders",
+        &[PausedAndPrimaryDied, StandbyOrdered],
+    ),
+    scenario("O5", "an order races a failover", "Orders, Members", &[OrderRacedFailover]),
+    scenario(
+        "O7",
+        "a data node or witness is replaced; a witness comes, goes",
+        "LostRecord, OldRecord, Members",
+        &[EmptyRecordReplaced, NewDiskResynced, WitnessAdded, WitnessRemoved],
+    ),
+    scenario("R11c", "the register goes back", "RegisterBack", &[RegisterWentBack]),
+];
+
+/// Those of the worlds of this process.
+pub fn of_this_mode() -> &'static [Scenario] {
+    if mode::is_cluster() { SCENARIOS_OF_CLUSTERS } else { SCENARIOS }
+}
+
 /// Runs seeds until each occasion occurred or there are no more seeds; how often each did.
 pub fn count_until_all(seeds: Range<u64>) -> BTreeMap<Occasion, u64> {
     let mut counts = BTreeMap::new();
@@ -242,7 +350,7 @@ pub fn count(seeds: Range<u64>) -> BTreeMap<Occasion, u64> {
 }
 
 fn add(counts: &mut BTreeMap<Occasion, u64>, seed: u64) {
-    let mut world = World::new(seed, false);
+    let mut world = mode::world(seed, false);
     world.run();
     for (&occasion, count) in &world.tally.occasions {
         *counts.entry(occasion).or_default() += count;
@@ -251,7 +359,7 @@ fn add(counts: &mut BTreeMap<Occasion, u64>, seed: u64) {
 
 /// Prints the table with the counts.
 pub fn print(counts: &BTreeMap<Occasion, u64>) {
-    for scenario in SCENARIOS {
+    for scenario in of_this_mode() {
         println!("{:4} {} [{}]", scenario.id, scenario.what, scenario.by);
         for occasion in scenario.occasions {
             let count = counts.get(occasion).copied().unwrap_or(0);
@@ -263,7 +371,7 @@ pub fn print(counts: &BTreeMap<Occasion, u64>) {
 
 /// What never occurred.
 pub fn missing(counts: &BTreeMap<Occasion, u64>) -> Vec<(&'static str, Occasion)> {
-    let all = SCENARIOS.iter().flat_map(|scenario| {
+    let all = of_this_mode().iter().flat_map(|scenario| {
         scenario.occasions.iter().map(move |occasion| (scenario.id, *occasion))
     });
     all.filter(|(_, occasion)| counts.get(occasion).is_none_or(|count| *count == 0)).collect()

@@ -321,7 +321,7 @@ impl Machine {
                     self.learn(&ballot, &state);
                     output.commits.push((ballot, state));
                 }
-                Doing::Taken(taken) => self.holder.taken(&taken),
+                Doing::Granted(granted) => self.holder.accepted(&granted),
                 Doing::Ended(..) => {}
             }
         }

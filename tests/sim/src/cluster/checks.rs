@@ -32,6 +32,9 @@ impl World {
         );
         let is_takeover = cause.what == "takeover";
         let revision = state.revision;
+        if self.cluster().went_back_at.is_none() {
+            self.check_majority_has(&state);
+        }
         let cluster = self.cluster_mut();
         let Some(known) = cluster.committed.get(&revision) else {
             cluster.committed.insert(revision, state.clone());

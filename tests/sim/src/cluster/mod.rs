@@ -27,7 +27,7 @@ pub mod times;
 mod troubles;
 mod voters;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use failover_core::acceptor::Record;
 use failover_core::message::Envelope;
@@ -174,6 +174,8 @@ pub struct Cluster {
     pub loop_hangs_since: [Option<Time>; 2],
     /// Every committed state that anybody learned, by its revision.
     committed: BTreeMap<u64, ClusterState>,
+    /// Who had which state durably, by its revision.
+    durable: BTreeMap<u64, Vec<(ClusterState, BTreeSet<u128>)>>,
     /// Who switched what.
     operator: Operator,
     /// Since when no node has served; none while one does.
@@ -230,6 +232,7 @@ impl Cluster {
             plane_paused_until: [0; 2],
             loop_hangs_since: [None; 2],
             committed: BTreeMap::new(),
+            durable: BTreeMap::new(),
             operator: Operator::default(),
             unserved_since: None,
             woke_at: [None; 2],

@@ -84,10 +84,18 @@ impl World {
             return;
         }
         tell!(self, "operator at {}: {change:?} ({ticket})", NAMES[seat]);
+        self.occasions_of_switch(&change);
         let (what, since) = (format!("{change:?}"), self.now);
         self.cluster_mut().operator.pending.push(Pending { ticket, seat, life, since, what });
         let why = "the operator".into();
         self.tell_seat(seat, life, Box::new(Input::Ordered { ticket, change, why }));
+    }
+
+    /// Whether the office is on its way to a node that is not primary.
+    pub(crate) fn is_wanted_elsewhere(&self, node: usize) -> bool {
+        let newest = self.cluster.as_ref().and_then(|cluster| cluster.newest());
+        let entry = newest.and_then(|state| state.resource(RESOURCE));
+        entry.is_some_and(|entry| entry.wanted == Some(name(node)))
     }
 
     pub(super) fn switch_answered(&mut self, ticket: u64, result: Result<(), Verdict>) {

@@ -2,6 +2,8 @@
 //! of an acceptor, at every promotion that is ordered, at every state that is committed. What shows
 //! only when several things go wrong together is so found when the first of them does.
 
+use std::collections::BTreeSet;
+
 use failover_core::acceptor::{Lease, Record};
 use failover_core::ballot::Ballot;
 use failover_core::cluster::{ClusterState, Force, Voter};
@@ -97,6 +99,43 @@ impl World {
         };
         if !is_right {
             let text = format!("voters {:?} after {:?}", state.voters, before.voters);
+            self.fail(Kind::Safety, "L7", text);
+        }
+    }
+
+    /// What an acceptor has accepted is durable now.
+    pub(super) fn note_durable(&mut self, seat: usize) {
+        let cluster = self.cluster_mut();
+        let record = &cluster.seats[seat].record;
+        let Some((_, state)) = &record.accepted else { return };
+        let states = cluster.durable.entry(state.revision).or_default();
+        match states.iter_mut().find(|(known, _)| known == state) {
+            Some((_, acceptors)) => {
+                acceptors.insert(record.id);
+            }
+            None => states.push((state.clone(), [record.id].into())),
+        }
+    }
+
+    /// L5, L7: a state counts as committed only when a majority has it durably: of the voters before
+    /// it and of its own, and of the coming ones; each acceptor with its own vote.
+    pub(super) fn check_majority_has(&mut self, state: &ClusterState) {
+        let cluster = self.cluster();
+        let states = cluster.durable.get(&state.revision);
+        let found = states.and_then(|states| states.iter().find(|(known, _)| known == state));
+        let none = BTreeSet::new();
+        let acceptors = found.map_or(&none, |(_, acceptors)| acceptors);
+        let before = cluster.committed.get(&(state.revision.saturating_sub(1)));
+        let electorates = before.into_iter().chain([state]).flat_map(|state| {
+            [Some(&state.voters), state.next_voters.as_ref()].into_iter().flatten()
+        });
+        let is_majority = |voters: &Vec<Voter>| {
+            let has = voters.iter().filter(|voter| acceptors.contains(&voter.acceptor)).count();
+            has * 2 > voters.len()
+        };
+        if !electorates.into_iter().all(is_majority) {
+            let revision = state.revision;
+            let text = format!("revision {revision} counts as committed, durable at {acceptors:?}");
             self.fail(Kind::Safety, "L7", text);
         }
     }

@@ -13,6 +13,7 @@ use crate::cluster::offices::{Job, Order};
 use crate::cluster::rules::Before;
 use crate::cluster::{Happening, NAMES, RESOURCE, WITNESS, name, seat_of};
 use crate::failure::Kind;
+use crate::occasions::Occasion;
 use crate::tell;
 use crate::world::{MS, World};
 
@@ -155,6 +156,7 @@ impl World {
         let writing = there.writing.take();
         if let Some(record) = writing.filter(|_| lands) {
             there.record = *record;
+            self.note_durable(seat);
         }
         match seat {
             WITNESS.. => {
@@ -255,6 +257,7 @@ impl World {
             let text = format!("{} wrote record {sequence} over {}", NAMES[seat], before.sequence);
             self.fail(Kind::Safety, "L5", text);
         }
+        self.note_durable(seat);
         self.tell_seat(seat, life, Box::new(Input::RecordDurable { sequence }));
     }
 
@@ -301,6 +304,7 @@ impl World {
             return;
         }
         tell!(self, "{} falls; power: {power}", NAMES[seat]);
+        self.occasions_of_witness(power);
         self.end_seat(seat);
         let now = self.now;
         let witness = &mut self.cluster_mut().witnesses[seat - WITNESS];
@@ -316,6 +320,7 @@ impl World {
         let until = self.now + length;
         let (ms, node) = (length / MS, NAMES[seat]);
         tell!(self, "{node} stands still for {ms} ms, its clock too: {stands}");
+        self.happened(Occasion::WitnessStoodStill);
         let now = self.now;
         let witness = &mut self.cluster_mut().witnesses[seat - WITNESS];
         witness.paused_until = witness.paused_until.max(until);

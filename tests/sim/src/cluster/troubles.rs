@@ -33,7 +33,10 @@ impl World {
                     cluster.cut_until[other][seat] = until;
                 }
             }
-            Fault::Storm => self.cluster_mut().stormy_until = until,
+            Fault::Storm => {
+                self.happened(Occasion::ManyDatagramsLost);
+                self.cluster_mut().stormy_until = until;
+            }
             Fault::Orders => self.order_something(some_time),
             Fault::OldRecord => self.restore_record(seat),
             Fault::LostRecord => self.lose_record(seat, some_time),
@@ -53,6 +56,7 @@ impl World {
             _ => (true, true),
         };
         tell!(self, "{} is isolated; deaf: {deaf}, dumb: {dumb}", NAMES[seat]);
+        self.occasions_of_isolation(seat, deaf && dumb);
         for other in (0..self.cluster().count()).filter(|other| *other != seat) {
             let cluster = self.cluster_mut();
             if deaf {
