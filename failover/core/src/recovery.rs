@@ -72,8 +72,8 @@ impl Node {
         self.acceptor.record().left_out_of
     }
 
-    /// Whether this node votes, proposes and holds nothing: it was left out of a later epoch, or its
-    /// record is an old copy (L5).
+    /// Whether this node votes, proposes and holds nothing: it was left out of a later epoch, or
+    /// its record is an old copy (L5).
     pub(crate) fn has_no_part(&self) -> bool {
         self.is_old_copy || self.left_out_of().is_some()
     }

@@ -25,6 +25,30 @@ const WITH_A_MAJORITY: &[Defect] = &[
     Defect::SoleIgnored,
 ];
 
+/// Defects that need several rare things in one order, which no seed may meet: the models of
+/// `failover/core/tests/models` go through all orders and have to find them, in the same test
+/// command.
+const BY_MODELS: &[(&str, &str)] = &[
+    ("FormerGrantCounts", "lease: its holder restarts"),
+    ("GrantBeforeDurable", "lease: taken, records lag behind, an acceptor restarts"),
+    ("GrantToUninformed", "membership: a voter is replaced while a lease is held"),
+    ("GrantWithoutTerm", "lease: its length changes"),
+    ("HolderKeepsTooLong", "lease: renewed, taken over, clocks drift"),
+    ("LeaseFromNewest", "lease: renewed twice"),
+    ("LeaseFromReply", "lease: renewed, taken over, clocks drift"),
+    ("NewAcceptorWaitsOnce", "membership: a voter is replaced while a lease is held"),
+    ("NewAcceptorWithoutWait", "membership: a voter is replaced while a lease is held"),
+    ("NewMajorityOnly", "membership: a voter is replaced, a stale node proposes"),
+    ("OpenChangeRepeated", "register: two rounds each, one does not reach the other"),
+    ("PromiseForgotten", "register: two rounds against one, acceptors restart"),
+    ("RestartWithoutWait", "lease: an acceptor restarts"),
+];
+
+/// The model that has to find a defect.
+fn model_of(defect: &str) -> Option<&'static str> {
+    BY_MODELS.iter().find(|(name, _)| *name == defect).map(|(_, model)| *model)
+}
+
 /// Breaks a rule in this process.
 pub fn wake(name: &str) {
     use failover_core::defect as control;
@@ -96,8 +120,12 @@ pub fn run(only: Option<&str>, until_found: bool) {
         }
     });
     let results = results.into_inner().expect("no thread panics");
-    let missed: Vec<&str> =
-        results.iter().filter(|found| found.seeds == 0).map(|found| &*found.defect).collect();
+    let missed = results.iter().map(|found| (found.seeds, &*found.defect)).collect::<Vec<_>>();
+    let missed: Vec<&str> = missed
+        .into_iter()
+        .filter(|(seeds, defect)| *seeds == 0 && model_of(defect).is_none())
+        .map(|(_, defect)| defect)
+        .collect();
     println!("{} of {} defects found", results.len() - missed.len(), results.len());
     if !missed.is_empty() {
         println!("not found within {SEEDS} seeds: {missed:?}");
@@ -116,7 +144,10 @@ fn line(found: &Found, until_found: bool) -> String {
             };
             format!("{name:24} {count} {seed}: {how}")
         }
-        None => format!("{name:24} NOT FOUND"),
+        None => match model_of(name) {
+            Some(model) => format!("{name:24} in no seed; by the model \"{model}\""),
+            None => format!("{name:24} NOT FOUND"),
+        },
     }
 }
 

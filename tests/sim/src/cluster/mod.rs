@@ -1,6 +1,6 @@
-//! The cluster around the pair: two data nodes and one or two witnesses, each with the shipping decision core,
-//! an acceptor's record on a store of its own, and datagrams between all of them. Nobody orders a
-//! promotion here: failovers happen by themselves.
+//! The cluster around the pair: two data nodes and one or two witnesses, each with the shipping
+//! decision core, an acceptor's record on a store of its own, and datagrams between all of them.
+//! Nobody orders a promotion here: failovers happen by themselves.
 //!
 //! ```text
 //!  seats.rs     processes of the control plane: started, stepped, ended; their records
@@ -92,8 +92,8 @@ impl ClusterPlan {
         }
     }
 
-    /// In half of the seeds the cluster itself changes: other voters, old and lost records, failovers
-    /// by force, data loops that hang. Chance of its own leaves the other half as it was.
+    /// In half of the seeds the cluster itself changes: other voters, old and lost records,
+    /// failovers by force, data loops that hang. Chance of its own leaves the other half as it was.
     fn draw_changes(&mut self, plan: &mut Plan, draw: &mut Draw) {
         if draw.chance(50) {
             return;
@@ -170,7 +170,7 @@ pub struct Cluster {
     witnesses: [Witness; SEATS - WITNESS],
     /// The control plane of a data node stands still until then; its data loop may for longer.
     plane_paused_until: [u64; 2],
-    /// Since when, on its clock, the data loop of a node hangs while its control plane goes on (L1).
+    /// Since when, on its clock, the data loop of a node hangs and its control plane goes on (L1).
     pub loop_hangs_since: [Option<Time>; 2],
     /// Every committed state that anybody learned, by its revision.
     committed: BTreeMap<u64, ClusterState>,

@@ -1,6 +1,6 @@
-//! The rules of leases, takeovers and voters, each watched where it is kept or broken: at every step
-//! of an acceptor, at every promotion that is ordered, at every state that is committed. What shows
-//! only when several things go wrong together is so found when the first of them does.
+//! The rules of leases, takeovers and voters, each watched where it is kept or broken: at every
+//! step of an acceptor, at every promotion that is ordered, at every state that is committed. What
+//! shows only when several things go wrong together is so found when the first of them does.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use failover_core::message::Message;
 use failover_core::node::{Input, Node};
 use replicator_core::{Span, Time};
 
-use crate::cluster::{NAMES, RESOURCE, name};
+use crate::cluster::{NAMES, RESOURCE, WITNESS, name};
 use crate::failure::Kind;
 use crate::world::{MS, World};
 
@@ -117,23 +117,22 @@ impl World {
         }
     }
 
-    /// L5, L7: a state counts as committed only when a majority has it durably: of the voters before
-    /// it and of its own, and of the coming ones; each acceptor with its own vote.
+    /// L5, L7: a state counts as committed only when a majority of its voters has it durably, and
+    /// of the coming ones; each acceptor with its own vote. (The end of a change that somebody else
+    /// settles needs the new voters alone: its beginning, which both majorities have, makes every
+    /// older proposer ask them.)
     pub(super) fn check_majority_has(&mut self, state: &ClusterState) {
         let cluster = self.cluster();
         let states = cluster.durable.get(&state.revision);
         let found = states.and_then(|states| states.iter().find(|(known, _)| known == state));
         let none = BTreeSet::new();
         let acceptors = found.map_or(&none, |(_, acceptors)| acceptors);
-        let before = cluster.committed.get(&(state.revision.saturating_sub(1)));
-        let electorates = before.into_iter().chain([state]).flat_map(|state| {
-            [Some(&state.voters), state.next_voters.as_ref()].into_iter().flatten()
-        });
+        let electorates = [Some(&state.voters), state.next_voters.as_ref()];
         let is_majority = |voters: &Vec<Voter>| {
             let has = voters.iter().filter(|voter| acceptors.contains(&voter.acceptor)).count();
             has * 2 > voters.len()
         };
-        if !electorates.into_iter().all(is_majority) {
+        if !electorates.into_iter().flatten().all(is_majority) {
             let revision = state.revision;
             let text = format!("revision {revision} counts as committed, durable at {acceptors:?}");
             self.fail(Kind::Safety, "L7", text);
@@ -143,7 +142,7 @@ impl World {
     /// L1: who hangs has no lease for long, unless it has it without end (R5d).
     pub(super) fn check_hung_loops(&mut self) {
         let bearable = Span(self.cluster().plan.lease.0 * 5 / 2 + 500 * MS);
-        for node in 0..2 {
+        for (node, called) in NAMES.iter().enumerate().take(WITNESS) {
             let cluster = self.cluster();
             let since = cluster.loop_hangs_since[node]
                 .filter(|_| cluster.plane_paused_until[node] <= self.now);
@@ -155,7 +154,7 @@ impl World {
             let lease = cluster.seats[node].lease.filter(|until| *until != Time(u64::MAX));
             let local = self.local(node);
             if local.since(since) > bearable && lease.is_some_and(|until| until > local) {
-                let text = format!("{} has a lease, and hangs", NAMES[node]);
+                let text = format!("{called} has a lease, and hangs");
                 self.fail(Kind::Safety, "L1", text);
             }
         }

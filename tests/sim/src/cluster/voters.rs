@@ -1,5 +1,5 @@
-//! Acceptors that lose their record, or come back with an old copy of it, and have no vote until the
-//! operator has them replaced (L5); witnesses that come and go (L7). All of it while leases are
+//! Acceptors that lose their record, or come back with an old copy of it, and have no vote until
+//! the operator has them replaced (L5); witnesses that come and go (L7). All of it while leases are
 //! held and other troubles go on.
 
 use failover_core::acceptor::Record;
