@@ -40,6 +40,14 @@ pub enum DatagramError {
     /// It belongs to another cluster or is for another node.
     #[error("it is for {0}")]
     Misdirected(String),
+    /// It is for a cluster that this process does not serve.
+    #[error("it is for cluster {cluster}, which is not served here (served: {served})")]
+    UnknownCluster {
+        /// The cluster.
+        cluster: String,
+        /// Those that are.
+        served: String,
+    },
     /// Its sender does not know the key, or it was changed on its way.
     #[error("its code is wrong: the sender has another key, or it was changed on its way")]
     Code,
@@ -80,6 +88,18 @@ impl Sealer {
         authenticate: Authenticate,
     ) -> Self {
         Self { cluster: cluster.to_owned(), me, addresses, authenticate }
+    }
+
+    /// The cluster that it seals for.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// The cluster that a datagram says it is for. Nothing proves that yet.
+    pub fn cluster_of(bytes: &[u8]) -> Result<&str, DatagramError> {
+        let rest = bytes.strip_prefix(MAGIC).ok_or(DatagramError::Foreign)?;
+        let (_, rest) = rest.split_first().ok_or(DatagramError::Foreign)?;
+        Ok(name(rest)?.0)
     }
 
     /// The datagram of a message.
@@ -200,6 +220,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = sealer("beta", 1).open(&bytes);
+            let _ = Sealer::cluster_of(&bytes);
         }
 
         #[test]

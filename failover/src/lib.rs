@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   node.rs       one thread that steps the core; the handle that the daemon holds
+//!   port.rs       the sockets it hears at, for all clusters of this process
 //!   datagram.rs   messages as authenticated datagrams
 //!   netlink.rs    addresses, links and neighbours by the kernel's route netlink
 //!   guard.rs      the process that withdraws what the daemon cannot, and feeds the watchdog
@@ -18,8 +19,10 @@ pub mod guard;
 pub mod http;
 pub mod netlink;
 pub mod node;
+pub mod port;
 pub mod services;
 pub mod store;
 
 pub use failover_core as core;
-pub use node::{Cluster, ClusterConfig, Offices, StartError};
+pub use node::{Before, Cluster, ClusterConfig, Offices, StartError};
+pub use port::Ports;

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,23 +22,31 @@ use nix::time::{ClockId, clock_gettime};
 use replicator_core::register::RegisterState;
 use thiserror::Error;
 
-use crate::datagram::{Authenticate, DATAGRAM_BYTES_MAX, Opened, Sealer};
+use crate::datagram::{Authenticate, Opened, Sealer};
+use crate::port::{Ports, Refused, Station};
 use crate::store::{Store, StoreError};
 
 /// The thread wakes at least so often, to look whether the data loops make progress.
 const TURN: Duration = Duration::from_millis(50);
 /// How long an operator's change may take before he is told what it waits for.
 const ORDER_PATIENCE: Duration = Duration::from_secs(10);
-/// How often a listener tries an address that this machine does not have yet.
-const LISTEN_RETRY: Duration = Duration::from_secs(1);
-/// Refused datagrams are counted, and one is logged at most this often.
-const LOG_PAUSE: Duration = Duration::from_secs(30);
+
+/// What came before a promotion was ordered, for history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// How long the last primary, another node, had been silent; none when it was not lost.
+    pub silent: Option<Duration>,
+    /// The silence after which a node counts as lost.
+    pub patience: Duration,
+    /// How long ago an operator's order to have the office here became known; none without one.
+    pub wanted: Option<Duration>,
+}
 
 /// What the node thread wants of the resources of this node. Called from that thread: nothing here
 /// may wait.
 pub trait Offices: Send + 'static {
     /// Take the office of primary; `force` is what an operator gave his word for.
-    fn promote(&self, resource: &str, force: Force, why: &str);
+    fn promote(&self, resource: &str, force: Force, why: &str, before: Before);
     /// Give it up orderly.
     fn hand_over(&self, resource: &str, to: &NodeName);
     /// How a proposal of the replica ended.
@@ -101,34 +108,21 @@ enum Letter {
 pub struct Cluster {
     letters: mpsc::Sender<Letter>,
     refused: Arc<Refused>,
+    ports: Ports,
     moved: Moved,
 }
 
 /// Where nodes say they are reached, by name.
 type Moved = Arc<Mutex<HashMap<NodeName, Vec<SocketAddr>>>>;
 
-/// Datagrams that were thrown away.
-#[derive(Default)]
-pub struct Refused {
-    count: AtomicU64,
-    last: Mutex<(String, Option<Instant>)>,
-}
-
-impl Refused {
-    fn note(&self, from: SocketAddr, why: &dyn std::fmt::Display) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.0 = format!("{from}: {why}");
-        if last.1.is_none_or(|at| at.elapsed() >= LOG_PAUSE) {
-            last.1 = Some(Instant::now());
-            tracing::warn!("refused a message from {from}: {why}");
-        }
-    }
-}
-
 impl Cluster {
-    /// Opens the record and the sockets and starts the threads.
-    pub fn start(config: ClusterConfig, offices: impl Offices) -> Result<Self, StartError> {
+    /// Opens the record and the sockets and starts the threads. Clusters that one process serves
+    /// share its ports.
+    pub fn start(
+        config: ClusterConfig,
+        ports: &Ports,
+        offices: impl Offices,
+    ) -> Result<Self, StartError> {
         let (store, record) = Store::open(&config.directory)?;
         let (letters, inbox) = mpsc::channel();
         let refused = Arc::new(Refused::default());
@@ -137,7 +131,9 @@ impl Cluster {
         let sealer = Sealer::new(&config.cluster, me, own, config.authenticate.clone());
         let moved = Moved::default();
         for address in &config.listen {
-            listen(*address, sealer.clone(), letters.clone(), refused.clone())?;
+            let (letters, refused) = (letters.clone(), refused.clone());
+            let give = move |opened| letters.send(Letter::Datagram(Box::new(opened))).is_ok();
+            ports.listen(*address, Station::new(sealer.clone(), refused, give))?;
         }
         let records = start_writer(store, letters.clone())?;
         let mut node = Node::start(config.core, record, now());
@@ -153,10 +149,11 @@ impl Cluster {
             records,
             effects: Effects::new(),
             orders: HashMap::new(),
+            wanted_since: HashMap::new(),
             next_ticket: 0,
         };
         spawn("cluster", move || thread.run(&inbox))?;
-        Ok(Self { letters, refused, moved })
+        Ok(Self { letters, refused, ports: ports.clone(), moved })
     }
 
     /// Tells the core a fact.
@@ -208,59 +205,21 @@ impl Cluster {
         answer.recv_timeout(Duration::from_secs(2)).ok()
     }
 
-    /// How many datagrams were refused, and the last reason.
+    /// How many datagrams for this cluster were refused, and the last reason.
     pub fn refused(&self) -> (u64, String) {
-        let last = self.refused.last.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.refused.count.load(Ordering::Relaxed), last.0.clone())
+        self.refused.told()
+    }
+
+    /// The same for datagrams that are for no cluster of this process.
+    pub fn strangers(&self) -> (u64, String) {
+        self.ports.strangers()
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(body);
     let what = || format!("start the thread {name}");
     started.map(drop).map_err(|source| StartError::Io { what: what(), source })
-}
-
-/// Reads one socket for ever.
-fn listen(
-    address: SocketAddr,
-    sealer: Sealer,
-    letters: mpsc::Sender<Letter>,
-    refused: Arc<Refused>,
-) -> Result<(), StartError> {
-    let socket = match UdpSocket::bind(address) {
-        Ok(socket) => Some(socket),
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-            tracing::warn!("cannot listen on {address} yet: {error}; trying again");
-            None
-        }
-        Err(source) => {
-            return Err(StartError::Io { what: format!("listen on {address} (UDP)"), source });
-        }
-    };
-    spawn(&format!("hear {address}"), move || {
-        let socket = socket.unwrap_or_else(|| {
-            loop {
-                thread::sleep(LISTEN_RETRY);
-                if let Ok(socket) = UdpSocket::bind(address) {
-                    break socket;
-                }
-            }
-        });
-        let mut bytes = vec![0; DATAGRAM_BYTES_MAX + 1];
-        loop {
-            // Errors are those of datagrams that we sent from here: none.
-            let Ok((length, from)) = socket.recv_from(&mut bytes) else { continue };
-            match sealer.open(&bytes[..length]) {
-                Ok(opened) => {
-                    if letters.send(Letter::Datagram(Box::new(opened))).is_err() {
-                        return;
-                    }
-                }
-                Err(why) => refused.note(from, &why),
-            }
-        }
-    })
 }
 
 /// Writes records, newest only, and tells when each is durable.
@@ -340,6 +299,8 @@ struct NodeThread {
     records: mpsc::Sender<Box<Record>>,
     effects: Effects,
     orders: HashMap<u64, mpsc::Sender<Result<(), Verdict>>>,
+    /// Since when an operator wants a resource on this node, as far as is known here.
+    wanted_since: HashMap<String, Instant>,
     next_ticket: u64,
 }
 
@@ -429,7 +390,9 @@ impl NodeThread {
             Effect::Decided { resource, number, result } => {
                 offices.decided(&resource, number, result);
             }
-            Effect::Promote { resource, force, why } => offices.promote(&resource, force, &why),
+            Effect::Promote { resource, force, why } => {
+                offices.promote(&resource, force, &why, self.before(&resource));
+            }
             Effect::HandOver { resource, to } => offices.hand_over(&resource, &to),
             Effect::Answer { ticket, result } => {
                 if let Some(reply) = self.orders.remove(&ticket) {
@@ -437,7 +400,34 @@ impl NodeThread {
                     let _ = reply.send(result);
                 }
             }
-            Effect::Committed(state) => offices.committed(&state),
+            Effect::Committed(state) => {
+                offices.committed(&state);
+                self.note_wanted(&state);
+            }
+        }
+    }
+
+    fn note_wanted(&mut self, state: &ClusterState) {
+        let me = &self.node.config().name;
+        for entry in &state.resources {
+            if entry.wanted.as_ref() == Some(me) {
+                self.wanted_since.entry(entry.name.clone()).or_insert_with(Instant::now);
+            } else {
+                self.wanted_since.remove(&entry.name);
+            }
+        }
+    }
+
+    /// What came before a promotion that is ordered now.
+    fn before(&self, resource: &str) -> Before {
+        let holder = self.node.state().and_then(|state| state.resource(resource)?.holder.as_ref());
+        let lost = holder.filter(|holder| holder.node != self.node.config().name);
+        let silent = lost.and_then(|it| self.node.detector().silence(now(), &it.node));
+        let in_real_time = |span: Span| Duration::from_nanos(span.0);
+        Before {
+            silent: silent.map(in_real_time),
+            patience: in_real_time(self.node.detector().patience()),
+            wanted: self.wanted_since.get(resource).map(Instant::elapsed),
         }
     }
 }

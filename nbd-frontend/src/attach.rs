@@ -284,6 +284,22 @@ pub fn fail_leftovers(request: &Request, keeper: &Keeper) -> Result<Vec<Leftover
     Ok(leftovers)
 }
 
+/// Everybody who still uses what an earlier daemon left of the resource, failed or not. Never
+/// touches the device itself, and may be asked again until nobody is left.
+pub fn users_of_leftovers(request: &Request) -> Result<Vec<User>, AttachError> {
+    let mut users = Vec::new();
+    for disk in kernel_nbd::find(&request.uuid).into_iter().chain(loop_device::find(&request.uuid))
+    {
+        match users::find_users(&disk) {
+            Ok(found) => users.extend(found),
+            // It went away between two looks.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(AttachError::at("looking for users", disk.name())(error)),
+        }
+    }
+    Ok(users)
+}
+
 fn removed(kind: Kind, disk: Option<&Disk>) -> Leftover {
     let users = disk.and_then(|disk| users::find_users(disk).ok()).unwrap_or_default();
     Leftover { kind, device: disk.map(|disk| disk.name().to_owned()), adopted: false, users }

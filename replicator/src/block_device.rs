@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nbd_frontend::attach::{self, AttachError, Attached, Choice, Features, Keeper, Request};
+use nbd_frontend::attach::{self, AttachError, Attached, Choice, Features, Keeper, Request, User};
 
 use crate::config::AttachWish;
 use crate::report::DeviceReport;
@@ -26,6 +26,8 @@ pub struct BlockDevice {
     /// One operation at a time; they block, so this is apart from what status reads.
     operation: Mutex<()>,
     state: Mutex<State>,
+    /// What an earlier process left and this one failed, while somebody may still use it.
+    remains: Mutex<Option<Request>>,
 }
 
 enum State {
@@ -77,6 +79,7 @@ impl BlockDevice {
             keeper,
             operation: Mutex::new(()),
             state: Mutex::new(State::Absent),
+            remains: Mutex::new(None),
         }
     }
 
@@ -92,6 +95,10 @@ impl BlockDevice {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remains(&self) -> MutexGuard<'_, Option<Request>> {
+        self.remains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn operate(&self) -> MutexGuard<'_, ()> {
@@ -195,11 +202,7 @@ impl BlockDevice {
             *self.lock() = if matches!(taken, State::Leftover(_)) { taken } else { State::Absent };
             return;
         };
-        let users = match attached.fail() {
-            Ok(users) => users.iter().map(ToString::to_string).collect(),
-            Err(error) => vec![error.to_string()],
-        };
-        let users: Vec<String> = users;
+        let users = in_words(attached.fail());
         if users.is_empty() {
             told("the block device was removed".into());
             *self.lock() = State::Absent;
@@ -209,23 +212,30 @@ impl BlockDevice {
         }
     }
 
-    /// Fails what an earlier process left of another tenure.
-    pub fn fail_leftovers(&self, shape: &Shape, told: Told<'_>) {
+    /// Fails what an earlier process left, of the tenure that [`Self::remembered_tenure`] gave; not
+    /// what was attached meanwhile.
+    pub fn fail_leftovers(&self, shape: &Shape, of: Option<u64>, told: Told<'_>) {
         if !self.is_wanted() {
             return;
         }
         let _operation = self.operate();
+        if self.is_attached() || self.remembered_tenure() != of {
+            return;
+        }
         self.fail_leftovers_now(&self.request(shape), told);
         let _ = fs::remove_file(&self.tenure_path);
     }
 
     fn fail_leftovers_now(&self, request: &Request, told: Told<'_>) {
         match attach::fail_leftovers(request, &self.keeper) {
+            Ok(leftovers) if leftovers.is_empty() => return,
             Ok(leftovers) => leftovers.iter().for_each(|leftover| told(leftover.to_string())),
             // Without the right to attach there is nothing that could have been left either.
-            Err(AttachError::Unavailable { .. } | AttachError::NotPermitted { .. }) => {}
+            Err(AttachError::Unavailable { .. } | AttachError::NotPermitted { .. }) => return,
             Err(error) => told(format!("cannot look for devices of an earlier daemon: {error}")),
         }
+        // It goes away with its last user; until then this node is not eligible (R15).
+        *self.remains() = Some(request.clone());
     }
 
     /// The tenure of the device that an earlier process of this boot may have left.
@@ -242,24 +252,29 @@ impl BlockDevice {
     /// Who uses the device now, or still uses one that was taken away.
     pub fn users(&self) -> Vec<String> {
         match &*self.lock() {
-            State::Attached(attached) | State::Leftover(attached) => match attached.users() {
-                Ok(users) => users.iter().map(ToString::to_string).collect(),
-                Err(error) => vec![error.to_string()],
-            },
+            State::Attached(attached) | State::Leftover(attached) => in_words(attached.users()),
             _ => Vec::new(),
         }
     }
 
-    /// Who keeps an instance of an earlier tenure open, which forbids a promotion (R15). Forgets
-    /// the instance when nobody does any more.
+    /// Who keeps an instance of an earlier tenure open, mounted or mapped, which forbids a
+    /// promotion (R15): one of this process, or one that an earlier process left. Forgets the
+    /// instance when nobody does any more.
     pub fn leftover_users(&self) -> Vec<String> {
-        let users = if matches!(*self.lock(), State::Leftover(_)) {
-            self.users()
-        } else {
-            return Vec::new();
-        };
-        if users.is_empty() {
-            *self.lock() = State::Absent;
+        let mut users = Vec::new();
+        if matches!(*self.lock(), State::Leftover(_)) {
+            users = self.users();
+            if users.is_empty() {
+                *self.lock() = State::Absent;
+            }
+        }
+        let mut remains = self.remains();
+        if let Some(request) = &*remains {
+            let left = in_words(attach::users_of_leftovers(request));
+            if left.is_empty() {
+                *remains = None;
+            }
+            users.extend(left.into_iter().filter(|user| !users.contains(user)).collect::<Vec<_>>());
         }
         users
     }
@@ -297,13 +312,24 @@ impl BlockDevice {
             users: Vec::new(),
         };
         let (state, kind) = match &*self.lock() {
-            State::Absent => return None,
+            State::Absent => ("leftover", String::new()),
             State::Busy(what) => return Some(report(what, "")),
             State::Failed(why) => return Some(report("failed", why)),
-            State::Attached(attached) => ("attached", attached.kind()),
-            State::Leftover(attached) => ("leftover", attached.kind()),
+            State::Attached(attached) => ("attached", attached.kind().to_string()),
+            State::Leftover(attached) => ("leftover", attached.kind().to_string()),
         };
-        let users = self.users();
-        Some(DeviceReport { kind: kind.to_string(), users, ..report(state, "") })
+        let users = if state == "attached" { self.users() } else { self.leftover_users() };
+        if kind.is_empty() && users.is_empty() {
+            return None;
+        }
+        Some(DeviceReport { kind, users, ..report(state, "") })
+    }
+}
+
+/// Users in words; what keeps them from being told counts as one.
+fn in_words(users: Result<Vec<User>, AttachError>) -> Vec<String> {
+    match users {
+        Ok(users) => users.iter().map(ToString::to_string).collect(),
+        Err(error) => vec![error.to_string()],
     }
 }

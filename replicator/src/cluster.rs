@@ -18,7 +18,7 @@ use failover::core::facts::{Hindrance, Placement};
 use failover::core::node::{Config, Undecided};
 use failover::core::{NodeName, Time};
 use failover::node::{fresh_process, lease_of};
-use failover::{Cluster, Offices};
+use failover::{Before, Cluster, Offices};
 use replicator_core::register::RegisterState;
 
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
@@ -27,7 +27,7 @@ use crate::events::{Events, Weight};
 use crate::key::ClusterKey;
 use crate::resource::Resource;
 
-pub use history::{History, HistoryEntry};
+pub use history::{Fenced, History, HistoryEntry, Timed};
 pub use members::{Applied, ClusterRequest};
 pub use report::{ClusterReport, Explanation, NodeReport, OfficeReport, ReplicaFacts};
 
@@ -69,6 +69,7 @@ impl ControlPlane {
         config: Arc<ClusterConfig>,
         node: &NodeConfig,
         key: ClusterKey,
+        ports: &failover::Ports,
         resources: &[Arc<Resource>],
         events: Arc<Events>,
     ) -> Result<Arc<Self>, failover::StartError> {
@@ -86,10 +87,11 @@ impl ControlPlane {
             lease: lease_of(config.lease_ms),
         };
         let history = Arc::new(History::open(&node.state_dir).map_err(io("open the history"))?);
+        let chronicle =
+            start_chronicle(history.clone(), events).map_err(io("start the thread history"))?;
         let wiring = Wiring {
             resources: resources.iter().map(|it| (it.name().to_owned(), it.clone())).collect(),
-            chronicle: start_chronicle(history.clone(), events)
-                .map_err(io("start the thread history"))?,
+            chronicle: chronicle.clone(),
         };
         let cluster = Cluster::start(
             failover::ClusterConfig {
@@ -101,10 +103,11 @@ impl ControlPlane {
                 authenticate: Arc::new(move |parts| key.authenticate(parts)),
                 placements: config.resources.iter().map(placement).collect(),
             },
+            ports,
             wiring,
         )?;
         for resource in resources {
-            resource.join_cluster(cluster.clone(), history.clone());
+            resource.join_cluster(cluster.clone(), history.clone(), chronicle.clone());
         }
         let plane = Arc::new(Self { cluster, config, node: node.clone(), history });
         Self::start_reporting(resources.to_vec()).map_err(io("start the thread facts"))?;
@@ -132,17 +135,32 @@ impl ControlPlane {
 struct Wiring {
     resources: HashMap<String, Arc<Resource>>,
     /// Writes files and log lines, which the node thread must not wait for.
-    chronicle: mpsc::Sender<ClusterState>,
+    chronicle: mpsc::Sender<ToHistory>,
+}
+
+/// What history is told.
+pub enum ToHistory {
+    /// The register changed.
+    Committed(Box<ClusterState>),
+    /// A change of office on this node is over: how long its parts took.
+    Timed(Timed),
 }
 
 /// Notes every change of the register, on a thread of its own.
 fn start_chronicle(
     history: Arc<History>,
     events: Arc<Events>,
-) -> std::io::Result<mpsc::Sender<ClusterState>> {
-    let (sender, states) = mpsc::channel::<ClusterState>();
+) -> std::io::Result<mpsc::Sender<ToHistory>> {
+    let (sender, told) = mpsc::channel::<ToHistory>();
     let body = move || {
-        for state in states {
+        for told in told {
+            let state = match told {
+                ToHistory::Committed(state) => state,
+                ToHistory::Timed(timed) => {
+                    history.note_timed(timed);
+                    continue;
+                }
+            };
             let cause = &state.cause;
             let text = match cause.why.as_str() {
                 "" => format!("register revision {}: {}", state.revision, cause.what),
@@ -167,8 +185,8 @@ impl Wiring {
 }
 
 impl Offices for Wiring {
-    fn promote(&self, resource: &str, force: Force, why: &str) {
-        self.with(resource, |it| it.promote_by_cluster(force, why));
+    fn promote(&self, resource: &str, force: Force, why: &str, before: Before) {
+        self.with(resource, |it| it.promote_by_cluster(force, why, before));
     }
 
     fn hand_over(&self, resource: &str, to: &NodeName) {
@@ -192,7 +210,7 @@ impl Offices for Wiring {
             self.with(&entry.name, |it| it.switches_changed(&entry.switches));
         }
         // The thread lives as long as this one.
-        let _ = self.chronicle.send(state.clone());
+        let _ = self.chronicle.send(ToHistory::Committed(Box::new(state.clone())));
     }
 
     fn progress(&self, resource: &str) -> Option<Time> {

@@ -2,6 +2,7 @@
 //! with a default that is named here. Unknown keys and impossible values are refused with file,
 //! line, column and a hint. `replctl check` shows the result.
 
+mod directory;
 mod fence;
 mod parse;
 mod problem;
@@ -21,6 +22,7 @@ use failover::http::HttpConfig;
 use replicator_core::{Timing, limits};
 
 use crate::hooks::HookConfig;
+pub use directory::{Directory, FileProblem};
 pub use fence::FenceConfig;
 pub use problem::{ConfigError, Problem, line_and_column, suggestion};
 pub use services::Services;
@@ -215,9 +217,11 @@ impl ClusterConfig {
         self.nodes.iter().any(|node| node.witness)
     }
 
-    /// Whether a primary that is lost is fenced and replaced by itself, without a majority.
+    /// Whether a node that is lost is fenced by itself, and a primary replaced, without a majority:
+    /// wished for, and each of the two nodes can fence the other.
     pub fn fences_lost_primaries(&self) -> bool {
-        self.fences_by_itself && !self.has_majority()
+        let can_be_fenced = self.nodes.iter().all(|node| node.fence.is_some());
+        self.fences_by_itself && !self.has_majority() && can_be_fenced
     }
 
     /// How `node` switches its peer off, when that is decided without a majority.

@@ -166,6 +166,8 @@ pub enum Order {
     Fence {
         /// The node to be switched off.
         node: String,
+        /// The operator has switched it off himself.
+        is_off: bool,
     },
     /// Admit the acceptor that now answers as a node in place of the recorded one.
     NodeReplace {

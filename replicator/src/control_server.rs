@@ -155,7 +155,7 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
             services::clear(daemon, &resource, service.as_deref())
         }
         Order::Maintenance { resource, is_on } => services::maintain(daemon, &resource, is_on),
-        Order::Fence { node } => fence(daemon, &node),
+        Order::Fence { node, is_off } => fence(daemon, &node, is_off),
         Order::History => match &daemon.fencing {
             Some(fencing) => Reply::History(fencing.history.entries()),
             None => with_plane(daemon, &|plane| Reply::History(plane.history.entries())),
@@ -178,9 +178,9 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
 }
 
 /// What only two nodes without a witness need.
-fn fence(daemon: &Daemon, node: &str) -> Reply {
+fn fence(daemon: &Daemon, node: &str, is_off: bool) -> Reply {
     if let Some(fencing) = &daemon.fencing {
-        return fencing.order(node);
+        return fencing.order(node, is_off);
     }
     let refusal = if daemon.control_plane.is_some() {
         RefusalReport::new(

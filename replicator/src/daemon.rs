@@ -90,11 +90,12 @@ fn io_error(verb: &'static str, what: impl ToString) -> impl FnOnce(io::Error) -
 
 impl Daemon {
     /// Opens the sockets and starts every resource. Nothing of a resource's own trouble stops the
-    /// others or the daemon.
+    /// others or the daemon. A process may be the witness of several clusters, which share `ports`.
     pub fn start(
         cluster: ClusterConfig,
         node: NodeConfig,
         keeper: Keeper,
+        ports: &failover::Ports,
         mut warnings: Vec<String>,
     ) -> Result<Arc<Self>, StartError> {
         let key = ClusterKey::load(&node.key)?;
@@ -150,7 +151,7 @@ impl Daemon {
         }
         let control_plane = if cluster.has_majority() {
             let (cluster, events) = (cluster.clone(), events.clone());
-            Some(ControlPlane::start(cluster, &node, plane_key, &resources, events)?)
+            Some(ControlPlane::start(cluster, &node, plane_key, ports, &resources, events)?)
         } else {
             None
         };
@@ -229,8 +230,16 @@ impl Daemon {
         }
     }
 
+    /// The name of its cluster.
+    pub fn cluster_name(&self) -> &str {
+        &self.cluster.cluster
+    }
+
     /// One line for systemd.
     pub fn summary(&self) -> String {
+        if self.node.witness {
+            return format!("witness of {}", self.cluster_name());
+        }
         let up = self.resources.iter().filter(|resource| resource.is_up()).count();
         format!("{} of {} resources up", up, self.resources.len())
     }
@@ -313,7 +322,8 @@ fn listen(path: &Path) -> Result<UnixListener, StartError> {
     if let Some(dir) = path.parent() {
         make_private_dir(dir).map_err(io_error("make", dir.display()))?;
     }
-    // The mask is the process's; at this time it has one thread.
+    // The mask is the process's. At this time it has one thread; where it serves several clusters,
+    // a file that a thread of another one makes at this moment is only readable to fewer.
     let before = umask(Mode::from_bits_truncate(0o177));
     let listener = UnixListener::bind(path);
     umask(before);

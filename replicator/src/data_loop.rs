@@ -250,6 +250,12 @@ impl LoopHandle {
         Some(self.turned_at())
     }
 
+    /// For how long the disk has been at work without anything being done; none when it is not.
+    pub fn disk_busy_for(&self) -> Option<Span> {
+        let since = Time(self.disk_busy_since.load(Ordering::Relaxed));
+        (since.0 != 0).then(|| io::now().since(since))
+    }
+
     /// Waits for the end of the thread. Call it after [`FromLoop::Stopped`] or
     /// [`FromLoop::Fatal`]; before that it ends the loop as a crash would.
     pub fn join(mut self) {

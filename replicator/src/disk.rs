@@ -64,11 +64,23 @@ impl std::fmt::Display for Waiting<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "waiting for {}, ", self.path.display())?;
         match self.holder {
-            Some(pid) => write!(f, "locked by process {pid}")?,
-            None => write!(f, "which is mounted, part of LVM or md, or open in a process")?,
+            Some(pid) if is_alive(pid) => write!(f, "locked by process {pid}"),
+            Some(pid) => write!(
+                f,
+                "locked by process {pid}, which is dead: its last writes are on their way to the \
+                 disk"
+            ),
+            None => write!(f, "which is mounted, part of LVM or md, or open in a process"),
         }
-        write!(f, " ({} s)", self.since.as_secs())
     }
+}
+
+/// Whether a process still runs anything: one that was killed is a zombie, or gone, while its
+/// writes land.
+fn is_alive(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| !state.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Why a disk cannot be used.
@@ -395,14 +407,19 @@ impl Part {
                 .open(path);
             match opened {
                 Ok(file) => break file,
-                Err(e) if is_device && e.raw_os_error() == Some(libc::EBUSY) => wait(None)?,
+                Err(e) if is_device && e.raw_os_error() == Some(libc::EBUSY) => {
+                    // A daemon that was killed has its claim, and its lock, until its last write.
+                    wait(fs::metadata(path).ok().and_then(|node| lock_holder(&node)))?;
+                }
                 Err(e) => return Err(error(e)),
             }
         };
         loop {
             match file.try_lock() {
                 Ok(()) => break,
-                Err(fs::TryLockError::WouldBlock) => wait(lock_holder(&file))?,
+                Err(fs::TryLockError::WouldBlock) => {
+                    wait(file.metadata().ok().and_then(|node| lock_holder(&node)))?;
+                }
                 Err(fs::TryLockError::Error(e)) => return Err(error(e)),
             }
         }
@@ -493,8 +510,7 @@ fn queue_number(file: &File, is_device: bool, name: &str) -> Option<u64> {
 }
 
 /// Who holds the flock of a file, from /proc/locks.
-fn lock_holder(file: &File) -> Option<u32> {
-    let metadata = file.metadata().ok()?;
+fn lock_holder(metadata: &fs::Metadata) -> Option<u32> {
     let device = metadata.dev();
     let wanted = format!("{:02x}:{:02x}:{}", major(device), minor(device), metadata.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;

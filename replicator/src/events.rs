@@ -129,6 +129,14 @@ pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
             );
             (Weight::Error, text)
         }
+        Note::FenceAwaited { peer } => {
+            let text = format!(
+                "{0} is lost and may take over: clients wait until it is off for sure, stands \
+                 back, or is here again",
+                name(peer)
+            );
+            (Weight::Warning, text)
+        }
         Note::LeaseLapsed => {
             (Weight::Warning, "the lease ended: clients wait until it is back".into())
         }

@@ -9,12 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use failover::core::Span;
-use failover::core::fence::{Effect, Facts, Fence, Input, Note, Request, Settings};
+use failover::core::fence::{Effect, Facts, Fence, Input, Note, Request, Settings, Waiting};
 use failover::core::verdict::Verdict as Refused;
 use failover::node::now;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Explanation, History, refusal};
+use crate::cluster::{Explanation, Fenced, History, refusal};
 use crate::config::{ClusterConfig, FenceConfig, NodeConfig};
 use crate::control::{RefusalReport, Reply};
 use crate::events::{Events, Weight};
@@ -34,8 +34,8 @@ type OperatorAnswer = Result<String, Refused>;
 
 enum Told {
     Fact(Input),
-    /// An operator's order, with where the answer goes.
-    Order(mpsc::Sender<OperatorAnswer>),
+    /// An operator's order, with where the answer goes; whether the peer is off by his word.
+    Order(bool, mpsc::Sender<OperatorAnswer>),
 }
 
 /// Fencing of the one peer of this node.
@@ -52,6 +52,9 @@ pub struct Fencing {
     answer_counts: Duration,
     /// When the peer last proved that it is alive, outside of sessions.
     alive_at: Mutex<Option<Instant>>,
+    /// When the last attempt began, and how long the one that was confirmed took.
+    fencing_since: Mutex<Option<Instant>>,
+    fence_took: Mutex<Duration>,
     /// What was done, kept across restarts.
     pub history: History,
 }
@@ -97,12 +100,14 @@ impl Fencing {
             node: node.name.clone(),
             peer: peer.name.clone(),
             config: config.clone(),
-            is_automatic: cluster.fences_by_itself,
+            is_automatic: cluster.fences_lost_primaries(),
             resources: resources.to_vec(),
             peers,
             events,
             answer_counts: ANSWER_COUNTS + ADDRESS_DELAYS * (peer.addresses.len() as u32 - 1),
             alive_at: Mutex::default(),
+            fencing_since: Mutex::default(),
+            fence_took: Mutex::default(),
             history: History::open(&node.state_dir)?,
         });
         let asker = fencing.clone();
@@ -112,15 +117,15 @@ impl Fencing {
         Ok(Some(fencing))
     }
 
-    /// An operator wants the peer fenced; waits for the end of it.
-    pub fn order(&self, node: &str) -> Reply {
+    /// An operator wants the peer fenced, or says that it is off; waits for the end of it.
+    pub fn order(&self, node: &str, is_off: bool) -> Reply {
         if node != self.peer {
             let why = format!("{} cannot fence {node}", self.node);
             let next = format!("it can fence {}", self.peer);
             return Reply::Refused(RefusalReport::new("unknown_peer", why, next));
         }
         let (sender, answer) = mpsc::channel();
-        let _ = self.told.send(Told::Order(sender));
+        let _ = self.told.send(Told::Order(is_off, sender));
         match answer.recv() {
             Ok(Ok(text)) => Reply::Done(text),
             Ok(Err(refused)) => Reply::Refused(refusal(&refused)),
@@ -183,11 +188,16 @@ impl Fencing {
         let alive_at = *self.alive_at.lock().unwrap_or_else(PoisonError::into_inner);
         let answered = alive_at.is_some_and(|at| at.elapsed() < self.answer_counts);
         let is_up = sessions.iter().any(|(is_up, _)| *is_up);
-        let mut facts =
-            Facts { is_heard: is_up || began_meanwhile || answered, ..Facts::default() };
+        let asked = self.peers.has_asked(&self.peer, self.answer_counts);
+        let is_heard = is_up || began_meanwhile || answered || asked;
+        let mut facts = Facts { is_heard, ..Facts::default() };
         for resource in &self.resources {
             let name = resource.name().to_owned();
-            match resource.standing() {
+            let (standing, waits_since_session) = resource.standing();
+            if let Some(session) = waits_since_session {
+                facts.waiting.push(Waiting { resource: name.clone(), session });
+            }
+            match standing {
                 Standing::Held => facts.own_offices += 1,
                 Standing::Lost => facts.lost.push(name),
                 Standing::NotMine(why) => facts.not_mine.push((name, why)),
@@ -206,8 +216,8 @@ impl Fencing {
         loop {
             let input = match facts.recv_timeout(look_at.duration_since(Instant::now())) {
                 Ok(Told::Fact(input)) => input,
-                Ok(Told::Order(answer)) => {
-                    self.step_order(answer, &mut operator);
+                Ok(Told::Order(is_off, answer)) => {
+                    self.step_order(is_off, answer, &mut operator);
                     continue;
                 }
                 Err(_) => {
@@ -235,11 +245,12 @@ impl Fencing {
     /// A refusal is for this operator; an order that is taken up is answered when it ended.
     fn step_order(
         self: &Arc<Self>,
+        is_off: bool,
         answer: mpsc::Sender<OperatorAnswer>,
         operator: &mut Option<mpsc::Sender<OperatorAnswer>>,
     ) {
         let mut refused = None;
-        for effect in self.step(Input::Ordered) {
+        for effect in self.step(Input::Ordered { is_off }) {
             match effect {
                 Effect::Answer(result) => refused = Some(result),
                 effect => self.carry_out(effect),
@@ -261,6 +272,11 @@ impl Fencing {
             Effect::Promote { resource } => {
                 self.in_helper("promote", move |it| it.promote(resource));
             }
+            Effect::Proceed(waiting) => self.in_thread("proceed", move |it| it.proceed(&waiting)),
+            Effect::AskToStandBack(waiting) => self.in_helper("stand back", move |it| {
+                let answer = it.peers.ask_to_stand_back(&it.peer, &waiting.resource);
+                Input::StoodBack { waiting, refused: answer.err() }
+            }),
             Effect::Note(note) => self.note(note),
             Effect::Answer(_) => unreachable!("handled by the callers"),
         }
@@ -268,14 +284,30 @@ impl Fencing {
 
     /// Runs something that takes time on a thread of its own; what came of it is a fact.
     fn in_helper(self: &Arc<Self>, what: &str, work: impl FnOnce(&Self) -> Input + Send + 'static) {
-        let fencing = self.clone();
-        let body = move || {
-            let input = work(&fencing);
+        self.in_thread(what, move |fencing| {
+            let input = work(fencing);
             let _ = fencing.told.send(Told::Fact(input));
-        };
+        });
+    }
+
+    fn in_thread(self: &Arc<Self>, what: &str, work: impl FnOnce(&Self) + Send + 'static) {
+        let fencing = self.clone();
         // Without threads nothing is decided any more: better to end as after a crash.
-        spawn(what, body)
+        spawn(what, move || work(&fencing))
             .unwrap_or_else(|error| panic!("cannot start a thread to {what}: {error}"));
+    }
+
+    /// The resource goes on alone; its core looks whether that still holds.
+    fn proceed(&self, waiting: &Waiting) {
+        let Waiting { resource, session } = waiting;
+        let Some(found) = self.resources.iter().find(|it| it.name() == resource) else { return };
+        let (weight, text) = match found.proceed_alone(*session) {
+            Reply::Refused(refusal) => {
+                (Weight::Warning, format!("does not go on alone: {}", refusal.why))
+            }
+            _ => (Weight::Info, format!("goes on without {}", self.peer)),
+        };
+        self.events.emit(weight, resource, text);
     }
 
     fn run_agent(&self, request: Request) -> Input {
@@ -286,7 +318,9 @@ impl Fencing {
 
     fn promote(&self, resource: String) -> Input {
         let found = self.resources.iter().find(|it| it.name() == resource);
-        let refused = match found.map(|it| it.promote(true, false, false)) {
+        let silent_ms = self.lock().silent_for(now()).as_ms();
+        let began = Instant::now();
+        let refused = match found.map(|it| it.promote_fenced()) {
             Some(Reply::Refused(refusal)) => Some(format!("{} ({})", refusal.why, refusal.rule)),
             Some(_) => None,
             None => Some("it is not configured here".to_owned()),
@@ -295,18 +329,54 @@ impl Fencing {
             let why = format!("{} was fenced, off confirmed", self.peer);
             let text = format!("{} took the office: {why}", self.node);
             self.events.emit(Weight::Info, &resource, text);
-            self.history.note_fence("takeover", &resource, &why, &self.node, found.generation());
+            let took = *self.fence_took.lock().unwrap_or_else(PoisonError::into_inner);
+            let fenced_ms = (took.as_millis() as u64).min(silent_ms);
+            let promoted_ms = began.elapsed().as_millis() as u64;
+            let phases = [
+                ("detected", silent_ms - fenced_ms),
+                ("fenced", fenced_ms),
+                ("drained, committed, device open", promoted_ms),
+            ];
+            self.history.note_fence(Fenced {
+                what: "takeover",
+                resource: &resource,
+                why: &why,
+                by: &self.node,
+                generation: found.generation(),
+                phases: phases.map(|(phase, ms)| (phase.to_owned(), ms)).to_vec(),
+                paused_ms: Some(silent_ms + promoted_ms),
+            });
         }
         Input::PromotionEnded { resource, refused }
+    }
+
+    fn fencing_since(&self) -> Option<Instant> {
+        *self.fencing_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_history(&self, what: &str, resource: &str, why: &str) {
+        let by = &self.node;
+        self.history.note_fence(Fenced { what, resource, why, by, ..Fenced::default() });
     }
 
     fn note(&self, note: Note) {
         let (weight, text) = match note {
             Note::Back(text) => (Weight::Info, text),
-            Note::Suspected(text) | Note::Fencing(text) => (Weight::Warning, text),
+            Note::StoodBack { resource, text } => {
+                self.note_history("stood back", &resource, &text);
+                (Weight::Warning, text)
+            }
+            Note::Suspected(text) => (Weight::Warning, text),
+            Note::Fencing(text) => {
+                let mut since = self.fencing_since.lock().unwrap_or_else(PoisonError::into_inner);
+                *since = Some(Instant::now());
+                (Weight::Warning, text)
+            }
             Note::Failed(text) => (Weight::Error, text),
             Note::Fenced(text) => {
-                self.history.note_fence("fence", "", &text, &self.node, 0);
+                let took = self.fencing_since().map_or(Duration::ZERO, |since| since.elapsed());
+                *self.fence_took.lock().unwrap_or_else(PoisonError::into_inner) = took;
+                self.note_history("fence", "", &text);
                 (Weight::Warning, text)
             }
         };
@@ -324,7 +394,7 @@ fn settings(
         node: node.name.clone(),
         peer: peer.to_owned(),
         agent: config.label(),
-        is_automatic: cluster.fences_by_itself,
+        is_automatic: cluster.fences_lost_primaries(),
         action: config.action,
         fence_after: Span::from_ms(config.fence_after_ms),
         delay: Span::from_ms(config.delay_ms),

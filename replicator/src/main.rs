@@ -11,19 +11,20 @@
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use failover::Ports;
 use failover::services::systemd;
 use nbd_frontend::attach::{Keeper, holder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use replicator::config::{ClusterConfig, DEFAULT_PATH, NodeConfig};
+use replicator::config::{ClusterConfig, DEFAULT_PATH, Directory, NodeConfig};
 use replicator::daemon::{Daemon, StartError};
 use replicator::process;
 use sd_notify::NotifyState;
@@ -41,7 +42,11 @@ const RESTART_QUESTION: Duration = Duration::from_millis(1000);
 #[derive(Parser)]
 #[command(name = "replicatord", version, after_help = AFTER_HELP)]
 struct Arguments {
-    /// The configuration file.
+    /// The configuration file; or a directory of them, to be the witness of many clusters.
+    ///
+    /// Every `*.toml` of the directory is the file of one cluster, as its data nodes have it; there
+    /// `[node.WITNESS]` names a `state_dir`, `run_dir` and `key` of its own. All are served at one
+    /// port. A file that is wrong is reported, and the others are served.
     #[arg(long, default_value = DEFAULT_PATH)]
     config: PathBuf,
     /// Which node of the configuration to be; the host name by default.
@@ -92,6 +97,9 @@ fn main() -> ExitCode {
              with: cargo build --release"
         );
     }
+    if arguments.config.is_dir() {
+        return run_witness(&arguments.config, arguments.node.as_deref());
+    }
     let mut config = match ClusterConfig::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => return complain(EXIT_USAGE, &error),
@@ -103,7 +111,28 @@ fn main() -> ExitCode {
         Ok(node) => node.clone(),
         Err(error) => return complain(EXIT_USAGE, &error),
     };
-    run(config, node)
+    run(vec![(config, node)], Vec::new())
+}
+
+/// The witness of every cluster of a directory.
+fn run_witness(directory: &Path, node: Option<&str>) -> ExitCode {
+    let found = match Directory::load(directory, node) {
+        Ok(found) => found,
+        Err(error) => {
+            let text = format!("cannot read {}: {error}", directory.display());
+            return complain(EXIT_USAGE, &text);
+        }
+    };
+    let problems: Vec<String> =
+        found.problems.iter().map(|problem| format!("not served: {problem}")).collect();
+    for problem in &problems {
+        tracing::error!("{problem}");
+    }
+    if found.served.is_empty() {
+        let text = format!("{}: no configuration there can be served", directory.display());
+        return complain(EXIT_USAGE, &text);
+    }
+    run(found.served, problems)
 }
 
 fn complain(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
@@ -126,28 +155,63 @@ fn start_logging() {
     }
 }
 
-fn run(config: ClusterConfig, node: NodeConfig) -> ExitCode {
-    let keeper = Keeper::choose(&node.run_dir, holder_command(&node));
+/// Becomes a node of each cluster; one that cannot be started costs the others nothing. `problems`
+/// are shown by their status.
+fn run(clusters: Vec<(ClusterConfig, NodeConfig)>, problems: Vec<String>) -> ExitCode {
+    let keepers: Vec<Keeper> = clusters
+        .iter()
+        .map(|(_, node)| Keeper::choose(&node.run_dir, holder_command(node)))
+        .collect();
     // Before the first thread, so that every thread has them blocked and only `wait` sees them.
     let signals = match block_signals() {
         Ok(signals) => signals,
         Err(error) => return complain(EXIT_FAILED, &format!("cannot take signals: {error}")),
     };
-    let warnings = process::protect_from_memory_pressure();
+    let mut warnings = process::protect_from_memory_pressure();
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    let name = node.name.clone();
-    let daemon = match Daemon::start(config, node, keeper, warnings) {
-        Ok(daemon) => daemon,
-        Err(error @ StartError::Key(_)) => {
-            return complain(EXIT_USAGE, &error);
+    warnings.extend(problems);
+    let ports = Ports::default();
+    let is_alone = clusters.len() == 1;
+    let mut daemons = Vec::new();
+    let mut exit_code = EXIT_FAILED;
+    for ((config, node), keeper) in clusters.into_iter().zip(keepers) {
+        let (cluster, name) = (config.cluster.clone(), node.name.clone());
+        match Daemon::start(config, node, keeper, &ports, warnings.clone()) {
+            Ok(daemon) => {
+                let process = std::process::id();
+                tracing::info!("node {name} of {cluster} is running, process {process}");
+                daemons.push(daemon);
+            }
+            Err(error) => {
+                if matches!(error, StartError::Key(_)) {
+                    exit_code = EXIT_USAGE;
+                }
+                if is_alone {
+                    return complain(exit_code, &error);
+                }
+                let text = format!("cluster {cluster} is not served: {error}");
+                tracing::error!("{text}");
+                warnings.push(text);
+            }
         }
-        Err(error) => return complain(EXIT_FAILED, &error),
-    };
-    tracing::info!("node {name} is running, process {}", std::process::id());
-    notify(&[NotifyState::Ready, NotifyState::Status(&daemon.summary())]);
-    wait(&daemon, &signals)
+    }
+    if daemons.is_empty() {
+        return ExitCode::from(exit_code);
+    }
+    notify(&[NotifyState::Ready, NotifyState::Status(&summary_of(&daemons))]);
+    wait(&daemons, &signals)
+}
+
+fn summary_of(daemons: &[Arc<Daemon>]) -> String {
+    match daemons {
+        [daemon] => daemon.summary(),
+        _ => {
+            let clusters: Vec<&str> = daemons.iter().map(|it| it.cluster_name()).collect();
+            format!("witness of {} clusters: {}", clusters.len(), clusters.join(", "))
+        }
+    }
 }
 
 fn holder_command(node: &NodeConfig) -> Vec<OsString> {
@@ -168,37 +232,40 @@ fn notify(state: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(state);
 }
 
-fn wait(daemon: &Arc<Daemon>, signals: &SignalFd) -> ExitCode {
+fn wait(daemons: &[Arc<Daemon>], signals: &SignalFd) -> ExitCode {
+    let resources: usize = daemons.iter().map(|daemon| daemon.resource_count()).sum();
     let has_watchdog = sd_notify::watchdog_enabled().is_some();
     let is_under_systemd = std::env::var_os("NOTIFY_SOCKET").is_some();
-    let mut summary = daemon.summary();
+    let mut summary = summary_of(daemons);
     let stopped = Arc::new(AtomicUsize::new(0));
     let mut is_stopping = false;
     loop {
         if next_signal(signals) {
             if is_stopping {
                 tracing::warn!("second signal: stopping at once");
-                daemon.abandon();
+                daemons.iter().for_each(|daemon| daemon.abandon());
                 return ExitCode::from(EXIT_IN_USE);
             }
             is_stopping = true;
             if is_under_systemd && systemd::is_being_restarted(RESTART_QUESTION) {
                 tracing::info!("restarting: devices and services stay as they are");
-                daemon.abandon();
+                daemons.iter().for_each(|daemon| daemon.abandon());
                 return ExitCode::SUCCESS;
             }
             tracing::info!("stopping");
             notify(&[NotifyState::Stopping]);
-            let counter = stopped.clone();
-            daemon.stop(move || {
-                counter.fetch_add(1, Ordering::SeqCst);
-            });
+            for daemon in daemons {
+                let counter = stopped.clone();
+                daemon.stop(move || {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                });
+            }
         }
-        if is_stopping && stopped.load(Ordering::SeqCst) == daemon.resource_count() {
+        if is_stopping && stopped.load(Ordering::SeqCst) == resources {
             tracing::info!("stopped");
             return ExitCode::SUCCESS;
         }
-        let now = daemon.summary();
+        let now = summary_of(daemons);
         if now != summary {
             notify(&[NotifyState::Status(&now)]);
             summary = now;

@@ -51,6 +51,8 @@ pub struct Peers {
     resources: Vec<Arc<Resource>>,
     events: Arc<Events>,
     failures: Mutex<BTreeMap<&'static str, Failures>>,
+    /// When another node asked something last (`alive`).
+    asked: Mutex<BTreeMap<String, Instant>>,
     member_greetings: AtomicUsize,
     stranger_greetings: AtomicUsize,
 }
@@ -113,6 +115,7 @@ impl Peers {
             resources,
             events,
             failures: Mutex::default(),
+            asked: Mutex::default(),
             member_greetings: AtomicUsize::new(0),
             stranger_greetings: AtomicUsize::new(0),
         }
@@ -358,8 +361,8 @@ impl Directory for Peers {
             );
             return refuse(RefusalCode::UnknownNode, text);
         }
-        if resource == alive::QUESTION {
-            return refuse(RefusalCode::Alive, format!("{me} is alive"));
+        if let Some(answer) = self.answer(node, resource) {
+            return Err(answer);
         }
         if node > me {
             let text = format!("{node} must wait for {me} to connect: the lower name dials");

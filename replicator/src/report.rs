@@ -59,6 +59,12 @@ pub struct ResourceReport {
     pub state: String,
     /// Why it is not up, or what it waits for.
     pub why: String,
+    /// For how long it has been in this state.
+    #[serde(default)]
+    pub state_ms: u64,
+    /// What its start waits for: writes of a dead process that are still on their way (R2e).
+    #[serde(default)]
+    pub start_waits: Option<WaitReport>,
     /// The disk with the data.
     pub disk: String,
     /// The metadata; the same path when internal.
@@ -118,12 +124,22 @@ pub struct ReplicaReport {
 }
 
 /// Something that waits.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct WaitReport {
+    /// For whom: `disk`, `activity_log`, `peer`, `resync`, `majority`, `lease`, `request`,
+    /// `fence`, `lock`.
+    #[serde(default)]
+    pub party: String,
     /// For what.
     pub what: String,
     /// For how long already.
     pub since_ms: u64,
+    /// After how long in all it is given up; none where only the party itself ends it.
+    #[serde(default)]
+    pub limit_ms: Option<u64>,
+    /// What happens then; without a limit, what ends the wait.
+    #[serde(default)]
+    pub then: String,
 }
 
 /// One peer as this node sees it.

@@ -5,7 +5,9 @@
 
 mod bring_up;
 mod in_cluster;
+mod old_device;
 mod orders;
+mod phases;
 mod reports;
 mod services;
 mod standing;
@@ -29,12 +31,13 @@ use replicator_core::register::RegisterState;
 use replicator_core::{Answer, Note, PeerIndex, Refusal, Retry, SessionId};
 
 use crate::block_device::{BlockDevice, Shape};
-use crate::cluster::{History, LeaseCell};
+use crate::cluster::{History, LeaseCell, ToHistory};
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::data_loop::{FromLoop, LoopHandle, LoopStatus, ToLoop};
 use crate::events::{Events, Weight, describe};
 use crate::hooks::HookEvent;
 use crate::link::{Due, Link};
+use phases::Marks;
 pub use standing::Standing;
 
 /// How often a keeper looks after its device.
@@ -62,6 +65,8 @@ pub struct Resource {
     next_ticket: AtomicU64,
     /// The control plane, where a majority decides.
     cluster_handle: OnceLock<Cluster>,
+    /// What keeps the history of the cluster.
+    chronicle: OnceLock<mpsc::Sender<ToHistory>>,
     /// Until when this node may act as primary.
     lease: Arc<LeaseCell>,
     /// What runs on top of it.
@@ -72,6 +77,8 @@ pub struct Resource {
 
 struct State {
     phase: Phase,
+    /// Since when; other words for what a start waits for change nothing.
+    phase_since: Instant,
     run: Option<Run>,
     links: Vec<Link>,
     /// Operators who wait for an answer of the loop, by ticket.
@@ -82,6 +89,8 @@ struct State {
     learned: Option<RegisterState>,
     /// The register before the last promotion, and whether it named this node.
     before_office: Option<(RegisterState, bool)>,
+    /// A change of office under way.
+    marks: Option<Marks>,
     /// Somebody wants this resource down.
     stop_wanted: bool,
     /// No keeper may be started any more.
@@ -94,6 +103,15 @@ enum Phase {
     Up,
     Stopping,
     Failed(String),
+}
+
+impl State {
+    fn enter(&mut self, phase: Phase) {
+        if std::mem::discriminant(&phase) != std::mem::discriminant(&self.phase) {
+            self.phase_since = Instant::now();
+        }
+        self.phase = phase;
+    }
 }
 
 /// What exists while the loop runs.
@@ -127,12 +145,14 @@ impl Resource {
         let now = Instant::now();
         let state = State {
             phase: Phase::Down,
+            phase_since: now,
             run: None,
             links: peers.iter().map(|_| Link::new(now)).collect(),
             waiting: HashMap::new(),
             is_leaving: false,
             learned: None,
             before_office: None,
+            marks: None,
             stop_wanted: false,
             is_closing: false,
         };
@@ -148,6 +168,7 @@ impl Resource {
             next_session: AtomicU64::new(1),
             next_ticket: AtomicU64::new(1),
             cluster_handle: OnceLock::new(),
+            chronicle: OnceLock::new(),
             lease: Arc::default(),
             services: OnceLock::new(),
             history: OnceLock::new(),
@@ -197,7 +218,7 @@ impl Resource {
         if state.is_closing || !matches!(state.phase, Phase::Down | Phase::Failed(_)) {
             return Ok(());
         }
-        state.phase = Phase::Starting("starting".into());
+        state.enter(Phase::Starting(String::new()));
         state.stop_wanted = false;
         state.is_leaving = false;
         drop(state);
@@ -212,7 +233,7 @@ impl Resource {
     }
 
     fn set_phase(&self, phase: Phase) {
-        self.lock().phase = phase;
+        self.lock().enter(phase);
         self.changed.notify_all();
     }
 
@@ -313,10 +334,15 @@ impl Resource {
         self.changed.notify_all();
         self.emit(Weight::Info, format!("serving clients, tenure {tenure}"));
         self.tell_hooks("primary", "serving clients");
+        self.mark_served();
         self.in_helper("attach", move |resource| {
             let mut serve = |stream| resource.serve_device(stream);
             let mut told = |text| resource.emit(Weight::Info, text);
             resource.device.attach(&shape, tenure, &mut serve, &mut told);
+            if resource.device.is_attached() {
+                resource.mark("device open");
+            }
+            resource.end_marks(true);
             // The office may have been lost while the attach took its time.
             if resource.serving() == Some(tenure) {
                 resource.office_gained(tenure);
@@ -381,8 +407,12 @@ impl Resource {
         if !self.is_in_cluster() && self.services().is_some() {
             self.report_facts();
         }
-        if self.serving().is_none() {
-            self.look_after_leftovers();
+        if self.serving().is_none() && self.device.remembered_tenure().is_some() {
+            self.in_helper("leftovers", |resource| {
+                if let Some(status) = resource.loop_status() {
+                    resource.fail_old_device(&status);
+                }
+            });
         }
         if self.serving().is_none() || !self.device.is_attached() {
             *misses = 0;
@@ -400,23 +430,6 @@ impl Resource {
                 resource.device.reconnect(&mut serve, &mut told);
             });
         }
-    }
-
-    /// After a restart the device of the last office waits for this node to resume it (R6a). Once
-    /// the register shows that somebody else took office, its users have waited in vain (R15).
-    fn look_after_leftovers(self: &Arc<Self>) {
-        let Some(remembered) = self.device.remembered_tenure() else { return };
-        let Some(status) = self.loop_status() else { return };
-        let (core, register) = (&status.core, &status.core.register);
-        let is_mine = register.primary.is_some_and(|primary| primary.0 == core.replica);
-        if core.role != "secondary" || (is_mine && register.tenure == remembered) {
-            return;
-        }
-        let Some(shape) = self.lock().run.as_ref().map(|run| run.shape.clone()) else { return };
-        self.in_helper("leftovers", move |resource| {
-            let mut told = |text| resource.emit(Weight::Warning, text);
-            resource.device.fail_leftovers(&shape, &mut told);
-        });
     }
 
     /// A snapshot of loop and core; none when the resource is not up or its loop hangs.

@@ -112,6 +112,15 @@ fn primary(name: &str, node: &str, replica: &ReplicaReport) -> Verdict {
     if let Some(peer) = replica.peers.iter().find(|peer| !peer.is_member) {
         return verdict(Level::Degraded, format!("served by {node} alone: {}", lacking(peer)));
     }
+    if replica.waits.iter().any(|wait| wait.party == "fence") {
+        let peer = &replica.peers[0].node;
+        let text = format!(
+            "clients wait: {peer} is lost and may take over. They go on when {peer} is off for \
+             sure, stands back, or is here again. When you have switched it off: replctl fence \
+             {peer} --is-off"
+        );
+        return verdict(Level::Attention, text);
+    }
     if let Some(peer) = replica.peers.iter().find(|peer| peer.state != "current") {
         let text = format!(
             "served by {node}; {} is in the set but {}{}. Writes wait until it is back or removed",

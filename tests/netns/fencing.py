@@ -7,11 +7,13 @@ the power switch. The others are scripts that keep the same contract, or break i
 
 import os
 import pathlib
+import re
 import signal
 import time
 
-from cluster import Cluster, Skip, expect, wait_until
+from cluster import BLOCK, Cluster, Skip, expect, wait_until
 from kills import Blkload, wait_for_writes
+from nbd_client import WRITE
 from roles import fill, holds
 
 DUMMY = pathlib.Path("/usr/sbin/fence_dummy")
@@ -74,6 +76,19 @@ class Fenced(Cluster):
         if self.agent:
             return self.dir / f"power-{node.name}"
         return self.agents(node) / "power"
+
+    def agents_at_work(self):
+        """The process groups of the agents that run."""
+        found = set()
+        for entry in pathlib.Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    words = (entry / "cmdline").read_bytes()
+                    if bytes(self.dir) + b"/agent-" in words:
+                        found.add(os.getpgid(int(entry.name)))
+                except OSError:
+                    continue
+        return found
 
     def calls(self, node):
         """What the agent of a node was asked so far."""
@@ -140,17 +155,113 @@ def a_killed_primary_is_fenced_by_a_real_agent_and_replaced():
         expect(cluster.primary() is beta, "the old primary took the office back")
 
 
-def a_lost_secondary_is_not_fenced_and_the_primary_goes_on_alone():
+class Suspended:
+    """A write to a primary that must not be acknowledged yet: its connection stays open."""
+
+    def __init__(self, node, block):
+        self.node = node
+        self.client = node.client()
+        self.client.send_request(WRITE, block * BLOCK, BLOCK, b"s" * BLOCK)
+
+    def expect_waits_for(self, peer):
+        """Status names the fence, by JSON and in words."""
+        def given():
+            waits = self.node.replica().get("waits", [])
+            return [it for it in waits if it["party"] == "fence" and it["since_ms"] > 0]
+        wait = wait_until(f"a write waits for the fence of {peer}", given, 10)[0]
+        expect(f"the fence of {peer}" in wait["what"] and wait["limit_ms"] is None, f"{wait}")
+        words = self.node.ctl_raw("status", as_json=False)[1]
+        expect(re.search(rf"waits for the fence of {peer}: .* \(since [\d.]+ m?s; it goes on when "
+                         rf"that is confirmed, or {peer} is back\)", words), words)
+        verdict = self.node.status()["verdict"]["text"]
+        expect(f"clients wait: {peer}" in verdict, verdict)
+        print(f"    {verdict}")
+
+    def expect_done(self):
+        """It is acknowledged now."""
+        self.client.read_reply()
+        self.client.close()
+
+
+def a_lost_secondary_is_fenced_before_the_primary_goes_on_alone():
+    with Fenced(before_off="sleep 2") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(20), b"a")
+        beta.kill()
+        write = Suspended(alpha, 100)
+        write.expect_waits_for("beta")
+        expect(alpha.peer()["is_member"], "beta was let go before it was off")
+        state = wait_for_state(alpha, "fencing")
+        expect(state["explain"]["refusal"]["rule"] == "No witness", f"{state}")
+        expect(alpha.peer()["is_member"], "beta was let go before it was off")
+        write.expect_done()
+        expect(not alpha.peer()["is_member"], "it was acknowledged with beta in the set")
+        expect(cluster.calls(beta) == ["off", "status"], f"the agent was asked {cluster.calls(beta)}")
+        expect_recorded(alpha, "alpha fenced beta (agent, off confirmed)")
+        fill(alpha, range(20, 40), b"a")
+        beta.start()
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+        expect(cluster.calls(alpha) == [], "the primary was fenced")
+
+
+def while_a_fence_is_unconfirmed_writes_wait_and_an_operator_has_a_way_out():
+    with Fenced(before_off="echo no way >&2; exit 1", fence="attempts = 1") as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(20), b"a")
+        beta.kill()
+        write = Suspended(alpha, 100)
+        refusal = wait_for_state(alpha, "failed")["explain"]["refusal"]
+        expect(refusal["code"] == "fence_failed" and "no way" in refusal["why"], f"{refusal}")
+        expect("replctl fence beta --is-off" in refusal["next"], f"{refusal}")
+        write.expect_waits_for("beta")
+        words = alpha.ctl_raw("status", as_json=False)[1]
+        expect(re.search(r"tried again in \d+ ms", words), words)
+        # Back is one way out.
+        beta.start()
+        write.expect_done()
+        cluster.wait_in_sync()
+        # A stopped one is not off, whatever the operator says.
+        beta.signal(signal.SIGSTOP)
+        write = Suspended(alpha, 101)
+        wait_for_state(alpha, "failed")
+        refused = alpha.refuses("fence", "beta", "--is-off", code="fence_unconfirmed")
+        expect("an operator says that beta is off, but" in refused.why, f"{refused}")
+        write.expect_waits_for("beta")
+        beta.kill()
+        answer = alpha.ctl("fence", "beta", "--is-off")
+        expect(answer == {"done": "beta is off by the word of an operator on alpha"}, f"{answer}")
+        write.expect_done()
+        expect(not alpha.peer()["is_member"], "beta is a member")
+        beta.start()
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+
+
+def a_living_peer_is_asked_to_stand_back_and_does_not_take_over_later():
+    """An operator disconnects the two: nobody is switched off, the primary goes on alone with the
+    promise of the other, which keeps it."""
     with Fenced() as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        beta.kill()
-        wait_until("beta left the set", lambda: not alpha.peer()["is_member"])
         fill(alpha, range(20), b"a")
-        # Longer than fence_after_ms.
+        alpha.ctl("disconnect", "demo")
+        wait_until("alpha goes on alone", lambda: not alpha.peer()["is_member"], 10)
+        expect_recorded(alpha, "beta is alive and stands back: demo goes on alone")
+        fill(alpha, range(20, 40), b"b")
+        alpha.kill()
+        reason = wait_until("beta says why it does not take over", lambda: (
+            fence(beta)["explain"] or {}).get("refusal", {}).get("code") == "not_up_to_date"
+            and fence(beta)["explain"]["refusal"]["why"])
+        expect("promised to stand back" in reason, reason)
         end = time.monotonic() + 2 * SILENCE_MS / 1000
         wait_until("more than the patience is over", lambda: time.monotonic() > end)
-        expect(cluster.calls(beta) == [], f"the agent was called: {cluster.calls(beta)}")
-        expect(fence(alpha)["state"] == "watching", f"fencing is {fence(alpha)}")
+        expect(cluster.calls(alpha) == cluster.calls(beta) == [], "somebody was fenced")
+        expect_not_promoted(beta)
+        alpha.start()
+        wait_until("alpha serves again", lambda: alpha.replica()["role"] == "primary")
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+        expect(holds(beta if cluster.primary() is beta else alpha, range(20, 40), b"b"), "lost")
 
 
 def nobody_is_fenced_because_of_an_operator():
@@ -288,20 +399,23 @@ def manual_fencing_waits_for_the_operator():
 
 
 def after_a_start_nobody_is_fenced_before_he_was_heard():
-    """Two nodes that boot together must not switch each other off; an operator can."""
+    """Two nodes that boot together must not switch each other off; an operator can. And who was
+    restarted takes nothing over: the other may have gone on alone meanwhile."""
     with Fenced() as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         fill(alpha, range(50), b"a")
         alpha.kill()
         beta.kill()
         beta.start()
-        wait_until("it says why it waits", lambda: (fence(beta)["explain"] or {}).get(
-            "refusal", {}).get("code") == "peer_never_heard")
+        reason = wait_until("it says why it waits", lambda: (fence(beta)["explain"] or {}).get(
+            "refusal", {}).get("code") == "not_up_to_date" and fence(beta)["explain"])
+        expect("was restarted" in reason["refusal"]["why"], f"{reason}")
         end = time.monotonic() + 2 * SILENCE_MS / 1000
         wait_until("more than the patience is over", lambda: time.monotonic() > end)
         expect(cluster.calls(alpha) == [], "it was fenced")
         beta.ctl("fence", "alpha")
-        expect(beta.replica()["role"] == "primary", "beta did not take over")
+        expect_not_promoted(beta)
+        beta.promote("--old-primary-is-off")
         expect(holds(beta, range(50), b"a"), "data are missing")
 
 
@@ -321,42 +435,98 @@ def a_replica_that_lacks_writes_fences_nobody():
         expect(cluster.calls(alpha) == [], "alpha was fenced for nothing")
 
 
-def an_isolated_primary_is_really_switched_off_before_it_is_replaced():
-    """Both directions cut; the agent has another way, as a real one has. What the old primary
-    acknowledged alone meanwhile is not lost silently: it is refused with the number of blocks."""
+def cut_off_with_real_switches(cluster):
+    """Both directions are cut; the agents have another way, as real ones have: they know the
+    processes."""
+    for node in cluster.data_nodes:
+        (cluster.agents(node) / "pid").write_text(str(node.process.pid))
+    for name in ("alpha", "beta"):
+        cluster.cut_from(name)
+
+
+# Kills what the file says; once.
+SWITCH = "kill -9 $(cat pid) || exit 1; rm pid"
+
+
+def of_two_that_are_cut_off_the_primary_survives_and_nothing_is_lost():
     if os.geteuid() != 0:
         raise Skip("network namespaces need root")
-    with Fenced(before_off="kill -9 $(cat pid)", namespaces=True) as cluster:
+    with Fenced(before_off=SWITCH, namespaces=True) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         fill(alpha, range(50), b"a")
-        (cluster.agents(alpha) / "pid").write_text(str(alpha.process.pid))
-        for name in ("alpha", "beta"):
-            cluster.cut_from(name)
-        wait_until("alpha goes on alone", lambda: not alpha.peer()["is_member"])
-        fill(alpha, range(100, 107), b"b")
+        cut_off_with_real_switches(cluster)
+        write = Suspended(alpha, 100)
+        wait_until("beta is off", lambda: not beta.is_running, 20)
+        write.expect_done()
+        expect(alpha.is_running and cluster.calls(alpha) == [], "the primary was fenced too")
+        fill(alpha, range(100, 120), b"b")
+        cluster.heal()
+        beta.start()
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+        expect(holds(alpha, range(50), b"a") and holds(alpha, range(100, 120), b"b"), "data missing")
+
+
+def a_primary_whose_agent_is_slow_acknowledges_nothing_and_is_replaced_without_loss():
+    """The secondary's agent is first: the primary, whose own is still at work, is switched off. All
+    that it acknowledged is on the other."""
+    if os.geteuid() != 0:
+        raise Skip("network namespaces need root")
+    slow = f'case "$PWD" in *agent-beta) sleep 3600;; esac; {SWITCH}'
+    with Fenced(before_off=slow, namespaces=True) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(50), b"a")
+        cut_off_with_real_switches(cluster)
+        write = Suspended(alpha, 100)
+        write.expect_waits_for("beta")
         wait_until("beta took over", lambda: beta.replica()["role"] == "primary", 30)
-        wait_until("alpha is off", lambda: not alpha.is_running)
+        expect(not alpha.is_running, "alpha lives")
         expect(holds(beta, range(50), b"a"), "data are missing")
         fill(beta, range(200, 230), b"c")
+        entry = next(it for it in beta.ctl("history") if it["what"] == "takeover")
+        print(f"    {entry['phases']}, paused {entry['paused_ms']} ms")
+        expect([name for name, _ in entry["phases"]]
+               == ["detected", "fenced", "drained, committed, device open"], f"{entry}")
+        expect(entry["paused_ms"] >= SILENCE_MS, f"{entry}")
         cluster.heal()
         alpha.start()
-        wait_until("alpha is recognised as diverged",
-                   lambda: alpha.replica()["data"] == "diverged")
-        diverged = beta.peer()["diverged_blocks"]
-        # It was killed: all of a hot extent counts.
-        expect(7 <= diverged <= 1024, f"7 blocks diverged, {diverged} are reported")
-        alpha.ctl("resync", "demo", "--discard")
+        # It acknowledged nothing alone: it is no stranger to the new lineage.
         cluster.wait_in_sync()
         cluster.expect_identical()
         expect(cluster.primary() is beta and holds(beta, range(200, 230), b"c"), "data are missing")
+        # The machine of alpha is off, and its agent with it.
+        for pid in cluster.agents_at_work():
+            os.killpg(pid, signal.SIGKILL)
+
+
+def when_each_switches_the_other_off_nothing_is_lost():
+    """Both agents are at work at the same time, so that none survives."""
+    if os.geteuid() != 0:
+        raise Skip("network namespaces need root")
+    both = f'sleep 3; {SWITCH}'
+    with Fenced(before_off=both, namespaces=True, delays={"beta": 0}) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        fill(alpha, range(50), b"a")
+        cut_off_with_real_switches(cluster)
+        write = Suspended(alpha, 100)
+        wait_until("both are off", lambda: not (alpha.is_running or beta.is_running), 30)
+        write.client.close()
+        cluster.heal()
+        alpha.start()
+        beta.start()
+        wait_until("somebody serves", lambda: any(
+            node.replica()["role"] == "primary" for node in cluster.data_nodes), 20)
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+        expect(holds(cluster.primary(), range(50), b"a"), "data are missing")
 
 
 def a_duel_has_the_winner_that_the_configuration_names():
     """Each is primary of something, all is cut, each wants to fence the other: alpha is fenced
-    later, so it wins, and takes over what beta served."""
+    later, so it wins, and takes over what beta served, which has acknowledged nothing alone."""
     if os.geteuid() != 0:
         raise Skip("network namespaces need root")
-    with Fenced(before_off="kill -9 $(cat pid)", namespaces=True, resources=("one", "two"),
+    with Fenced(before_off=SWITCH, namespaces=True, resources=("one", "two"),
                 delays={"alpha": 4000}) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         alpha.ctl("demote", "two")
@@ -364,22 +534,16 @@ def a_duel_has_the_winner_that_the_configuration_names():
         for resource, node in (("one", alpha), ("two", beta)):
             cluster.wait_in_sync(resource)
             fill(node, range(50), b"a", resource)
-        for node in (alpha, beta):
-            (cluster.agents(node) / "pid").write_text(str(node.process.pid))
-        for name in ("alpha", "beta"):
-            cluster.cut_from(name)
+        cut_off_with_real_switches(cluster)
         wait_until("alpha took over", lambda: alpha.replica("two")["role"] == "primary", 30)
         expect(not beta.is_running and alpha.is_running, "the wrong one was switched off")
         expect(cluster.calls(alpha) == [], "alpha was fenced too")
         expect(alpha.replica("one")["role"] == "primary", "alpha gave its own office up")
+        fill(alpha, range(50, 60), b"a", "one")
         expect(holds(alpha, range(50), b"a", "two"), "data are missing")
         expect_recorded(alpha, "alpha fenced beta (agent, off confirmed)")
         cluster.heal()
         beta.start()
-        # It went on alone before it was switched off: only an operator gives that up.
-        wait_until("beta is recognised as diverged",
-                   lambda: beta.replica("two")["data"] == "diverged")
-        beta.ctl("resync", "two", "--discard")
         for resource in ("one", "two"):
             cluster.wait_in_sync(resource)
             cluster.expect_identical(resource)
@@ -406,7 +570,9 @@ def without_an_agent_the_commands_say_what_is_missing():
 
 SCENARIOS = [
     a_killed_primary_is_fenced_by_a_real_agent_and_replaced,
-    a_lost_secondary_is_not_fenced_and_the_primary_goes_on_alone,
+    a_lost_secondary_is_fenced_before_the_primary_goes_on_alone,
+    while_a_fence_is_unconfirmed_writes_wait_and_an_operator_has_a_way_out,
+    a_living_peer_is_asked_to_stand_back_and_does_not_take_over_later,
     nobody_is_fenced_because_of_an_operator,
     an_agent_that_takes_its_time_is_waited_for,
     an_agent_that_does_not_end_is_killed_and_promotes_nobody,
@@ -416,7 +582,9 @@ SCENARIOS = [
     manual_fencing_waits_for_the_operator,
     after_a_start_nobody_is_fenced_before_he_was_heard,
     a_replica_that_lacks_writes_fences_nobody,
-    an_isolated_primary_is_really_switched_off_before_it_is_replaced,
+    of_two_that_are_cut_off_the_primary_survives_and_nothing_is_lost,
+    a_primary_whose_agent_is_slow_acknowledges_nothing_and_is_replaced_without_loss,
+    when_each_switches_the_other_off_nothing_is_lost,
     a_duel_has_the_winner_that_the_configuration_names,
     a_missing_agent_is_seen_before_it_is_needed,
     without_an_agent_the_commands_say_what_is_missing,

@@ -93,12 +93,16 @@ class Client:
     def request(self, kind, offset=0, length=0, data=b"", flags=0):
         """One request and its answer; the data of a read."""
         self.send_request(kind, offset, length, data, flags)
+        self.read_reply()
+        return self._receive(length) if kind == READ else b""
+
+    def read_reply(self):
+        """Waits for the answer to the request that was sent last, the only one."""
         magic, code, cookie = struct.unpack(">IIQ", self._receive(16))
         if magic != REPLY_MAGIC or cookie != self.cookie:
             raise Lost("the server answered out of step")
         if code:
             raise Failed(code)
-        return self._receive(length) if kind == READ else b""
 
     def read(self, offset, length):
         """Bytes of the export."""

@@ -18,6 +18,7 @@ import bad_input
 import fencing
 import floating_address
 import kills
+import many_clusters
 import networks
 import recordings
 import roles
@@ -37,7 +38,7 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + trio_http.SCENARIOS
              + trio_services.SCENARIOS
-             + trio_postgres.SCENARIOS)
+             + trio_postgres.SCENARIOS + many_clusters.SCENARIOS)
 LONG = trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG + trio_services.LONG
 
 

@@ -141,7 +141,7 @@ class Trio(Cluster):
             lines = path.read_text().splitlines() if path.exists() else []
             for line in lines:
                 entry = json.loads(line)
-                if entry["resource"] in ("", resource) and not entry["phases"]:
+                if entry["resource"] in ("", resource):
                     known[entry["revision"]] = entry
         return [known[revision] for revision in sorted(known)]
 

@@ -2,11 +2,13 @@
 and the command that would change it; and status names the party that is stopped.
 """
 
+import os
 import re
 import shutil
 import signal
+from contextlib import ExitStack
 
-from cluster import expect, wait_until
+from cluster import Skip, expect, run, wait_until
 from nbd_client import WRITE
 from throttled_disk import ThrottledDisk
 from trio import Trio, Watch, stay
@@ -128,6 +130,59 @@ def explain_a_higher_generation_on_disk_than_in_the_register():
                       r"generation \d+ as committed, the majority \d+")
 
 
+def explain_an_old_instance_that_is_still_open():
+    """R15: the device of an earlier time in office, mounted and held open, keeps its node from
+    taking the office again, until its users are gone. Without network namespaces: a daemon that is
+    started in one gets a copy of the mount in a mount namespace of its own, which keeps it busy."""
+    if os.geteuid() != 0:
+        raise Skip("a device needs root")
+    with Trio(namespaces=False, attach="fuse") as cluster, ExitStack() as at_end:
+        alpha, beta = cluster.start(watched=False).alpha, cluster.beta
+        device = alpha.device_dir / "demo"
+        wait_until("alpha has its device", device.exists)
+        run("mkfs.ext4", "-q", device)
+        mount = cluster.dir / "mount"
+        mount.mkdir()
+        run("mount", device, mount)
+        at_end.callback(run, "umount", "-l", mount, check=False)
+        (mount / "file").write_text("something")
+        os.sync()
+        reader = open(device, "rb", buffering=0)
+        at_end.callback(reader.close)
+        alpha.kill()
+        cluster.wait_for_primary(beta)
+        alpha.start()
+        cluster.wait_in_sync()
+        words = rf"is mounted on {mount}.*open in process {os.getpid()} \(python3\)"
+        refused = beta.refuses("switchover", "demo", "--to", "alpha", code="old_device_in_use")
+        expect(refused.rule == "R15" and re.search(words, refused.why), f"{refused}")
+        hindered(cluster, cluster.gamma, "alpha", "R15", "unmount it or end these processes")
+        expect(alpha.status()["device"]["state"] == "leftover", f"{alpha.status()['device']}")
+        beta.kill()
+        first = explained(alpha, "old_device_in_use", "R15", "unmount it", words)
+        stay(2)
+        second = explained(alpha, "old_device_in_use", "R15", "unmount it", words)
+        expect(second >= first + 1500, f"its age went from {first} to {second} ms in 2 s")
+        expect(alpha.replica()["role"] == "secondary", "alpha took the office")
+        # A restart changes nothing: the old instance is found again.
+        alpha.kill()
+        alpha.start()
+        explained(alpha, "old_device_in_use", "R15", "unmount it", words)
+        run("umount", mount)
+        explained(alpha, "old_device_in_use", "R15", "unmount it", "open in process")
+        reader.close()
+        cluster.wait_for_primary(alpha)
+        wait_until("alpha has its device", lambda: alpha.status()["device"]["state"] == "attached")
+        run("mount", device, mount)
+        expect((mount / "file").read_text() == "something", "the file is not there any more")
+        run("umount", mount)
+        # Whoever comes back removes what it left.
+        beta.start()
+        cluster.wait_in_sync()
+        for node in (beta, alpha):
+            node.stop()
+
+
 def explain_a_drain_that_hangs():
     """R2c: writes of the dead primary are still on their way to the disk of the taker."""
     with ThrottledDisk(64) as disk, Trio(
@@ -149,22 +204,45 @@ def explain_a_drain_that_hangs():
         cluster.wait_for_primary(beta, 30)
 
 
+def waits_of(node):
+    """What the replica of a node waits for; nothing while it does not answer."""
+    return node.replica().get("waits", [])
+
+
+def told_wait(node, party, words, limit_ms, then, deadline_s=10):
+    """Status names the party that is waited for, since when, until when, and what happens then: as
+    JSON and in words."""
+    def given():
+        seen.extend(waits_of(node))
+        found = [it for it in seen if it["party"] == party and words in it["what"]
+                 and it["since_ms"] > 0
+                 and (it["limit_ms"] is None if low is None else
+                      it["limit_ms"] is not None and low <= it["limit_ms"] <= high)]
+        return found and found[-1]
+    (low, high), seen = limit_ms or (None, None), []
+    wait = wait_until(f"status names {party}: {words}, until {low}..{high} ms", given, deadline_s)
+    expect(then in wait["then"], f"what happens then: {wait}")
+    given_up = "" if low is None else r", given up after [\d.]+ m?s, then"
+    line = re.compile(rf"waits for {re.escape(wait['what'])} \(since [\d.]+ m?s{given_up}.*{then}")
+
+    def worded():
+        out = node.ctl_raw("status", "demo", as_json=False)[1]
+        return line.search(out)
+    found = wait_until(f"replctl status says {line.pattern}", worded, deadline_s)
+    print(f"    {found.group()})")
+
+
 def status_names_the_party_that_is_stopped():
-    """Each is stopped in turn; status says for whom one waits, and for how long already."""
+    """Each is stopped in turn; status says for whom one waits, for how long already, when that is
+    given up, and what happens then."""
     with Trio(timing={"peer_silence_ms": 5000, "ping_interval_ms": 1000}) as cluster:
         alpha = cluster.start(watched=False).alpha
         cluster.watch = Watch(cluster, load=False)
         cluster.wait_for_acks("alpha")
 
-        def waits_for(words, deadline_s=5):
-            def given():
-                found = [it for it in alpha.replica()["waits"] if words in it["what"]]
-                return found and found[0]["since_ms"] > 0 and found[0]
-            found = wait_until(f"status names: {words}", given, deadline_s)
-            print(f"    {found['what']} ({found['since_ms']} ms)")
-
         cluster.beta.signal(signal.SIGSTOP)
-        waits_for("acknowledgement of beta")
+        told_wait(alpha, "peer", "acknowledgement of beta", (3000, 6000),
+                  "beta is taken out of the in-sync set", 5)
         cluster.beta.signal(signal.SIGCONT)
         cluster.wait_in_sync()
         cluster.wait_for_acks("alpha")
@@ -177,6 +255,7 @@ def status_names_the_party_that_is_stopped():
         expect("gamma is silent for" in alpha.status()["verdict"]["text"], "the verdict is silent")
 
         cluster.beta.signal(signal.SIGSTOP)
+        told_wait(alpha, "lease", "the lease", (9000, 11000), "the office is given up")
         wait_until("the verdict names the lease", lambda: "the lease of alpha is over" in
                    alpha.status()["verdict"]["text"], 10)
         cluster_state = wait_until("the majority is missed", lambda: (
@@ -184,6 +263,8 @@ def status_names_the_party_that_is_stopped():
                 alpha.ctl("status")["cluster_state"]), 10)
         expect(cluster_state["no_majority_ms"] >= 0, "no age")
         print(f"    {alpha.status()['verdict']['text']}")
+        told_wait(alpha, "majority", "the majority's decision on", None,
+                  "it goes on when a majority answers")
         for node in (cluster.beta, cluster.gamma):
             node.signal(signal.SIGCONT)
         cluster.wait_in_sync()
@@ -193,7 +274,7 @@ def status_names_the_party_that_is_stopped():
         cluster.watch.finish()
 
 
-def status_names_a_disk_and_a_log_write_that_do_not_end():
+def status_names_a_disk_a_log_write_and_the_writes_of_a_dead_process():
     with ThrottledDisk(64) as disk, Trio(disks={("demo", "alpha"): disk.path}) as cluster:
         alpha = cluster.create().alpha
         for node in (cluster.beta, cluster.gamma):
@@ -204,12 +285,90 @@ def status_names_a_disk_and_a_log_write_that_do_not_end():
             disk.throttle(MIB // 4)
             for number in range(9):
                 client.send_request(WRITE, number * 4 * MIB, MIB, b"d" * MIB)
-            for party in ("the disk", "the activity log"):
-                found = wait_until(f"status names {party}", lambda party=party: [
-                    it for it in alpha.replica()["waits"]
-                    if it["what"] == party and it["since_ms"] > 0], 10)
-                print(f"    {party} ({found[0]['since_ms']} ms)")
+            told_wait(alpha, "disk", "the disk", (8000, 20000), "another member takes over")
+            told_wait(alpha, "activity_log", "the activity log", (8000, 20000),
+                      "another member takes over")
+            pid = alpha.process.pid
+            alpha.kill()
+        alpha.spawn(wrap=disk.wrap)
+        wait = wait_until("the start says what it waits for", lambda: alpha.answers_or_died() and (
+            alpha.status()["start_waits"] or {}).get("since_ms", 0) > 0
+            and alpha.status()["start_waits"], 20)
+        print(f"    {wait}")
+        expect(wait["party"] == "lock" and wait["limit_ms"] is None, f"{wait}")
+        expect(f"locked by process {pid}, which is dead: its last writes" in wait["what"], f"{wait}")
+        words = alpha.ctl_raw("status", as_json=False)[1]
+        expect(re.search(r"demo · starting for [\d.]+ m?s: waiting for", words), words)
+        expect("it goes on by itself when that lets the disk go" in words, words)
         disk.throttle(1 << 40)
+        cluster.wait_in_sync()
+
+
+def status_names_a_resync_that_does_not_go_on():
+    with ThrottledDisk(64) as disk, Trio(disks={("demo", "beta"): disk.path}) as cluster:
+        alpha, beta = cluster.create().alpha, cluster.beta
+        for node in (alpha, cluster.gamma):
+            node.spawn()
+        beta.spawn(wrap=disk.wrap)
+        cluster.wait_in_sync()
+        beta.stop()
+        with alpha.client() as client:
+            for number in range(16):
+                client.write(number * 2 * MIB, b"r" * MIB)
+        disk.throttle(MIB // 2)
+        beta.spawn(wrap=disk.wrap)
+        told_wait(alpha, "resync", "the resync of beta", (5000, 12000), "beta counts as lost", 20)
+        text = alpha.status()["verdict"]["text"]
+        expect(re.search(r"served by alpha alone: beta is being brought up to date, \d+ % done", text),
+               text)
+        disk.throttle(1 << 40)
+        cluster.wait_in_sync()
+
+
+def phases_of(node, what):
+    """The newest such change of the office in the history of a node, with its parts."""
+    def given():
+        found = [it for it in node.ctl("history") if it["what"] == what and it["phases"]]
+        return found and found[-1]
+    entry = wait_until(f"{node.name} has timed a {what}", given, 10)
+    words = node.ctl_raw("history", "demo", as_json=False)[1]
+    parts = " · ".join(f"{name} {ms} ms" for name, ms in entry["phases"])
+    expect(parts in words, f"replctl history does not say {parts}:\n{words}")
+    print(f"    {node.name}: {what}: {parts}; paused {entry['paused_ms']} ms")
+    return dict(entry["phases"]), entry["paused_ms"]
+
+
+def history_tells_how_long_each_part_of_a_change_of_office_took():
+    device = {"attach": "fuse"} if os.path.exists("/dev/fuse") else {}
+    with Trio(**device) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        parts = ["durable, lease held", *(["device open"] if device else [])]
+        alpha.kill()
+        cluster.wait_for_acks("beta")
+        lost = cluster.watch.acks()
+        took, paused_ms = phases_of(beta, "takeover")
+        expect(list(took) == ["detected", "lease waited", "drained", "committed", *parts], f"{took}")
+        before = sum(took[it] for it in list(took)[:5])
+        expect(800 <= took["detected"] + took["lease waited"] <= 3000, f"{took}")
+        expect(abs(before - paused_ms) <= 20, f"the parts make {before} ms, not {paused_ms}")
+        # A client's own stop watch, which began at its last answer.
+        last = max(ack[2] for ack in lost if ack[0] == "alpha")
+        first = min(ack[2] for ack in lost if ack[0] == "beta")
+        expect(paused_ms <= (first - last) * 1000 + 1200, f"{paused_ms} ms, {first - last} s")
+        alpha.start()
+        cluster.wait_in_sync()
+        beta.ctl("switchover", "demo", "--to", "alpha")
+        cluster.wait_for_acks("alpha")
+        took, paused_ms = phases_of(alpha, "takeover")
+        expect(list(took) == ["handed over", "drained", "committed", *parts], f"{took}")
+        expect(0 < paused_ms < 5000, f"paused for {paused_ms} ms")
+        took, _ = phases_of(beta, "release")
+        expect(list(took) == ["device closed", "drained and flushed", "released"], f"{took}")
+        # It is kept over a restart.
+        beta.stop()
+        beta.start()
+        phases_of(beta, "release")
+        cluster.finish()
 
 
 SCENARIOS = [
@@ -217,7 +376,10 @@ SCENARIOS = [
     explain_not_a_member_and_stale,
     explain_no_origin,
     explain_a_higher_generation_on_disk_than_in_the_register,
+    explain_an_old_instance_that_is_still_open,
     explain_a_drain_that_hangs,
     status_names_the_party_that_is_stopped,
-    status_names_a_disk_and_a_log_write_that_do_not_end,
+    status_names_a_disk_a_log_write_and_the_writes_of_a_dead_process,
+    status_names_a_resync_that_does_not_go_on,
+    history_tells_how_long_each_part_of_a_change_of_office_took,
 ]

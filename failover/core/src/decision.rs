@@ -401,10 +401,22 @@ impl Node {
         // That somebody else is primary is no hindrance for a hand-over.
         match &facts.hindrance {
             Some(hindrance) if hindrance.code != "peer_is_primary" => {
-                Err(Verdict::of_replica(self.now, hindrance))
+                Err(self.of_replica(target, &entry.name, hindrance))
             }
             _ => Ok(()),
         }
+    }
+
+    /// What a replica says of itself, and since when.
+    fn of_replica(&self, node: &NodeName, resource: &str, hindrance: &Hindrance) -> Verdict {
+        let since = self.hindered.since(node, resource, hindrance).unwrap_or(self.now);
+        Verdict::of_replica(since, hindrance)
+    }
+
+    /// For how long a replica could not be promoted for its present reason.
+    pub fn hindered_for(&self, node: &NodeName, resource: &str, now: Time) -> Option<Span> {
+        let hindrance = self.facts_of(node, resource)?.hindrance.as_ref()?;
+        self.hindered.since(node, resource, hindrance).map(|since| now.since(since))
     }
 
     /// What a node says of its replica of a resource; none when it is not heard.
@@ -594,7 +606,7 @@ impl Node {
             return Err(refusal.clone());
         }
         match hindrance(facts) {
-            Some(hindrance) => Err(Verdict::of_replica(self.now, &hindrance)),
+            Some(hindrance) => Err(self.of_replica(&self.config.name, &entry.name, &hindrance)),
             None => Ok(()),
         }
     }

@@ -1,5 +1,11 @@
 //! Two data nodes without a witness (SAFETY.md "No witness"): when one switches the other off, what
-//! counts as confirmed, and when it takes the office then. Pure: facts in, orders out.
+//! counts as confirmed, and when it takes the office, or goes on alone, then. Pure: facts in,
+//! orders out.
+//!
+//! A primary that lost its peer suspends writes until the peer is off for sure, or has promised to
+//! stand back: so the peer, should it be the one that survives, lacks nothing. When both are alive
+//! and cut off, each is about to switch the other off: the primary waits half as long, so that it
+//! is first; whoever is off in the end has acknowledged nothing alone.
 //!
 //! ```text
 //!  watching -> suspected -> fencing(off, status, probe) -> confirmed: promote
@@ -13,6 +19,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 
 use replicator_core::{Span, Time};
 
@@ -52,9 +59,11 @@ pub struct Settings {
     pub is_automatic: bool,
     /// Off, or off and on again.
     pub action: Action,
-    /// Silence after which a lost primary is fenced.
+    /// Silence after which a lost primary is fenced; a primary fences its lost peer after half of
+    /// it.
     pub fence_after: Span,
-    /// How much longer it waits when it would lose a duel with right: see [`Facts::own_offices`].
+    /// How much longer a node waits that holds fewer offices than its peer: see
+    /// [`Facts::own_offices`].
     pub delay: Span,
     /// For so long at most `status` may go on to say on after an `off` that succeeded.
     pub off_within: Span,
@@ -72,8 +81,19 @@ pub struct Facts {
     /// Resources whose primary the peer was, that may not be promoted here, with the reason.
     pub not_mine: Vec<(String, String)>,
     /// Offices that this node holds. In a duel the node with more of them does not wait; with
-    /// equal numbers `delay` of the configuration decides.
+    /// equal numbers `delay` of the configuration decides, then the name.
     pub own_offices: usize,
+    /// Own offices that acknowledge nothing until the peer is off, or stands back.
+    pub waiting: Vec<Waiting>,
+}
+
+/// A resource that this node serves and that waits for the fence of its peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    /// The resource.
+    pub resource: String,
+    /// The last session with the peer: what is found out counts for this one only.
+    pub session: u64,
 }
 
 /// How a run of the agent ended.
@@ -114,8 +134,18 @@ impl Request {
 pub enum Input {
     /// Time passed, and this is how things are.
     Looked(Facts),
-    /// An operator wants the peer fenced.
-    Ordered,
+    /// An operator wants the peer fenced; or says that he has switched it off himself.
+    Ordered {
+        /// Whether it is off by his word.
+        is_off: bool,
+    },
+    /// A living peer was asked to stand back.
+    StoodBack {
+        /// For what.
+        waiting: Waiting,
+        /// Why it did not promise.
+        refused: Option<String>,
+    },
     /// The agent ended.
     AgentEnded {
         /// What it was asked.
@@ -151,6 +181,10 @@ pub enum Effect {
         /// The resource.
         resource: String,
     },
+    /// The peer is off or stands back: the resource may go on alone.
+    Proceed(Waiting),
+    /// Ask the living peer to stand back; answered by [`Input::StoodBack`].
+    AskToStandBack(Waiting),
     /// Say what happened.
     Note(Note),
     /// The operator's order ended.
@@ -170,6 +204,13 @@ pub enum Note {
     Failed(String),
     /// The peer is heard again.
     Back(String),
+    /// A living peer promised not to take over: belongs into the history.
+    StoodBack {
+        /// Of what.
+        resource: String,
+        /// In words.
+        text: String,
+    },
 }
 
 /// Where an attempt is.
@@ -226,8 +267,14 @@ pub struct Fence {
     was_heard: bool,
     /// Whether it was heard since the attempt began.
     heard_meanwhile: bool,
+    /// What waited when the attempt began: only that is set free by its end.
+    covered: Vec<Waiting>,
+    /// When a living peer was asked to stand back last, whether it has answered, and its refusal.
+    asked: Option<(Time, bool, String)>,
     /// Whether an operator waits for the end of the attempt.
     is_ordered: bool,
+    /// Whether the peer is off by an operator's word.
+    is_by_word: bool,
     /// Why the last attempt failed.
     failure: Option<Verdict>,
     /// When and how the peer was fenced last.
@@ -247,7 +294,10 @@ impl Fence {
             looked_at: now,
             was_heard: false,
             heard_meanwhile: false,
+            covered: Vec::new(),
+            asked: None,
             is_ordered: false,
+            is_by_word: false,
             failure: None,
             last_fenced: None,
         }
@@ -257,7 +307,8 @@ impl Fence {
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Looked(facts) => self.looked(now, facts, effects),
-            Input::Ordered => self.ordered(now, effects),
+            Input::Ordered { is_off } => self.ordered(now, is_off, effects),
+            Input::StoodBack { waiting, refused } => self.stood_back(waiting, refused, effects),
             Input::AgentEnded { request, ended, said } => {
                 self.agent_ended(now, request, &ended, &said, effects);
             }
@@ -285,18 +336,15 @@ impl Fence {
         } else if self.silent_since.is_none() {
             self.silent_since = Some(now);
         }
+        self.ask_living_peer(now, effects);
         match self.state {
-            State::Watching if self.has_lost_primary() => {
+            State::Watching if self.has_lost_peer() => {
                 self.enter(now, State::Suspected);
-                let text = format!(
-                    "{} is silent and was primary of {}: {}",
-                    self.settings.peer,
-                    self.facts.lost.join(", "),
-                    self.what_follows()
-                );
+                let peer = &self.settings.peer;
+                let text = format!("{peer} is silent {}: {}", self.what_for(), self.what_follows());
                 effects.push(Effect::Note(Note::Suspected(text)));
             }
-            State::Suspected if !self.has_lost_primary() => self.watch_again(now, effects),
+            State::Suspected if !self.has_lost_peer() => self.watch_again(now, effects),
             State::Suspected if self.settings.is_automatic && self.waited(now) => {
                 self.begin(now, 1, effects);
             }
@@ -309,9 +357,11 @@ impl Fence {
             State::Confirmed { .. } | State::Failed { .. } if self.facts.is_heard => {
                 self.watch_again(now, effects);
             }
-            State::Failed { .. } if self.facts.lost.is_empty() => self.watch_again(now, effects),
+            State::Failed { .. } if self.facts.lost.is_empty() && self.facts.waiting.is_empty() => {
+                self.watch_again(now, effects);
+            }
             // Another resource came up since; an old confirmation does not count for it.
-            State::Confirmed { .. } if self.has_lost_primary() => {
+            State::Confirmed { .. } if self.has_lost_peer() && !self.is_covered() => {
                 self.enter(now, State::Suspected);
             }
             State::Failed { attempt, retry_at: Some(at) } if now >= at => {
@@ -322,18 +372,84 @@ impl Fence {
         }
     }
 
-    /// A primary is lost only if it was there: after a start nobody is fenced by itself, or two
-    /// nodes that boot together would switch each other off.
-    fn has_lost_primary(&self) -> bool {
-        !self.facts.is_heard && self.was_heard && !self.facts.lost.is_empty()
+    /// A peer is lost only if it was there: after a start nobody is fenced by itself, or two nodes
+    /// that boot together would switch each other off.
+    fn has_lost_peer(&self) -> bool {
+        let matters = !self.facts.lost.is_empty() || !self.facts.waiting.is_empty();
+        !self.facts.is_heard && self.was_heard && matters
     }
 
-    /// `fence_after`, and the delay that decides a duel: both nodes hold offices, each is cut off
-    /// and about to fence the other.
+    /// Whether a confirmation has set everything free that is to be.
+    fn is_covered(&self) -> bool {
+        self.facts.lost.is_empty()
+            && self.facts.waiting.iter().all(|waiting| self.covered.contains(waiting))
+    }
+
+    fn what_for(&self) -> String {
+        let waiting: Vec<&str> =
+            self.facts.waiting.iter().map(|waiting| waiting.resource.as_str()).collect();
+        match (self.facts.lost.is_empty(), waiting.is_empty()) {
+            (true, _) => format!("and may take over {}, which waits", waiting.join(", ")),
+            (false, true) => format!("and was primary of {}", self.facts.lost.join(", ")),
+            (false, false) => format!(
+                "and was primary of {}; {} waits for its fence",
+                self.facts.lost.join(", "),
+                waiting.join(", ")
+            ),
+        }
+    }
+
+    // ------------------------------------------------------------------ a peer that is alive
+
+    /// A peer without a session that answers all the same (its resource is down, its disk failed,
+    /// an operator disconnected it) is not switched off but asked.
+    fn ask_living_peer(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let is_quiet = matches!(self.state, State::Watching | State::Suspected);
+        let is_due = match &self.asked {
+            None => true,
+            Some((at, is_answered, _)) => *is_answered && now.since(*at) >= ASK_AGAIN,
+        };
+        let Some(waiting) = self.facts.waiting.first() else {
+            if self.asked.as_ref().is_some_and(|(_, is_answered, _)| *is_answered) {
+                self.asked = None;
+            }
+            return;
+        };
+        if self.facts.is_heard && is_quiet && is_due {
+            effects.push(Effect::AskToStandBack(waiting.clone()));
+            self.asked = Some((now, false, String::new()));
+        }
+    }
+
+    fn stood_back(&mut self, waiting: Waiting, refused: Option<String>, effects: &mut Vec<Effect>) {
+        if let Some((_, is_answered, why)) = &mut self.asked {
+            *is_answered = true;
+            *why = refused.clone().unwrap_or_default();
+        }
+        if refused.is_none() {
+            let (peer, resource) = (&self.settings.peer, &waiting.resource);
+            let text = format!("{peer} is alive and stands back: {resource} goes on alone");
+            effects.push(Effect::Note(Note::StoodBack { resource: resource.clone(), text }));
+            effects.push(Effect::Proceed(waiting));
+        }
+    }
+
+    /// `fence_after`; half of it for a node that serves, so that in a duel (each is cut off and
+    /// about to fence the other) it is first. Where both serve, the one with fewer offices waits
+    /// longer by the configured delay; with equal numbers both do, by the delay of each, and when
+    /// none is configured the later name by half of `fence_after`.
     fn patience(&self) -> Span {
-        let wins = self.facts.own_offices > self.facts.lost.len() + self.facts.not_mine.len();
-        let delay = if wins { Span(0) } else { self.settings.delay };
-        Span(self.settings.fence_after.0 + delay.0)
+        let Settings { node, peer, fence_after, delay, .. } = &self.settings;
+        let own = self.facts.own_offices;
+        let theirs = self.facts.lost.len() + self.facts.not_mine.len();
+        let head_start = Span(fence_after.0 / 2);
+        let after = if own > 0 { head_start } else { *fence_after };
+        let delay = match own.cmp(&theirs) {
+            Ordering::Greater => Span(0),
+            Ordering::Equal if own > 0 && *delay == Span(0) && node > peer => head_start,
+            _ => *delay,
+        };
+        Span(after.0 + delay.0)
     }
 
     fn waited(&self, now: Time) -> bool {
@@ -371,7 +487,7 @@ impl Fence {
     // ------------------------------------------------------------------ an attempt
 
     /// By hand. A peer that is heard is not fenced: what it says is better than an agent's word.
-    fn ordered(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    fn ordered(&mut self, now: Time, is_off: bool, effects: &mut Vec<Effect>) {
         let peer = &self.settings.peer;
         let refused = match self.state {
             State::Fencing { .. } => Some((
@@ -399,11 +515,24 @@ impl Fence {
             return;
         }
         self.is_ordered = true;
-        self.begin(now, 1, effects);
+        if !is_off {
+            return self.begin(now, 1, effects);
+        }
+        // His word stands for the agent's; a machine that accepts connections is not off.
+        self.cover();
+        self.is_by_word = true;
+        self.enter(now, State::Fencing { attempt: 1, stage: Stage::Probing, off_at: now });
+        effects.push(Effect::Probe);
+    }
+
+    fn cover(&mut self) {
+        self.heard_meanwhile = false;
+        self.covered = self.facts.waiting.clone();
     }
 
     fn begin(&mut self, now: Time, attempt: u32, effects: &mut Vec<Effect>) {
-        self.heard_meanwhile = false;
+        self.cover();
+        self.is_by_word = false;
         self.enter(now, State::Fencing { attempt, stage: Stage::Switching, off_at: now });
         let Settings { peer, agent, .. } = &self.settings;
         let silent_ms = self.silent_since.map_or(0, |since| now.since(since).as_ms());
@@ -481,14 +610,22 @@ impl Fence {
             None if self.heard_meanwhile => Some(String::from("it was heard meanwhile")),
             None => None,
         };
+        let who = if self.is_by_word { "an operator" } else { agent.as_str() };
         if let Some(life) = life {
-            let why = format!("fence unconfirmed: {agent} says that {peer} is off, but {life}");
+            let why = format!("fence unconfirmed: {who} says that {peer} is off, but {life}");
             return self.fail(now, "fence_unconfirmed", why, effects);
         }
-        let text = format!("{node} fenced {peer} ({agent}, off confirmed)");
+        let text = if self.is_by_word {
+            format!("{peer} is off by the word of an operator on {node}")
+        } else {
+            format!("{node} fenced {peer} ({agent}, off confirmed)")
+        };
         effects.push(Effect::Note(Note::Fenced(text.clone())));
         self.failure = None;
         self.last_fenced = Some((now, text.clone()));
+        for waiting in &self.covered {
+            effects.push(Effect::Proceed(waiting.clone()));
+        }
         let waiting = self.facts.lost.clone();
         for resource in &waiting {
             effects.push(Effect::Promote { resource: resource.clone() });
@@ -558,8 +695,9 @@ impl Fence {
         let retry_at = self.settings.is_automatic.then_some(Time(now.0 + pause.0));
         let peer = &self.settings.peer;
         let next = format!(
-            "look after the fence device (replctl check --fence); when {peer} is off for sure: \
-             replctl promote RESOURCE --old-primary-is-off"
+            "look after the fence device (replctl check --fence), or bring {peer} back; when \
+             {peer} is off for sure: replctl fence {peer} --is-off, or replctl promote RESOURCE \
+             --old-primary-is-off"
         );
         effects.push(Effect::Note(Note::Failed(why.clone())));
         let verdict = Verdict::new(now, code, RULE, why, next);
@@ -582,6 +720,11 @@ impl Fence {
             State::Failed { .. } => "failed",
         };
         (word, self.since)
+    }
+
+    /// For how long the peer has been silent.
+    pub fn silent_for(&self, now: Time) -> Span {
+        self.silent_since.map_or(Span(0), |since| now.since(since))
     }
 
     /// What it waits for or does now, in words; empty when there is nothing to say.
@@ -625,6 +768,9 @@ impl Fence {
     /// to take, or nothing in the way.
     pub fn verdict(&self, now: Time) -> Option<Verdict> {
         let peer = &self.settings.peer;
+        if let Some(verdict) = self.stand_back_verdict(now) {
+            return Some(verdict);
+        }
         let silent_since = self.silent_since?;
         let silent_ms = now.since(silent_since).as_ms();
         let by_hand = format!("replctl fence {peer}; or bring {peer} back");
@@ -655,10 +801,22 @@ impl Fence {
                 "peer_suspected",
                 RULE,
                 format!(
-                    "{peer} has been silent for {silent_ms} ms; it is fenced after {} ms",
+                    "{peer} has been silent for {silent_ms} ms {}; it is fenced after {} ms",
+                    self.what_for(),
                     self.patience().as_ms()
                 ),
                 String::from("nothing: it goes on by itself"),
+                silent_since,
+            ),
+            State::Watching if !self.facts.waiting.is_empty() => (
+                "peer_never_heard",
+                RULE,
+                format!(
+                    "{peer} was not heard since this daemon started, {silent_ms} ms ago, {}: only \
+                     a peer that was lost is fenced by itself",
+                    self.what_for()
+                ),
+                format!("{by_hand}; when it is off for sure: replctl fence {peer} --is-off"),
                 silent_since,
             ),
             State::Watching if !self.facts.lost.is_empty() => (
@@ -681,6 +839,24 @@ impl Fence {
             }
         };
         Some(Verdict { since, ..Verdict::new(now, code, rule, why, next) })
+    }
+
+    /// A living peer that has not promised to stand back yet.
+    fn stand_back_verdict(&self, now: Time) -> Option<Verdict> {
+        let waiting = self.facts.waiting.first().filter(|_| self.facts.is_heard)?;
+        let (since, _, refused) = self.asked.as_ref()?;
+        let (peer, resource) = (&self.settings.peer, &waiting.resource);
+        let answer = match refused.as_str() {
+            "" => String::from("no answer yet"),
+            why => format!("it did not promise: {why}"),
+        };
+        let why = format!(
+            "{peer} is alive, has no session for {resource} and may take over; it is asked to \
+             stand back: {answer}"
+        );
+        let next = format!("look at replctl status on {peer}; it goes on when that has a session");
+        let verdict = Verdict::new(now, "asks_to_stand_back", RULE, why, next);
+        Some(Verdict { since: *since, ..verdict })
     }
 
     /// Why the last attempt failed, if no later one succeeded.

@@ -33,6 +33,7 @@ pub mod detector;
 pub mod facts;
 pub mod fence;
 pub mod guard;
+mod hindered;
 pub mod holder;
 pub mod message;
 pub mod node;

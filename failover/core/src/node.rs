@@ -17,6 +17,7 @@ use crate::decision::Office;
 use crate::defect::{Defect, defect};
 use crate::detector::{Detector, Own};
 use crate::facts::{Facts, Hindrance, Placement};
+use crate::hindered::Hindered;
 use crate::holder::{Granted, LeaseHolder};
 use crate::message::{Envelope, Heartbeat, Message, RecordSeen};
 use crate::proposer::{Doing, Outcome, Proposal, Proposer};
@@ -249,6 +250,8 @@ pub struct Node {
     writing: Option<Box<Record>>,
     pub(crate) is_dirty: bool,
     answers: VecDeque<Waiting>,
+    /// Since when replicas cannot be promoted.
+    pub(crate) hindered: Hindered,
     /// The newest state known to be committed.
     pub(crate) known: Option<(Ballot, ClusterState)>,
     /// A quorum round of this process has settled what was open (R14).
@@ -298,6 +301,7 @@ impl Node {
             writing: None,
             is_dirty: false,
             answers: VecDeque::new(),
+            hindered: Hindered::default(),
             known: record_is_enough(&accepted),
             is_settled: defect(Defect::RecordTrustedAtStart) && accepted.is_some(),
             known_since: now,
@@ -343,6 +347,8 @@ impl Node {
                         // The others decide by it.
                         self.next_beat = self.now;
                     }
+                    let me = &self.config.name;
+                    self.hindered.note(self.now, me, &resource, &facts);
                     local.facts = facts;
                 }
             }
@@ -395,6 +401,11 @@ impl Node {
         let leases = self.acceptor.leases(self.now).map(|lease| lease.until);
         let proposer = self.proposer.next_deadline();
         leases.chain(proposer).chain([self.next_beat]).min()
+    }
+
+    /// What it was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The newest state known to be committed.
@@ -591,6 +602,9 @@ impl Node {
             } else {
                 self.detector.told(seen, own);
             }
+        }
+        for (resource, facts) in &heartbeat.facts {
+            self.hindered.note(self.now, from, resource, facts);
         }
         self.detector.beat(self.now, from, heartbeat, sent);
         if self.state().is_some_and(|state| state.revision > revision) {

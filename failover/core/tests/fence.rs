@@ -1,7 +1,9 @@
 //! Fencing without a witness, step by step: when it begins, what confirms it, and every way in
 //! which it must not promote.
 
-use failover_core::fence::{Action, Effect, Ended, Facts, Fence, Input, Note, Request, Settings};
+use failover_core::fence::{
+    Action, Effect, Ended, Facts, Fence, Input, Note, Request, Settings, Waiting,
+};
 use failover_core::{Span, Time};
 
 fn settings() -> Settings {
@@ -177,7 +179,7 @@ fn after_a_start_only_an_operator_has_a_peer_fenced_that_was_never_heard() {
     story.alpha_falls_silent();
     story.pass(100_000);
     assert_eq!((story.code(), story.orders()), ("peer_never_heard".into(), vec![]));
-    story.tell(Input::Ordered);
+    story.tell(Input::Ordered { is_off: false });
     assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
 }
 
@@ -187,7 +189,7 @@ fn manual_fencing_waits_for_the_operator_and_is_confirmed_the_same_way() {
     story.alpha_falls_silent();
     story.pass(100_000);
     assert_eq!((story.code(), story.orders()), ("fencing_is_manual".into(), vec![]));
-    story.tell(Input::Ordered);
+    story.tell(Input::Ordered { is_off: false });
     story.agent(Request::Off, Ended::Exit(0));
     story.agent(Request::Status, Ended::Exit(2));
     story.tell(Input::Probed { accepted: None });
@@ -200,7 +202,7 @@ fn manual_fencing_waits_for_the_operator_and_is_confirmed_the_same_way() {
 #[test]
 fn nobody_fences_a_peer_that_is_heard() {
     let mut story = Story::new(settings());
-    story.tell(Input::Ordered);
+    story.tell(Input::Ordered { is_off: false });
     let orders = story.orders();
     let [Effect::Answer(Err(verdict))] = &orders[..] else { panic!("{orders:?}") };
     assert_eq!((verdict.code.as_str(), verdict.rule.as_str()), ("peer_is_heard", "No witness"));
@@ -319,7 +321,7 @@ fn a_refused_promotion_shows_and_is_tried_again_with_a_new_fence() {
 #[test]
 fn in_a_duel_the_node_with_more_offices_does_not_wait() {
     let delayed = Settings { delay: Span::from_ms(3_000), ..settings() };
-    for (own_offices, waits_ms) in [(0, 8_000), (1, 8_000), (2, 5_000)] {
+    for (own_offices, waits_ms) in [(0, 8_000), (1, 5_500), (2, 2_500)] {
         let mut story = Story::new(delayed.clone());
         story.facts.own_offices = own_offices;
         story.alpha_falls_silent();
@@ -403,7 +405,7 @@ fn nobody_is_ever_promoted_without_all_of_the_evidence() {
                 }
                 (waits, 5) => {
                     running = waits;
-                    story.tell(Input::Ordered);
+                    story.tell(Input::Ordered { is_off: false });
                 }
                 (waits, _) => {
                     running = waits;
@@ -439,4 +441,153 @@ fn nobody_is_ever_promoted_without_all_of_the_evidence() {
         }
     }
     assert!(promoted > 500 && refused > 500, "{promoted} promoted, {refused} refused");
+}
+
+// ---------------------------------------------------------------------- a primary that lost its
+// peer
+
+fn waiting(session: u64) -> Waiting {
+    Waiting { resource: "shop".into(), session }
+}
+
+/// beta serves `shop`; alpha, a member, falls silent, and nothing is acknowledged until it is off.
+fn primary_story(settings: Settings) -> Story {
+    let mut story = Story::new(settings);
+    story.facts = Facts { is_heard: true, own_offices: 1, ..Facts::default() };
+    story.look();
+    story.facts.waiting = vec![waiting(7)];
+    story
+}
+
+#[test]
+fn a_primary_is_first_and_goes_on_alone_only_when_its_peer_is_off() {
+    let mut story = primary_story(settings());
+    story.alpha_falls_silent();
+    assert_eq!((story.state(), story.code()), ("suspected", "peer_suspected".into()));
+    story.pass(2_400);
+    assert_eq!(story.orders(), [], "not before half of fence_after_ms");
+    story.pass(100);
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+    story.pass(30_000);
+    story.agent(Request::Off, Ended::Exit(0));
+    story.agent(Request::Status, Ended::Exit(2));
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Status), Effect::Probe]);
+    story.tell(Input::Probed { accepted: None });
+    assert_eq!(story.orders(), [Effect::Proceed(waiting(7))]);
+    // The core takes a moment: nobody is fenced again meanwhile.
+    story.pass(20_000);
+    story.facts.waiting.clear();
+    story.pass(20_000);
+    assert_eq!((story.state(), story.orders()), ("fenced", vec![]));
+}
+
+#[test]
+fn a_primary_waits_for_as_long_as_its_agent_fails() {
+    let mut story = primary_story(Settings { attempts: 1, ..settings() });
+    story.alpha_falls_silent();
+    story.pass(2_500);
+    story.agent(Request::Off, Ended::TimedOut);
+    let verdict = story.fence.verdict(story.now()).unwrap();
+    assert_eq!(verdict.code, "fence_timed_out");
+    assert!(verdict.next.contains("replctl fence alpha --is-off"), "{}", verdict.next);
+    story.orders();
+    story.pass(59_900);
+    assert_eq!(story.orders(), []);
+    story.pass(100);
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)]);
+    // A lie: it answers all the same.
+    story.agent(Request::Off, Ended::Exit(0));
+    story.agent(Request::Status, Ended::Exit(2));
+    story.orders();
+    story.tell(Input::Probed { accepted: Some("10.0.0.1:7788".into()) });
+    assert_eq!((story.code(), story.orders()), ("fence_unconfirmed".into(), vec![]));
+}
+
+#[test]
+fn the_word_of_an_operator_stands_for_the_agents_and_not_for_the_probe() {
+    let mut story = primary_story(settings());
+    story.tell(Input::Ordered { is_off: true });
+    let Some(Effect::Answer(Err(refused))) = story.orders().pop() else { panic!("not refused") };
+    assert_eq!(refused.code, "peer_is_heard");
+    story.alpha_falls_silent();
+    for accepted in [Some("10.0.0.1:7788".to_owned()), None] {
+        story.tell(Input::Ordered { is_off: true });
+        assert_eq!(story.orders(), [Effect::Probe]);
+        story.tell(Input::Probed { accepted: accepted.clone() });
+        let orders = story.orders();
+        if accepted.is_some() {
+            assert!(matches!(&orders[..], [Effect::Answer(Err(_))]), "{orders:?}");
+        } else {
+            assert!(
+                matches!(&orders[..], [Effect::Proceed(_), Effect::Answer(Ok(_))]),
+                "{orders:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_living_peer_is_asked_to_stand_back_and_never_fenced() {
+    let mut story = primary_story(settings());
+    story.pass(100);
+    assert_eq!(story.orders(), [Effect::AskToStandBack(waiting(7))]);
+    story.pass(10_000);
+    assert_eq!(story.orders(), [], "one question at a time");
+    assert_eq!(story.code(), "asks_to_stand_back");
+    story.tell(Input::StoodBack { waiting: waiting(7), refused: Some("it is promoting".into()) });
+    assert!(story.fence.verdict(story.now()).unwrap().why.contains("it is promoting"));
+    story.pass(1_000);
+    assert_eq!(story.orders(), [Effect::AskToStandBack(waiting(7))]);
+    story.tell(Input::StoodBack { waiting: waiting(7), refused: None });
+    assert_eq!(story.orders(), [Effect::Proceed(waiting(7))]);
+    story.facts.waiting.clear();
+    story.pass(60_000);
+    assert_eq!((story.state(), story.orders()), ("watching", vec![]));
+}
+
+#[test]
+fn a_confirmation_counts_for_the_session_that_it_was_sought_for() {
+    let mut story = primary_story(settings());
+    story.alpha_falls_silent();
+    story.pass(2_500);
+    // It came back and was lost again while the agent ran.
+    story.facts.waiting = vec![waiting(8)];
+    story.pass(100);
+    story.agent(Request::Off, Ended::Exit(0));
+    story.agent(Request::Status, Ended::Exit(2));
+    story.orders();
+    story.tell(Input::Probed { accepted: None });
+    assert_eq!(story.orders(), [Effect::Proceed(waiting(7))], "the core refuses that one");
+    story.pass(200);
+    assert_eq!(story.orders(), [Effect::RunAgent(Request::Off)], "and it is fenced anew");
+}
+
+#[test]
+fn in_a_duel_the_one_that_serves_more_is_first_then_delay_then_the_name() {
+    let first_after = |own: usize, theirs: usize, delay_ms: u64, node: &str, peer: &str| {
+        let mut settings = settings();
+        (settings.node, settings.peer) = (node.into(), peer.into());
+        settings.delay = Span::from_ms(delay_ms);
+        let mut story = Story::new(settings);
+        story.facts.own_offices = own;
+        story.facts.lost = (0..theirs).map(|it| format!("lost-{it}")).collect();
+        story.facts.waiting = if own > 0 { vec![waiting(1)] } else { vec![] };
+        story.look();
+        story.alpha_falls_silent();
+        story.orders();
+        let mut passed = 0;
+        while story.orders().is_empty() {
+            story.pass(100);
+            passed += 100;
+        }
+        passed
+    };
+    assert_eq!(first_after(1, 0, 4_000, "beta", "alpha"), 2_500);
+    assert_eq!(first_after(0, 1, 0, "beta", "alpha"), 5_000);
+    assert_eq!(first_after(0, 1, 4_000, "beta", "alpha"), 9_000);
+    assert_eq!(first_after(2, 1, 4_000, "beta", "alpha"), 2_500);
+    assert_eq!(first_after(1, 2, 4_000, "beta", "alpha"), 6_500);
+    assert_eq!(first_after(1, 1, 0, "alpha", "beta"), 2_500);
+    assert_eq!(first_after(1, 1, 0, "beta", "alpha"), 5_000);
+    assert_eq!(first_after(1, 1, 4_000, "alpha", "beta"), 6_500);
 }

@@ -3,7 +3,7 @@
 
 use alloc::string::String;
 
-use crate::block::PeerIndex;
+use crate::block::{PeerIndex, SessionId};
 
 /// An operator's command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -17,6 +17,14 @@ pub enum Command {
         /// Do not wait for the peer after a restart (only for the holder of the authority).
         alone: bool,
     },
+    /// Become primary after the old one was fenced, which is confirmed. Only a replica that was in
+    /// sync when it heard the old primary last, and did not promise to stand back since.
+    TakeFenced,
+    /// A lost peer is off, or has promised to stand back, since this session with it ended: it may
+    /// leave the set ([`RegisterKeeper::FencedSuperblock`](crate::RegisterKeeper)).
+    PeerIsOff(PeerIndex, SessionId),
+    /// Promise not to take over by a fence before the primary was met again: it goes on alone.
+    StandBack,
     /// Stop being primary, orderly: drain, flush, empty the log, release.
     Demote,
     /// Take up connections to a peer again after `Disconnect`.
@@ -72,12 +80,14 @@ pub const REFUSAL_CODES: &[&str] = &[
     "not_secondary",
     "not_spoken",
     "not_up_to_date",
+    "peer_is_heard",
     "peer_is_primary",
     "peer_unreachable",
     "power_was_lost",
     "register_unknown",
     "register_went_back",
     "sole_primary",
+    "stands_back",
 ];
 
 #[cfg(test)]
@@ -87,6 +97,7 @@ mod tests {
     #[test]
     fn every_refusal_is_listed_and_made_somewhere() {
         let sources = [
+            include_str!("fenced.rs"),
             include_str!("majority.rs"),
             include_str!("office.rs"),
             include_str!("office/promotion.rs"),

@@ -30,6 +30,10 @@ pub enum RegisterKeeper {
     /// In the superblock of the node that holds the authority (no witness).
     #[default]
     OwnSuperblock,
+    /// The same, and both nodes fence by themselves: a lost member leaves the set only when it is
+    /// off for sure or has promised not to take over, so that the one that takes over lacks
+    /// nothing.
+    FencedSuperblock,
     /// By a majority outside of this core: changes are proposed, a lease allows answers.
     Majority,
 }

@@ -46,11 +46,13 @@ impl Replica {
             demotion_ticket,
             releasing,
             deposing,
+            awaits_fence,
             following,
             applied,
             applied_order,
             applied_waiting,
             arrivals,
+            takes_fenced,
             early,
             stopping,
             stop_flushing,
@@ -63,6 +65,7 @@ impl Replica {
         (queue, held, waiting_flushes, client_barrier, active, log, log_keeper).hash(state);
         (gate, barriers, next_barrier, resync_may_go_on, office_since).hash(state);
         (lost_in_office, demotion_ticket, releasing, deposing, following).hash(state);
+        (awaits_fence, takes_fenced).hash(state);
         (applied_order, applied_waiting, arrivals, early, stopping, stop_flushing).hash(state);
         (recovery_due, recovered_extents).hash(state);
         requests.iter().for_each(|entry| entry.hash(state));

@@ -112,6 +112,14 @@ impl Replica {
         }
     }
 
+    /// Of the barrier that a client's flush is a part of: whether it waits for the own disk, and
+    /// the first peer that it waits for. None while it waits for the next barrier.
+    pub(crate) fn barrier_waits(&self, request: usize) -> Option<(bool, Option<usize>)> {
+        let barrier = self.barriers.iter().find(|barrier| barrier.requests.contains(&request))?;
+        let peer = (barrier.awaits != 0).then(|| barrier.awaits.trailing_zeros() as usize);
+        Some((barrier.local, peer))
+    }
+
     /// Starts a barrier over the own disk and every peer that gets writes. Client flushes that
     /// come while one runs share the next.
     pub(crate) fn start_barrier(&mut self, purpose: BarrierPurpose, effects: &mut Effects) {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod defect;
 mod digest;
 pub mod effect;
+mod fenced;
 mod flush;
 pub mod handshake;
 pub mod input;
@@ -35,6 +36,7 @@ mod secondary;
 mod session;
 pub mod status;
 pub mod time;
+mod waits;
 pub mod wire;
 
 /// Whether this build can break rules on purpose: only the simulator's should.

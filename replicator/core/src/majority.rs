@@ -9,8 +9,6 @@
 
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::String;
-use alloc::vec::Vec;
 
 use crate::block::{ReplicaId, Ticket};
 use crate::command::{Answer, Refusal};
@@ -26,7 +24,6 @@ use crate::peer::{Join, Lead, Link};
 use crate::persist::After;
 use crate::register::RegisterState;
 use crate::replica::{Replica, Role};
-use crate::status::Wait;
 use crate::time::{Span, Time};
 
 /// What a replica knows of a majority that keeps its register.
@@ -66,7 +63,7 @@ const IMPATIENCE: Span = Span::from_ms(200);
 
 impl Majority {
     pub(crate) fn new(keeper: RegisterKeeper) -> Self {
-        let knows = keeper == RegisterKeeper::OwnSuperblock || defect(Defect::RegisterNotAwaited);
+        let knows = keeper != RegisterKeeper::Majority || defect(Defect::RegisterNotAwaited);
         Self { learned: knows, ..Self::default() }
     }
 
@@ -77,6 +74,16 @@ impl Majority {
 
     pub(crate) fn register_went_back(&self) -> bool {
         self.went_back.is_some()
+    }
+
+    /// Whether a majority has answered since the start.
+    pub(crate) fn is_learned(&self) -> bool {
+        self.learned
+    }
+
+    /// Since when a proposal has no decision, and the generation it would make.
+    pub(crate) fn open_since(&self) -> Option<(Time, u64)> {
+        self.open.as_ref().map(|open| (open.since, open.next.generation))
     }
 
     /// Whether a new proposal has to wait.
@@ -536,7 +543,7 @@ impl Replica {
     }
 
     /// Since when an office waits for the lease.
-    fn without_lease_since(&self) -> Option<Time> {
+    pub(crate) fn without_lease_since(&self) -> Option<Time> {
         let lapse = self.majority.lapse?;
         self.in_office_since().map(|begun| begun.max(lapse))
     }
@@ -618,35 +625,6 @@ impl Replica {
             .map(|since| since + IMPATIENCE);
         let all = [lease_end, abandoned, majority.not_before, given_up, failed];
         all.into_iter().flatten().filter(|_| self.by_majority())
-    }
-
-    /// What is waited for of a majority, for status.
-    pub(crate) fn majority_waits(&self, now: Time, waits: &mut Vec<Wait>) {
-        if !self.by_majority() {
-            return;
-        }
-        let mut wait = |since: Time, what: String| {
-            let since = now.since(since);
-            match waits.iter_mut().find(|wait| wait.what == what) {
-                Some(wait) => wait.since = wait.since.max(since),
-                None => waits.push(Wait { since, what }),
-            }
-        };
-        if !self.majority.learned {
-            wait(self.started_at, "the register: no majority has answered since the start".into());
-        }
-        if let Some(state) = &self.majority.went_back {
-            let (here, there) = (self.committed().generation, state.generation);
-            let text = format!("the register, which went back from {here} to {there} (R11c)");
-            wait(self.started_at, text);
-        }
-        if let Some(open) = &self.majority.open {
-            wait(open.since, format!("the majority's decision on {}", open.next.generation));
-        }
-        if self.in_office_since().is_some() && !self.majority.has_lease(now) {
-            let ended = self.majority.lease.unwrap_or(now).min(now);
-            wait(self.without_lease_since().unwrap_or(ended), "lease".into());
-        }
     }
 
     // ------------------------------------------------------------------ a promotion

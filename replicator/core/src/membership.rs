@@ -115,6 +115,9 @@ impl Replica {
                     None => !in_grace || self.lost_in_office,
                 }
         });
+        if !self.may_leave(lost, effects) {
+            return;
+        }
         if let Some(replica) = lost {
             self.change = Some(Change::Shrink { replica, proposed: false });
             if defect(Defect::NoFlushAtShrink) {
@@ -284,8 +287,10 @@ impl Replica {
         if generation != self.register.generation + 1 {
             return self.announce(at, effects);
         }
+        let fences = self.fences();
         let peer = &mut self.peers[at];
         peer.link = Link::Leading(Lead::Joining(Join::Proposed));
+        peer.may_take = fences;
         let session = peer.session;
         let hello = peer.hello.as_ref().expect("a follower has greeted");
         let next = self.register.with(hello.replica, hello.incarnation);
@@ -309,6 +314,7 @@ impl Replica {
         let sent_bytes = self.peers[at].resync.take().map_or(0, |resync| resync.sent_bytes);
         self.peers[at].link = Link::Leading(Lead::Current);
         self.tell_followers(effects);
+        self.tell_current(at, effects);
         effects.push(Effect::Note(Note::ResyncFinished { peer, sent_bytes }));
     }
 
@@ -320,6 +326,7 @@ impl Replica {
         // It marks its disk clean after this: one that comes back without the mark is older (R12).
         let floor = &mut self.superblock.peers[at].floor;
         *floor = (*floor).max(sequence.saturating_add(1));
+        self.peers[at].may_take = false;
         match self.peers[at].link {
             Link::Leading(Lead::Current | Lead::Joining(_) | Lead::Syncing) => {
                 self.peers[at].link = Link::Leading(Lead::Leaving { flushed: false });

@@ -69,6 +69,12 @@ pub enum Note {
         /// How.
         why: DiskFailure,
     },
+    /// A member is lost and may take over: nothing is acknowledged until it is off for sure or
+    /// stands back.
+    FenceAwaited {
+        /// Who.
+        peer: PeerIndex,
+    },
     /// The lease of a primary ended: clients wait.
     LeaseLapsed,
     /// It is back and the office is still ours: clients go on, none saw an error.

@@ -34,6 +34,9 @@ impl Replica {
             Command::Promote { old_primary_is_off, allow_data_loss, alone } => {
                 self.promote(ticket, old_primary_is_off, allow_data_loss, alone, effects)
             }
+            Command::TakeFenced => self.take_fenced(ticket, effects),
+            Command::PeerIsOff(peer, session) => self.peer_is_off(peer, session, effects),
+            Command::StandBack => self.stand_back(effects),
             Command::Demote => self.demote(ticket, effects),
             Command::Connect(peer) => {
                 let was = &mut self.peers[usize::from(peer.0)].disconnected;
@@ -163,6 +166,7 @@ impl Replica {
     /// Sets the role and tells about it.
     pub(crate) fn set_role(&mut self, role: Role, effects: &mut Effects) {
         let changed = role.name() != self.role.name();
+        self.takes_fenced &= matches!(role, Role::Secondary | Role::Promoting(_));
         self.role = role;
         if changed {
             let generation = self.register.generation;
@@ -171,7 +175,7 @@ impl Replica {
     }
 }
 
-fn busy(what: &'static str) -> Refusal {
+pub(crate) fn busy(what: &'static str) -> Refusal {
     Refusal {
         code: "busy",
         rule: "",

@@ -123,6 +123,8 @@ pub(crate) struct Peer {
     pub(crate) disconnected: bool,
     /// Greetings agreed at least once since the start ("No witness").
     pub(crate) spoken: bool,
+    /// Whether it may take over by a fence, as far as is known here; see `fenced.rs`.
+    pub(crate) may_take: bool,
     /// It was here since our start, with good data, in the incarnation in which it is a member.
     pub(crate) kept_caches: bool,
     /// Its greeting of the present session.
@@ -159,6 +161,7 @@ impl Peer {
             session: SessionId(0),
             disconnected: false,
             spoken: false,
+            may_take: false,
             kept_caches: false,
             hello: None,
             why: String::new(),

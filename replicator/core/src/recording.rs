@@ -263,7 +263,11 @@ fn put_config(out: &mut Vec<u8>, config: &Config) {
     ] {
         put_u64(out, span.0);
     }
-    out.push(u8::from(config.register == RegisterKeeper::Majority));
+    out.push(match config.register {
+        RegisterKeeper::OwnSuperblock => 0,
+        RegisterKeeper::Majority => 1,
+        RegisterKeeper::FencedSuperblock => 2,
+    });
 }
 
 fn take_config(from: &mut Reader<'_>) -> Result<Config, RecordError> {
@@ -288,9 +292,11 @@ fn take_config(from: &mut Reader<'_>) -> Result<Config, RecordError> {
         power_loss_wait: span()?,
         demote_after: span()?,
     };
-    let register = match take_bool(from)? {
-        true => RegisterKeeper::Majority,
-        false => RegisterKeeper::OwnSuperblock,
+    let register = match from.u8()? {
+        0 => RegisterKeeper::OwnSuperblock,
+        1 => RegisterKeeper::Majority,
+        2 => RegisterKeeper::FencedSuperblock,
+        _ => return Err(RecordError::Contents),
     };
     Ok(Config { node, peers, incarnation, can_punch, register, timing })
 }
@@ -550,6 +556,12 @@ fn put_command(out: &mut Vec<u8>, command: Command) {
         Command::ResyncFull(peer) => out.extend_from_slice(&[6, peer.0]),
         Command::DiscardDiverged => out.push(7),
         Command::Stop => out.push(8),
+        Command::TakeFenced => out.push(9),
+        Command::PeerIsOff(peer, session) => {
+            out.extend_from_slice(&[10, peer.0]);
+            put_u64(out, session.0);
+        }
+        Command::StandBack => out.push(11),
     }
 }
 
@@ -567,6 +579,9 @@ fn take_command(from: &mut Reader<'_>) -> Result<Command, RecordError> {
         6 => Command::ResyncFull(PeerIndex(from.u8()?)),
         7 => Command::DiscardDiverged,
         8 => Command::Stop,
+        9 => Command::TakeFenced,
+        10 => Command::PeerIsOff(PeerIndex(from.u8()?), SessionId(from.u64()?)),
+        11 => Command::StandBack,
         _ => return Err(RecordError::Contents),
     })
 }
@@ -672,6 +687,9 @@ mod tests {
             Command::ResyncFull(peer),
             Command::DiscardDiverged,
             Command::Stop,
+            Command::TakeFenced,
+            Command::PeerIsOff(peer, SessionId(9)),
+            Command::StandBack,
         ];
         let request = RequestId(1 << 40);
         let mut all = vec![Input::TimePassed, Input::PeerConnected { peer, session }];

@@ -1,7 +1,6 @@
 //! The replica: its state, the one match on inputs, and what it tells about itself.
 
 use alloc::collections::VecDeque;
-use alloc::format;
 use alloc::vec::Vec;
 
 use slab::Slab;
@@ -10,7 +9,7 @@ use crate::activity_log::{self, ActivityLog, Replay};
 use crate::bitmap::DirtyBitmap;
 use crate::block::{ByteRange, OpId, PeerIndex, SessionId, Ticket};
 use crate::command::Command;
-use crate::config::Config;
+use crate::config::{Config, RegisterKeeper};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::flush::{Barrier, BarrierPurpose, FlushGate};
@@ -25,9 +24,9 @@ use crate::office::{Promotion, Stopping};
 use crate::peer::{Lead, Link, Peer};
 use crate::persist::{After, PageWriter, SuperblockWriter};
 use crate::register::RegisterState;
-use crate::request::{ActiveRanges, Blocked, Request, Stage};
+use crate::request::{ActiveRanges, Request};
 use crate::secondary::{Applied, Arrivals, Following};
-use crate::status::{PeerStatus, Status, Wait};
+use crate::status::{PeerStatus, Status};
 use crate::time::{Span, Time};
 
 /// The role of a replica. `Promoting`, `Demoting` and `Deposed` are on their way.
@@ -149,6 +148,8 @@ pub struct Replica {
     pub(crate) demotion_ticket: Option<Ticket>,
     pub(crate) releasing: bool,
     pub(crate) deposing: bool,
+    /// Since when a lost member is to be fenced before this replica goes on alone.
+    pub(crate) awaits_fence: Option<(PeerIndex, Time)>,
     // On a secondary.
     pub(crate) following: Option<Following>,
     pub(crate) applied: Slab<Applied>,
@@ -156,6 +157,8 @@ pub struct Replica {
     /// Those of them that are not on their way to the disk.
     pub(crate) applied_waiting: usize,
     pub(crate) arrivals: Arrivals,
+    /// Whether this replica may take over by a fence; see `fenced.rs`.
+    pub(crate) takes_fenced: bool,
     // At the start and the end.
     pub(crate) early: Vec<(Ticket, Command)>,
     pub(crate) stopping: Option<Stopping>,
@@ -194,7 +197,9 @@ impl Replica {
             if record.all_dirty {
                 bitmap.fill_recorded_elsewhere();
             }
-            peers.push(Peer::new(record.node.clone(), bitmap));
+            let mut peer = Peer::new(record.node.clone(), bitmap);
+            peer.may_take = config.register == RegisterKeeper::FencedSuperblock;
+            peers.push(peer);
         }
         let was_clean = superblock.clean && !single_copy;
         if superblock.clean {
@@ -257,11 +262,13 @@ impl Replica {
             demotion_ticket: None,
             releasing: false,
             deposing: false,
+            awaits_fence: None,
             following: None,
             applied: Slab::with_capacity(256),
             applied_order: VecDeque::with_capacity(256),
             applied_waiting: 0,
             arrivals: Arrivals::default(),
+            takes_fenced: false,
             early: Vec::new(),
             stopping: None,
             stop_flushing: false,
@@ -540,6 +547,8 @@ impl Replica {
             size_bytes: self.superblock.data_bytes,
             requests: self.requests.len(),
             waits: self.waits(now),
+            awaits_fence: self.fence_wait(now),
+            takes_fenced: self.takes_fenced,
             log_extents: self.log.fill_level(),
             peers: self.peers.iter().map(|peer| self.peer_status(peer)).collect(),
         }
@@ -585,45 +594,6 @@ impl Replica {
             received_bytes: (peer.received_resync_bytes, peer.received_write_bytes),
             in_flight: (peer.in_flight_frames, peer.in_flight_bytes),
         }
-    }
-
-    /// What requests wait for, the longest wait first, one line for each reason.
-    fn waits(&self, now: Time) -> Vec<Wait> {
-        let mut waits: Vec<Wait> = Vec::new();
-        for (_, request) in &self.requests {
-            let what = match request.stage {
-                Stage::Queued => match request.blocked {
-                    Blocked::Overlap => "an overlapping request".into(),
-                    Blocked::Log => "the activity log".into(),
-                    Blocked::Window(peer) => {
-                        format!("room towards {}", self.peers[usize::from(peer.0)].node)
-                    }
-                },
-                Stage::Held if !self.holds_lease(now) && self.change.is_none() => "lease".into(),
-                Stage::Held => match self.change {
-                    Some(Change::FlushHeir { .. } | Change::HandOver) => {
-                        "the hand-over to another replica".into()
-                    }
-                    Some(Change::Shrink { replica, .. }) => {
-                        format!("the removal of {} from the in-sync set", self.node_of(replica))
-                    }
-                    _ => "a missing member of the in-sync set".into(),
-                },
-                _ if request.awaits != 0 => {
-                    let peer = request.awaits.trailing_zeros() as usize;
-                    format!("the acknowledgement of {}", self.peers[peer].node)
-                }
-                _ => "the disk".into(),
-            };
-            let since = now.since(request.since);
-            match waits.iter_mut().find(|wait| wait.what == what) {
-                Some(wait) => wait.since = wait.since.max(since),
-                None => waits.push(Wait { since, what }),
-            }
-        }
-        self.majority_waits(now, &mut waits);
-        waits.sort_by_key(|wait| core::cmp::Reverse(wait.since));
-        waits
     }
 
     /// Panics when the state contradicts the rules; cheap enough to run after every step in the

@@ -69,6 +69,7 @@ impl Replica {
         for at in 0..self.peers.len() {
             if self.peers[at].link == Link::Waiting {
                 let hello = Box::new(self.hello(at));
+                self.takes_fenced = false;
                 self.peers[at].link = Link::Greeting(hello.clone());
                 self.send(PeerIndex(at as u8), Message::Hello(hello), None, effects);
                 if self.peers[at].hello.is_some() {
@@ -143,6 +144,7 @@ impl Replica {
             Message::Grow(state) => self.grow_announced(at, *state, effects),
             Message::GrowReady { generation } => self.grow_ready(at, generation, effects),
             Message::Committed(state) => self.committed_came(at, *state, effects),
+            Message::InSync => self.in_sync_with(at),
             Message::Leave { sequence } => self.leave_asked(at, sequence, effects),
             Message::LeaveDone => self.leave_done(effects),
             Message::DiskFailed => {
@@ -166,6 +168,7 @@ impl Replica {
             return self.misbehaved(index, "a second greeting", effects);
         }
         self.peers[at].hello = Some(theirs);
+        self.peers[at].may_take = false;
         if let Link::Greeting(mine) = &self.peers[at].link {
             if !self.still_holds(mine) {
                 return self.close(at, Retry::Now, effects);
@@ -354,7 +357,7 @@ impl Replica {
         self.send(leader, Message::Follow, None, effects);
     }
 
-    fn leads_us(&self, at: usize) -> bool {
+    pub(crate) fn leads_us(&self, at: usize) -> bool {
         self.following.is_some_and(|leader| {
             leader.ready
                 && usize::from(leader.peer.0) == at
@@ -418,6 +421,7 @@ impl Replica {
         if joins {
             self.joined(at, self.register.generation);
         }
+        self.takes_fenced &= self.register.contains(mine);
         let generation = self.register.generation;
         effects.push(Effect::Note(Note::Committed { generation, what: "told by the primary" }));
         self.persist(After::Nothing, effects);
@@ -480,6 +484,7 @@ impl Replica {
         if plan == Plan::Current {
             self.peers[at].link = Link::Leading(Lead::Current);
             self.peers[at].volatile_since = self.now;
+            self.tell_current(at, effects);
             self.membership_changed(effects);
             return;
         }

@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::block::{PeerIndex, SessionId};
 use crate::command::Refusal;
 use crate::register::RegisterState;
 use crate::time::Span;
@@ -30,19 +31,78 @@ pub struct Status {
     pub requests: usize,
     /// Why requests wait, the longest wait first; empty when nothing waits.
     pub waits: Vec<Wait>,
+    /// The lost member that is to be fenced before this replica goes on alone.
+    pub awaits_fence: Option<FenceWait>,
+    /// Whether this replica may take over when the primary was fenced: it was in sync with it when
+    /// it heard it last, in this process, and has not promised to stand back.
+    pub takes_fenced: bool,
     /// Extents of the activity log in use and in all.
     pub log_extents: (u32, u32),
     /// Each peer, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
 }
 
+/// A member that is lost and may take over, so that nothing is acknowledged without it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FenceWait {
+    /// Who.
+    pub peer: PeerIndex,
+    /// The last session with it: what is found out about it counts for this one only.
+    pub session: SessionId,
+    /// For how long already.
+    pub since: Span,
+}
+
 /// Something that waits, and for what.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Wait {
+    /// For whom.
+    pub party: Party,
+    /// For what, in words: `the acknowledgement of beta`, `the disk`, `the activity log`, ...
+    pub what: String,
     /// How long already.
     pub since: Span,
-    /// For what, in words: `acknowledgement of beta`, `disk`, `activity log`, ...
-    pub what: String,
+    /// In how long it is given up; none where only the party itself ends it.
+    pub left: Option<Span>,
+    /// What happens then; without an end in time, what ends the wait. In words.
+    pub then: String,
+}
+
+/// Who is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Party {
+    /// The own disk.
+    Disk,
+    /// A write of the activity log.
+    Log,
+    /// A peer: its acknowledgement, or its return.
+    Peer,
+    /// What a resync waits for.
+    Resync,
+    /// A majority of the voters.
+    Majority,
+    /// The lease.
+    Lease,
+    /// Another request.
+    Request,
+    /// A peer that is to be off for sure.
+    Fence,
+}
+
+impl Party {
+    /// For programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Log => "activity_log",
+            Self::Peer => "peer",
+            Self::Resync => "resync",
+            Self::Majority => "majority",
+            Self::Lease => "lease",
+            Self::Request => "request",
+            Self::Fence => "fence",
+        }
+    }
 }
 
 /// One peer as this replica sees it.

@@ -116,6 +116,9 @@ pub enum Message {
     },
     /// The authority committed this.
     Committed(Box<RegisterState>),
+    /// The receiver is a member and in sync, and the sender acknowledges nothing without it before
+    /// it is off for sure or has promised to stand back (`fenced.rs`).
+    InSync,
     /// The sender wants to leave orderly.
     Leave {
         /// The sequence of its superblock; it will only come back with a higher one (R12).
@@ -258,6 +261,7 @@ mod kind {
     pub const AUTHORITY_REFUSED: u8 = 21;
     pub const PING: u8 = 22;
     pub const MET: u8 = 23;
+    pub const IN_SYNC: u8 = 24;
 }
 
 /// Largest generation, tenure or lineage a state may name.
@@ -397,6 +401,7 @@ impl Header {
                 hello.put(out);
             }
             Message::Met => self.kind = kind::MET,
+            Message::InSync => self.kind = kind::IN_SYNC,
             Message::Refused { reason, diverged_blocks } => {
                 (self.kind, self.seq) = (kind::REFUSED, *diverged_blocks);
                 out.extend_from_slice(reason.as_bytes());
@@ -464,6 +469,7 @@ impl Header {
         Ok(match self.kind {
             kind::HELLO => Message::Hello(Box::new(Hello::take(input)?)),
             kind::MET => Message::Met,
+            kind::IN_SYNC => Message::InSync,
             kind::REFUSED => Message::Refused { reason: input.rest_text(), diverged_blocks: seq },
             kind::BITMAP => {
                 let mut runs = Vec::new();

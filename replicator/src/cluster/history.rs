@@ -37,9 +37,52 @@ pub struct HistoryEntry {
     pub primary: String,
     /// Its in-sync set afterwards.
     pub in_sync: Vec<String>,
-    /// How long each part of a change of office took on this node, in milliseconds.
+    /// How long each part of a change of office took, as this node saw it, in milliseconds, in
+    /// their order; empty on nodes that had no part in it.
     #[serde(default)]
     pub phases: Vec<(String, u64)>,
+    /// How long clients had no answer, at most, in milliseconds.
+    #[serde(default)]
+    pub paused_ms: Option<u64>,
+}
+
+impl HistoryEntry {
+    fn is_same(&self, other: &Self) -> bool {
+        self.revision == other.revision && self.what == other.what
+    }
+}
+
+/// What fencing did.
+#[derive(Default)]
+pub struct Fenced<'a> {
+    /// `fence`, `takeover`, `stood back`.
+    pub what: &'a str,
+    /// The resource; empty for the node.
+    pub resource: &'a str,
+    /// In words.
+    pub why: &'a str,
+    /// This node.
+    pub by: &'a str,
+    /// The generation afterwards, when this node took the office.
+    pub generation: u64,
+    /// How long its parts took, in milliseconds.
+    pub phases: Vec<(String, u64)>,
+    /// How long clients had no answer, at most.
+    pub paused_ms: Option<u64>,
+}
+
+/// How long the parts of a change of office took on this node.
+pub struct Timed {
+    /// The resource.
+    pub resource: String,
+    /// This node.
+    pub by: String,
+    /// What the change may be called in the history.
+    pub what: &'static [&'static str],
+    /// The parts in their order, in milliseconds.
+    pub phases: Vec<(String, u64)>,
+    /// How long clients had no answer, at most.
+    pub paused_ms: Option<u64>,
 }
 
 /// The file and what is in it.
@@ -53,11 +96,15 @@ impl History {
     pub fn open(directory: &Path) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
         let path = directory.join("history.jsonl");
-        let mut kept = Vec::new();
+        let mut kept: Vec<HistoryEntry> = Vec::new();
         match File::open(&path) {
             Ok(file) => {
                 for line in BufReader::new(file).lines() {
-                    kept.extend(serde_json::from_str::<HistoryEntry>(&line?).ok());
+                    let Ok(entry) = serde_json::from_str::<HistoryEntry>(&line?) else { continue };
+                    match kept.iter_mut().rev().find(|old| old.is_same(&entry)) {
+                        Some(old) => *old = entry,
+                        None => kept.push(entry),
+                    }
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -88,12 +135,14 @@ impl History {
                 .map(|it| it.set.iter().map(|member| node_of(member.replica)).collect())
                 .unwrap_or_default(),
             phases: Vec::new(),
+            paused_ms: None,
         };
         self.add(entry.clone()).then_some(entry)
     }
 
     /// Notes what fencing did, where no majority has a register with revisions.
-    pub fn note_fence(&self, what: &str, resource: &str, why: &str, by: &str, generation: u64) {
+    pub fn note_fence(&self, fenced: Fenced<'_>) {
+        let Fenced { what, resource, why, by, generation, phases, paused_ms } = fenced;
         let revision = {
             let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             kept.last().map_or(1, |last| last.revision + 1)
@@ -109,40 +158,49 @@ impl History {
             generation,
             primary: taker.to_owned(),
             in_sync: if taker.is_empty() { Vec::new() } else { vec![taker.to_owned()] },
-            phases: Vec::new(),
+            phases,
+            paused_ms,
         });
     }
 
-    /// Notes how long the parts of a change of office took here.
-    pub fn note_phases(&self, resource: &str, what: &str, phases: Vec<(String, u64)>) {
-        let last = {
-            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.iter().rev().find(|entry| entry.resource == resource).cloned()
+    /// Notes how long the parts of a change of office took here, in the entry of that change.
+    pub fn note_timed(&self, timed: Timed) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_meant = |entry: &&mut HistoryEntry| {
+            entry.resource == timed.resource
+                && entry.by == timed.by
+                && timed.what.contains(&entry.what.as_str())
         };
-        let Some(last) = last else { return };
-        self.add(HistoryEntry { at_unix_ms: unix_ms(), what: what.to_owned(), phases, ..last });
+        let newest = kept.iter_mut().rev().find(is_meant);
+        let Some(entry) = newest.filter(|entry| entry.phases.is_empty()) else { return };
+        (entry.phases, entry.paused_ms) = (timed.phases, timed.paused_ms);
+        self.write(entry);
     }
 
     /// Whether it is news.
     fn add(&self, entry: HistoryEntry) -> bool {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_known =
-            |old: &HistoryEntry| old.revision == entry.revision && old.what == entry.what;
-        if kept.iter().any(is_known) {
+        if kept.iter().any(|old| old.is_same(&entry)) {
             return false;
         }
-        kept.push(entry);
-        let written = if kept.len() > 2 * KEPT {
+        kept.push(entry.clone());
+        if kept.len() > 2 * KEPT {
             let surplus = kept.len() - KEPT;
             kept.drain(..surplus);
-            self.write_anew(&kept)
+            if let Err(error) = self.write_anew(&kept) {
+                tracing::warn!("cannot write {}: {error}", self.path.display());
+            }
         } else {
-            self.append(kept.last().expect("it was just pushed"))
-        };
-        if let Err(error) = written {
-            tracing::warn!("cannot write {}: {error}", self.path.display());
+            self.write(&entry);
         }
         true
+    }
+
+    /// A later line about the same change takes the place of an earlier one.
+    fn write(&self, entry: &HistoryEntry) {
+        if let Err(error) = self.append(entry) {
+            tracing::warn!("cannot write {}: {error}", self.path.display());
+        }
     }
 
     fn append(&self, entry: &HistoryEntry) -> io::Result<()> {
@@ -207,6 +265,18 @@ mod tests {
         let entries = History::open(&directory).unwrap().entries();
         assert_eq!(entries, history.entries());
         assert!(entries.len() <= 2 * KEPT);
+        let phases = vec![("drained".to_owned(), 5)];
+        history.note_timed(Timed {
+            resource: String::new(),
+            by: String::new(),
+            what: &[""],
+            phases: phases.clone(),
+            paused_ms: Some(7),
+        });
+        let entries = History::open(&directory).unwrap().entries();
+        assert_eq!(entries, history.entries());
+        let last = entries.last().unwrap();
+        assert_eq!((&last.phases, last.paused_ms), (&phases, Some(7)));
         assert_eq!(entries.last().unwrap().revision, 2 * KEPT as u64 + 5);
         fs::remove_dir_all(directory).unwrap();
     }

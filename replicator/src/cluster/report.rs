@@ -40,8 +40,11 @@ pub struct ClusterReport {
     pub proposing: String,
     /// For how long already.
     pub proposing_ms: u64,
-    /// Messages that were refused since the start, and the last reason.
+    /// Messages for this cluster that were refused since the start, and the last reason.
     pub refused_messages: (u64, String),
+    /// Messages for clusters that this process does not serve, or for nobody, and the last one.
+    #[serde(default)]
+    pub strange_messages: (u64, String),
 }
 
 /// One node.
@@ -101,6 +104,9 @@ pub struct ReplicaFacts {
     pub is_member: bool,
     /// Why it could not be promoted.
     pub hindrance: Option<RefusalReport>,
+    /// For how long that has been the reason.
+    #[serde(default)]
+    pub hindered_ms: u64,
 }
 
 /// A decision, or why it is not made.
@@ -118,6 +124,7 @@ impl ControlPlane {
         let node = self.cluster.look()?;
         let mut report = ClusterReport {
             refused_messages: self.cluster.refused(),
+            strange_messages: self.cluster.strangers(),
             nodes: self.node_reports(&node),
             ..ClusterReport::default()
         };
@@ -227,6 +234,7 @@ fn replica_facts(node: &Node, entry: &Entry, name: &NodeName) -> ReplicaFacts {
             why: it.why.clone(),
             next: it.next.clone(),
         }),
+        hindered_ms: node.hindered_for(name, &entry.name, now()).map_or(0, |span| span.as_ms()),
     }
 }
 

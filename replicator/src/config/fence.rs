@@ -171,8 +171,14 @@ pub(super) fn warnings(nodes: &[NodeConfig], is_automatic: bool) -> Vec<String> 
     }
     if fenced > 0 && fenced < data_nodes {
         let bare = nodes.iter().filter(|node| !node.witness && node.fence.is_none());
-        let names: Vec<&str> = bare.map(|node| node.name.as_str()).collect();
-        warnings.push(format!("nobody can fence {}: it has no `fence`", names.join(", ")));
+        let names = bare.map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ");
+        warnings.push(format!("nobody can fence {names}: it has no `fence`"));
+        if is_automatic {
+            warnings.push(format!(
+                "fencing = \"auto\" has no effect: {names} has no `fence`, and a primary has to \
+                 fence its lost peer before it goes on alone"
+            ));
+        }
     }
     warnings
 }

@@ -57,6 +57,8 @@ impl Resource {
             timing: self.config.timing,
             register: if self.is_in_cluster() {
                 RegisterKeeper::Majority
+            } else if self.cluster.fences_lost_primaries() {
+                RegisterKeeper::FencedSuperblock
             } else {
                 RegisterKeeper::OwnSuperblock
             },
@@ -104,7 +106,7 @@ impl Resource {
                 return ControlFlow::Break(());
             }
             let why = waiting.to_string();
-            state.phase = Phase::Starting(why.clone());
+            state.enter(Phase::Starting(why.clone()));
             drop(state);
             if !std::mem::replace(&mut waits_long, true) {
                 self.emit(Weight::Warning, why);
@@ -164,8 +166,10 @@ impl Resource {
         };
         let register = &superblock.register;
         let was_primary = register.primary == Some(superblock.replica);
-        if !was_primary || self.device.remembered_tenure() != Some(register.tenure) {
-            self.device.fail_leftovers(&shape, &mut |text| self.emit(Weight::Warning, text));
+        let remembered = self.device.remembered_tenure();
+        if !was_primary || remembered != Some(register.tenure) {
+            let mut told = |text| self.emit(Weight::Warning, text);
+            self.device.fail_leftovers(&shape, remembered, &mut told);
         }
         let config = LoopConfig {
             resource: self.name().to_owned(),
@@ -187,7 +191,7 @@ impl Resource {
             let told = Input::RegisterLearned(Box::new(learned.clone()));
             run.handle.send(ToLoop::Register(told)).map_err(|error| error.to_string())?;
         }
-        state.phase = Phase::Up;
+        state.enter(Phase::Up);
         drop(state);
         self.changed.notify_all();
         self.emit(Weight::Info, "up");

@@ -1,33 +1,39 @@
 //! A resource as a part of a cluster with a majority: what the cluster decides comes in here, what
 //! the replica is and proposes goes out.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use failover::Cluster;
 use failover::core::cluster::Force;
 use failover::core::facts::Facts;
 use failover::core::node::{Input as Fact, Undecided as NotCommitted};
 use failover::core::services::Input as ServicesInput;
+use failover::{Before, Cluster};
 use replicator_core::input::Undecided;
 use replicator_core::register::RegisterState;
 use replicator_core::{Command, Input, Span, Time};
 
 use super::{Phase, Resource};
-use crate::cluster::{History, hindrance, hindrance_in};
+use crate::cluster::{History, ToHistory, hindrance, hindrance_in};
 use crate::control::{RefusalReport, Reply};
 use crate::data_loop::{FromLoop, LoopError, ToLoop};
 use crate::events::Weight;
 
 /// A disk operation that takes longer counts as a hanging disk: the lease is let go (L1).
-const DISK_HANGS_AFTER: Span = Span::from_ms(10_000);
+pub(super) const DISK_HANGS_AFTER: Span = Span::from_ms(10_000);
 
 impl Resource {
     /// From now on this resource belongs to a cluster with a majority.
-    pub fn join_cluster(&self, cluster: Cluster, history: Arc<History>) {
+    pub fn join_cluster(
+        &self,
+        cluster: Cluster,
+        history: Arc<History>,
+        chronicle: mpsc::Sender<ToHistory>,
+    ) {
         // Set once, before the resource starts.
         let _ = self.cluster_handle.set(cluster);
         let _ = self.history.set(history);
+        let _ = self.chronicle.set(chronicle);
     }
 
     /// Notes in the history how long the parts of a change of office took.
@@ -52,15 +58,13 @@ impl Resource {
     /// What this replica is and can do.
     pub fn facts(&self) -> Facts {
         let Some(status) = self.loop_status() else { return Facts::default() };
+        let old_device = self.old_device(&status).as_ref().map(hindrance);
         let core = status.core;
-        let users = self.device.leftover_users();
         let leaving = self.lock().is_leaving.then(|| {
             let why = "this resource is being stopped on this node";
             hindrance(&RefusalReport::new("stopping", why, "start replicatord again"))
         });
         let own = core.hindrance.as_ref().map(|refusal| hindrance(&self.refusal_report(refusal)));
-        let old_device = (!users.is_empty() && self.serving().is_none())
-            .then(|| hindrance(&old_device_in_use(&users)));
         Facts {
             replica: core.replica,
             role: core.role.to_owned(),
@@ -91,14 +95,16 @@ impl Resource {
     }
 
     /// The cluster orders this replica to take the office. Answered by a fact.
-    pub fn promote_by_cluster(self: &Arc<Self>, force: Force, why: &str) {
+    pub fn promote_by_cluster(self: &Arc<Self>, force: Force, why: &str, before: Before) {
         let why = why.to_owned();
+        self.begin_taking(before);
         self.in_helper("promote", move |resource| {
             resource.emit(Weight::Info, format!("taking the office: {why}"));
             let reply = resource.take_office(force);
             if let Reply::Refused(refusal) = &reply {
                 let text = format!("cannot take the office: {}", refusal.why);
                 resource.emit(Weight::Warning, text);
+                resource.end_marks(false);
             }
             let refused = hindrance_in(&reply);
             let name = resource.name().to_owned();
@@ -107,9 +113,8 @@ impl Resource {
     }
 
     fn take_office(self: &Arc<Self>, force: Force) -> Reply {
-        let users = self.device.leftover_users();
-        if !users.is_empty() && self.serving().is_none() && !self.may_resume() {
-            return Reply::Refused(old_device_in_use(&users));
+        if let Some(refusal) = self.loop_status().and_then(|status| self.old_device(&status)) {
+            return Reply::Refused(refusal);
         }
         self.note_before_office();
         let command = Command::Promote {
@@ -120,23 +125,15 @@ impl Resource {
         self.order_role(command)
     }
 
-    /// Whether the device that an earlier process left is the one of the tenure that this node has
-    /// in the register: then it is taken over with its users (R6a, R15).
-    fn may_resume(&self) -> bool {
-        let Some(tenure) = self.device.remembered_tenure() else { return false };
-        self.loop_status().is_some_and(|status| {
-            let register = &status.core.register;
-            let is_mine = register.primary.is_some_and(|it| it.0 == status.core.replica);
-            is_mine && register.tenure == tenure
-        })
-    }
-
     /// The cluster moves the office to another node.
     pub fn hand_over(self: &Arc<Self>, to: &str) {
         let to = to.to_owned();
         self.in_helper("hand over", move |resource| {
             resource.emit(Weight::Info, format!("handing the office over to {to}"));
+            resource.begin_giving();
             let reply = resource.demote_for(resource.why_released(), true);
+            resource.mark("released");
+            resource.end_marks(matches!(reply, Reply::Done(_)));
             if let Some(why) = hindrance_in(&reply) {
                 resource.emit(Weight::Warning, format!("cannot hand over: {}", why.why));
                 let name = resource.name().to_owned();
@@ -149,6 +146,7 @@ impl Resource {
     pub fn decided(&self, number: u64, result: Result<RegisterState, NotCommitted>) {
         if let Ok(state) = &result {
             self.keep_state(state);
+            self.mark_committed();
         }
         let result = match result {
             Ok(state) => Ok(Box::new(state)),
@@ -201,6 +199,7 @@ impl Resource {
     /// The replica proposes a change of the register.
     pub(super) fn proposed(&self, proposal: FromLoop) {
         let FromLoop::Proposed { number, next, expected, forced } = proposal else { return };
+        self.mark_proposed();
         self.tell_cluster(Fact::ReplicaProposed {
             resource: self.name().to_owned(),
             number,
@@ -218,17 +217,5 @@ impl Resource {
     /// Whether it is up and has a loop.
     pub fn has_loop(&self) -> bool {
         matches!(self.lock().phase, Phase::Up)
-    }
-}
-
-fn old_device_in_use(users: &[String]) -> RefusalReport {
-    RefusalReport {
-        code: "old_device_in_use".into(),
-        rule: "R15".into(),
-        why: format!(
-            "a device of an earlier time in office is still in use here: {}",
-            users.join("; ")
-        ),
-        next: "unmount it or end these processes".into(),
     }
 }

@@ -36,25 +36,25 @@ impl Resource {
         allow_data_loss: bool,
         alone: bool,
     ) -> Reply {
+        let command = Command::Promote { old_primary_is_off, allow_data_loss, alone };
+        self.promote_by(command, !old_primary_is_off)
+    }
+
+    /// The same, when the old primary was fenced and is confirmed to be off.
+    pub fn promote_fenced(self: &Arc<Self>) -> Reply {
+        self.promote_by(Command::TakeFenced, false)
+    }
+
+    fn promote_by(self: &Arc<Self>, command: Command, waits_for_sessions: bool) -> Reply {
         if self.is_in_cluster() {
             return Reply::Refused(decided_by_majority("promote"));
         }
-        let users = self.device.leftover_users();
-        if !users.is_empty() {
-            return Reply::Refused(RefusalReport {
-                code: "old_device_in_use".into(),
-                rule: "R15".into(),
-                why: format!(
-                    "a device of an earlier time in office is still in use here: {}",
-                    users.join("; ")
-                ),
-                next: "unmount it or end these processes, then promote again".into(),
-            });
+        if let Some(refusal) = self.loop_status().and_then(|status| self.old_device(&status)) {
+            return Reply::Refused(refusal);
         }
-        if !old_primary_is_off {
+        if waits_for_sessions {
             self.wait_for_sessions();
         }
-        let command = Command::Promote { old_primary_is_off, allow_data_loss, alone };
         self.note_before_office();
         let deadline = Instant::now() + SESSION_PATIENCE;
         let mut reply = self.order(command, ROLE_PATIENCE);
@@ -177,6 +177,7 @@ impl Resource {
             self.services_come_back();
             return Reply::Refused(refusal);
         }
+        self.mark("device closed");
         let reply = self.order(Command::Demote, ROLE_PATIENCE);
         if matches!(reply, Reply::Refused(_)) {
             self.resume_device();
@@ -295,7 +296,7 @@ impl Resource {
                 // The keeper sees this while it waits for the disk; a failed one has ended.
                 state.stop_wanted = true;
                 if matches!(state.phase, Phase::Failed(_)) {
-                    state.phase = Phase::Down;
+                    state.enter(Phase::Down);
                 }
                 drop(state);
                 if let Err(refusal) = self.stop_services(Release::Down) {
@@ -311,12 +312,12 @@ impl Resource {
             self.set_leaving(false);
             return Reply::Refused(refusal);
         }
-        self.lock().phase = Phase::Stopping;
+        self.lock().enter(Phase::Stopping);
         let reply = self.order(Command::Stop, ROLE_PATIENCE);
         if let Reply::Refused(refusal) = &reply {
             // A loop that has ended without an answer did stop.
             if refusal.code != "loop_ended" {
-                self.lock().phase = Phase::Up;
+                self.lock().enter(Phase::Up);
                 self.set_leaving(false);
                 self.services_come_back();
                 return reply;
@@ -436,7 +437,7 @@ impl Resource {
         self.order(command, ROLE_PATIENCE)
     }
 
-    fn order(&self, command: Command, patience: Duration) -> Reply {
+    pub(super) fn order(&self, command: Command, patience: Duration) -> Reply {
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = mpsc::channel();
         {

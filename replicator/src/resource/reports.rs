@@ -1,8 +1,10 @@
 //! What a resource tells about itself, as plain values for `replctl`.
 
 use replicator_core::block::ReplicaId;
+use replicator_core::status::{Party, Wait};
 use replicator_core::{PeerStatus, Status};
 
+use super::in_cluster::DISK_HANGS_AFTER;
 use super::{Phase, Resource};
 use crate::data_loop::{ClientStatus, Counters, LoopStatus};
 use crate::report::{
@@ -18,7 +20,7 @@ impl Resource {
     pub fn report(&self) -> ResourceReport {
         let status = self.loop_status();
         let (disk, metadata) = self.disk_paths();
-        let (state, why, shape) = {
+        let (state, why, state_ms, shape) = {
             let state = self.lock();
             let (word, why) = match &state.phase {
                 Phase::Down => ("down", String::new()),
@@ -30,12 +32,22 @@ impl Resource {
                 Phase::Stopping => ("stopping", String::new()),
                 Phase::Failed(why) => ("failed", why.clone()),
             };
-            (word.to_owned(), why, state.run.as_ref().map(|run| run.shape.clone()))
+            let state_ms = state.phase_since.elapsed().as_millis() as u64;
+            (word.to_owned(), why, state_ms, state.run.as_ref().map(|run| run.shape.clone()))
         };
+        let start_waits = (state == "starting" && !why.is_empty()).then(|| WaitReport {
+            party: "lock".to_owned(),
+            what: why.trim_start_matches("waiting for ").to_owned(),
+            since_ms: state_ms,
+            limit_ms: None,
+            then: "it goes on by itself when that lets the disk go (R2e)".into(),
+        });
         let mut report = ResourceReport {
             name: self.name().to_owned(),
             state,
             why,
+            state_ms,
+            start_waits,
             metadata: metadata.unwrap_or_else(|| disk.clone()).display().to_string(),
             disk: disk.display().to_string(),
             device: self.device.report(),
@@ -93,14 +105,32 @@ impl Resource {
             in_sync,
             released_clean: register.released_clean,
             requests: core.requests,
-            waits: core
-                .waits
-                .iter()
-                .map(|wait| WaitReport { what: wait.what.clone(), since_ms: wait.since.as_ms() })
-                .collect(),
+            waits: core.waits.iter().map(|wait| self.wait_report(wait, core.role)).collect(),
             log_extents: core.log_extents,
             peers: core.peers.iter().map(|peer| self.peer_report(peer)).collect(),
         }
+    }
+
+    /// A wait; that for a hanging disk ends where the lease is let go for it (L1), which the core
+    /// does not know.
+    fn wait_report(&self, wait: &Wait, role: &str) -> WaitReport {
+        let mut report = WaitReport {
+            party: wait.party.name().to_owned(),
+            what: wait.what.clone(),
+            since_ms: wait.since.as_ms(),
+            limit_ms: wait.left.map(|left| wait.since.as_ms() + left.as_ms()),
+            then: wait.then.clone(),
+        };
+        let is_on_disk = matches!(wait.party, Party::Disk | Party::Log) && wait.left.is_none();
+        if is_on_disk && role == "primary" && self.is_in_cluster() {
+            let busy_for = self.lock().run.as_ref().and_then(|run| run.handle.disk_busy_for());
+            if let Some(busy_for) = busy_for {
+                let left_ms = DISK_HANGS_AFTER.as_ms().saturating_sub(busy_for.as_ms());
+                report.limit_ms = Some(report.since_ms + left_ms);
+                report.then = "the lease is let go, so that another member takes over".into();
+            }
+        }
+        report
     }
 
     /// The node behind a replica id. With two data nodes whatever is not here is there.

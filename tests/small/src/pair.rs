@@ -124,6 +124,8 @@ pub struct Pair {
     /// The clock of both.
     pub now: Time,
     timing: Timing,
+    /// Who keeps the register.
+    pub keeper: RegisterKeeper,
     data_bytes: u64,
     /// Replicas made so far; the number of the newest.
     pub replicas: u128,
@@ -148,6 +150,7 @@ impl Pair {
             is_cut: false,
             now: Time(1_000_000_000),
             timing,
+            keeper: RegisterKeeper::OwnSuperblock,
             data_bytes,
             replicas: 2,
             tickets: 0,
@@ -278,7 +281,7 @@ impl Pair {
             peers: vec![PeerConfig { node: NAMES[1 - node].into() }],
             incarnation: Incarnation(u128::from(there.boot) * 2 + node as u128 + 1),
             can_punch: true,
-            register: RegisterKeeper::OwnSuperblock,
+            register: self.keeper,
             timing: self.timing,
         };
         let region = self.nodes[node].disk.region();

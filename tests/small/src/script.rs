@@ -20,13 +20,15 @@
 //! N loses power [keeping all] [tearing]    nothing that was volatile remains, unless said so;
 //!                                  tearing: of metadata under way the first sector lands
 //! N gets a new disk · N is used without us 0+4K · N loses log blocks
+//! fenced                           both nodes fence by themselves; before the first other command
+//! N take-fenced · N stand-back · N peer-is-off (for the session it waits for) · N peer-was-off S
 //! show                             roles, sets and contents
 //! ```
 
 use std::fmt::Write;
 
 use replicator_core::block::{ByteRange, PeerIndex};
-use replicator_core::{Command, DiskFailure, Timing};
+use replicator_core::{Command, DiskFailure, RegisterKeeper, SessionId, Timing};
 
 use crate::pair::{ClientAsks, NAMES, Pair};
 use crate::story;
@@ -37,7 +39,7 @@ const STEPS_MAX: usize = 20_000;
 /// below each command what followed from it. An error names the line.
 pub fn retell(script: &str) -> Result<String, String> {
     let mut told = String::new();
-    let mut stage = Stage { data_bytes: 128 << 10, assume_equal: false, pair: None };
+    let mut stage = Stage { data_bytes: 128 << 10, assume_equal: false, fenced: false, pair: None };
     for (number, line) in script.lines().enumerate() {
         if line.starts_with(' ') {
             continue;
@@ -61,6 +63,7 @@ pub fn retell(script: &str) -> Result<String, String> {
 struct Stage {
     data_bytes: u64,
     assume_equal: bool,
+    fenced: bool,
     pair: Option<Pair>,
 }
 
@@ -70,6 +73,9 @@ impl Stage {
     fn pair(&mut self) -> &mut Pair {
         self.pair.get_or_insert_with(|| {
             let mut pair = Pair::new(self.data_bytes, Timing::default(), self.assume_equal);
+            if self.fenced {
+                pair.keeper = RegisterKeeper::FencedSuperblock;
+            }
             pair.story = Some(Vec::new());
             pair
         })
@@ -79,6 +85,7 @@ impl Stage {
         match words {
             ["volume", size] => self.data_bytes = bytes(size)?,
             ["assumed", "equal"] => self.assume_equal = true,
+            ["fenced"] => self.fenced = true,
             ["start", node] => {
                 let node = number_of(node)?;
                 self.pair().start(node);
@@ -123,6 +130,18 @@ fn on_node(pair: &mut Pair, node: usize, words: &[&str]) -> Outcome {
     match words {
         ["promote", options @ ..] => pair.order(node, promote(options)?),
         ["demote"] => pair.order(node, Command::Demote),
+        ["take-fenced"] => pair.order(node, Command::TakeFenced),
+        ["stand-back"] => pair.order(node, Command::StandBack),
+        ["peer-is-off"] => {
+            let process = pair.process(node).ok_or("its daemon does not run")?;
+            let wait = process.replica.status(pair.now).awaits_fence;
+            let wait = wait.ok_or("it does not wait for a fence")?;
+            pair.order(node, Command::PeerIsOff(wait.peer, wait.session));
+        }
+        ["peer-was-off", session] => {
+            let session = session.parse().map_err(|_| "the number of a session")?;
+            pair.order(node, Command::PeerIsOff(PeerIndex(0), SessionId(session)));
+        }
         ["stop"] => pair.order(node, Command::Stop),
         ["invalidate"] => pair.order(node, Command::Invalidate),
         ["resync-full"] => pair.order(node, Command::ResyncFull(PeerIndex(0))),

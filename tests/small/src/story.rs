@@ -84,6 +84,7 @@ fn note(note: &Note) -> String {
             format!("resync finished, {} sent", size(*sent_bytes))
         }
         Note::DiskFailed { during, .. } => format!("the disk failed during a {during}"),
+        Note::FenceAwaited { .. } => "waits for the fence of the peer".into(),
         Note::LeaseLapsed => "the lease ended".into(),
         Note::LeaseBack { after } => format!("the lease is back after {} ms", after.as_ms()),
         Note::OfficeLost { why } => format!("the office is lost: {why}"),
@@ -165,6 +166,7 @@ pub fn frame(message: &Message) -> String {
     match message {
         Message::Hello(hello) => format!("hello {}", greeting(hello)),
         Message::Met => "met".into(),
+        Message::InSync => "in sync".into(),
         Message::Refused { reason, diverged_blocks } => {
             format!("refused ({diverged_blocks} blocks diverged): {reason}")
         }

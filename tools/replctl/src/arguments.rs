@@ -246,10 +246,15 @@ replctl pause to stop those.")]
 The node must be silent, and [node.NAME.fence] says how it is switched off. It counts as off only
 when the agent's `off` succeeded, its `status` says off, and nothing answers at any address of the
 node; then this node becomes primary of what the other was primary of and is recorded as such.
-With fencing = \"auto\" all of this happens by itself after fence_after_ms.")]
+With fencing = \"auto\" all of this happens by itself after fence_after_ms; a primary that lost its
+peer then suspends writes until the peer is off. When the agent cannot do it, switch the node off
+yourself and say so with --is-off; one that still accepts connections is not believed to be off.")]
     Fence {
         /// The node to be switched off.
         name: String,
+        /// You have switched it off yourself: the agent is not called.
+        #[arg(long)]
+        is_off: bool,
     },
     /// Change who votes: a dead node replaced, a witness added or removed.
     #[command(after_help = "\

@@ -41,7 +41,7 @@ pub fn run(
         Command::Status { resource, watch: true } => {
             watch(socket, resource.as_deref(), arguments.json)
         }
-        Command::Fence { name } => fence(socket, name, arguments.json),
+        Command::Fence { name, is_off } => fence(socket, name, *is_off, arguments.json),
         Command::History { resource, number } => {
             history(socket, resource.as_deref(), *number, arguments.json)
         }
@@ -182,8 +182,8 @@ fn simple(socket: &Path, order: Order, wants_json: bool) -> Result<u8, Failure> 
     say(&ask_daemon(socket, order)?, wants_json)
 }
 
-fn fence(socket: &Path, node: &str, wants_json: bool) -> Result<u8, Failure> {
-    let order = Order::Fence { node: node.to_owned() };
+fn fence(socket: &Path, node: &str, is_off: bool, wants_json: bool) -> Result<u8, Failure> {
+    let order = Order::Fence { node: node.to_owned(), is_off };
     let reply =
         ask(socket, order, FENCE_PATIENCE).map_err(|error| Failure::new(EXIT_NO_DAEMON, error))?;
     say(&reply, wants_json)

@@ -7,7 +7,9 @@ use replicator::cluster::OfficeReport;
 use replicator::config::{ClusterConfig, NodeConfig};
 use replicator::control::RefusalReport;
 use replicator::dump::Dump;
-use replicator::report::{EventReport, PeerReport, ReplicaReport, ResourceReport, StatusReport};
+use replicator::report::{
+    EventReport, PeerReport, ReplicaReport, ResourceReport, StatusReport, WaitReport,
+};
 
 use crate::show_cluster;
 use crate::show_fence;
@@ -120,7 +122,15 @@ fn one_resource(
     match &resource.replica {
         None => {
             let why = if resource.why.is_empty() { "" } else { ": " };
-            let _ = writeln!(out, "{} · {}{why}{}", resource.name, resource.state, resource.why);
+            let since = span(resource.state_ms);
+            let _ = writeln!(
+                out,
+                "{} · {} for {since}{why}{}",
+                resource.name, resource.state, resource.why
+            );
+            if let Some(wait) = &resource.start_waits {
+                let _ = writeln!(out, "{}", wait_line(wait));
+            }
         }
         Some(replica) => {
             let in_sync = if replica.in_sync.is_empty() {
@@ -146,7 +156,7 @@ fn one_resource(
                 show_services::services(out, services);
             }
             for wait in replica.waits.iter().take(3) {
-                let _ = writeln!(out, "  waits for {} ({})", wait.what, span(wait.since_ms));
+                let _ = writeln!(out, "{}", wait_line(wait));
             }
         }
     }
@@ -165,6 +175,19 @@ fn one_resource(
         let _ = writeln!(out, "last: {} ({})", last.text, ago(last.at_unix_ms));
     }
     let _ = writeln!(out, "verdict: {}", resource.verdict.text);
+}
+
+/// For whom, for how long already, until when, and what happens then.
+fn wait_line(wait: &WaitReport) -> String {
+    let mut line = format!("  waits for {} (since {}", wait.what, span(wait.since_ms));
+    if let Some(limit_ms) = wait.limit_ms {
+        let _ = write!(line, ", given up after {}", span(limit_ms));
+    }
+    if !wait.then.is_empty() {
+        let then = if wait.limit_ms.is_some() { ", then " } else { "; " };
+        let _ = write!(line, "{then}{}", wait.then);
+    }
+    line + ")"
 }
 
 fn own_line(out: &mut String, resource: &ResourceReport, replica: &ReplicaReport, node: &str) {

@@ -36,9 +36,10 @@ pub fn head(out: &mut String, cluster: &ClusterReport) {
     for difference in &cluster.differences {
         let _ = writeln!(out, "  warning: {difference}; replctl apply");
     }
-    if cluster.refused_messages.0 > 0 {
-        let (count, last) = &cluster.refused_messages;
-        let _ = writeln!(out, "  {count} messages were refused, the last: {last}");
+    for (count, last) in [&cluster.refused_messages, &cluster.strange_messages] {
+        if *count > 0 {
+            let _ = writeln!(out, "  {count} messages were refused, the last: {last}");
+        }
     }
 }
 
@@ -114,8 +115,9 @@ pub fn explain(out: &mut String, report: &OfficeReport, node: &str) {
         if let Some(hindrance) = &replica.hindrance {
             let _ = writeln!(
                 out,
-                "{} could not be promoted: {}",
+                "{} could not be promoted (for {}): {}",
                 replica.node,
+                span(replica.hindered_ms),
                 refusal(hindrance).trim_start_matches("refused: ")
             );
         }
@@ -165,8 +167,13 @@ pub fn history(entry: &HistoryEntry) -> String {
     if !entry.by.is_empty() {
         let _ = write!(text, " · by {}", entry.by);
     }
-    for (phase, ms) in &entry.phases {
-        let _ = write!(text, " · {phase} {ms} ms");
+    if !entry.phases.is_empty() {
+        let phases: Vec<String> =
+            entry.phases.iter().map(|(phase, ms)| format!("{phase} {ms} ms")).collect();
+        let _ = write!(text, "\n                  {}", phases.join(" · "));
+    }
+    if let Some(ms) = entry.paused_ms {
+        let _ = write!(text, " · clients paused {} at most", span(ms));
     }
     text
 }

@@ -57,7 +57,7 @@ impl Promotion {
 }
 
 impl Replica {
-    pub(super) fn promote(
+    pub(crate) fn promote(
         &mut self,
         ticket: Ticket,
         old_primary_is_off: bool,
@@ -108,6 +108,10 @@ impl Replica {
             self.check_alone(old_primary_is_off, alone)?;
         }
         self.check_power_loss(connected, allow_data_loss)?;
+        if old_primary_is_off && connected.is_none() {
+            // Whoever says so says it of a peer that cannot take over any more either.
+            self.peers.iter_mut().for_each(|peer| peer.may_take = false);
+        }
         // R11d: serving data that miss acknowledged writes is a new lineage whoever agreed to it.
         // And with nobody to ask, an operator who says that a peer was primary, or that writes may
         // be lost, may know of an office that this disk has never heard of.

@@ -50,6 +50,7 @@ impl Replica {
         if let Some(leader) = self.following.filter(|leader| leader.ready) {
             stopping.leaving_until = Some(deadline);
             let sequence = self.superblock.sequence;
+            self.takes_fenced = false;
             self.send(leader.peer, Message::Leave { sequence }, None, effects);
         } else {
             self.stop_sessions(effects);

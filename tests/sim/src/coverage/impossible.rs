@@ -28,10 +28,21 @@ pub fn kind(table: Table, name: &str) -> Option<&'static str> {
             "lost_the_race" | "no_lease" | "not_now" | "register_unknown" | "register_went_back"
             | "sole_primary",
         ) => Some(NO_MAJORITY),
+        (Table::Notes, "FenceAwaited")
+        | (Table::Frames, "InSync")
+        | (Table::Refusals, "stands_back" | "peer_is_heard") => Some(NO_FENCING),
+        (Table::Commands, name)
+            if ["TakeFenced", "PeerIsOff", "StandBack"]
+                .iter()
+                .any(|fenced| name.starts_with(fenced)) =>
+        {
+            Some(NO_FENCING)
+        }
         _ => None,
     }
 }
 
+const NO_FENCING: &str = "nobody fences anybody in this pair";
 const NO_MAJORITY: &str = "no majority keeps the register of this pair";
 
 /// Why a state is never reached.

@@ -92,6 +92,7 @@ kinds! { NoteKind of Note:
     ResyncFinished = Note::ResyncFinished { .. },
     DiskFailed = Note::DiskFailed { .. },
     HotExtentsMarked = Note::HotExtentsMarked { .. },
+    FenceAwaited = Note::FenceAwaited { .. },
     LeaseLapsed = Note::LeaseLapsed,
     LeaseBack = Note::LeaseBack { .. },
     OfficeLost = Note::OfficeLost { .. },
@@ -101,6 +102,7 @@ kinds! { NoteKind of Note:
 kinds! { Frame of Message:
     Hello = Message::Hello(_),
     Met = Message::Met,
+    InSync = Message::InSync,
     Refused = Message::Refused { .. },
     Bitmap = Message::Bitmap(_),
     Follow = Message::Follow,
@@ -181,6 +183,9 @@ kinds! { CommandKind of Command:
     ResyncFull = Command::ResyncFull(_),
     DiscardDiverged = Command::DiscardDiverged,
     Stop = Command::Stop,
+    TakeFenced = Command::TakeFenced,
+    PeerIsOff = Command::PeerIsOff(..),
+    StandBack = Command::StandBack,
 }
 
 kinds! { AnswerKind of Result<Answer, Box<Refusal>>:
