@@ -11,8 +11,8 @@ use replicator_core::{Span, Time};
 
 use crate::acceptor::{Acceptor, Denial, Record};
 use crate::ballot::{Ballot, NodeName};
-use crate::cluster::{Cause, ClusterState, Epoch, Force, Holder, Home, Resource, Voter};
-use crate::command::{Asker, Change, Switch, Unfit};
+use crate::cluster::{Cause, ClusterState, Epoch, Force, Holder, Home, Voter};
+use crate::command::{Asker, Change, Unfit};
 use crate::decision::Office;
 use crate::defect::{Defect, defect};
 use crate::detector::{Detector, Own};

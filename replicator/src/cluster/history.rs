@@ -177,6 +177,14 @@ impl History {
         self.write(entry);
     }
 
+    /// Notes how long services took after the last change of a resource, as an entry of its own.
+    pub fn note_phases(&self, resource: &str, what: &str, phases: Vec<(String, u64)>) {
+        let last = self.entries().into_iter().rev().find(|entry| entry.resource == resource);
+        let Some(last) = last else { return };
+        let (at_unix_ms, what) = (unix_ms(), what.to_owned());
+        self.add(HistoryEntry { at_unix_ms, what, phases, paused_ms: None, ..last });
+    }
+
     /// Whether it is news.
     fn add(&self, entry: HistoryEntry) -> bool {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
