@@ -189,8 +189,14 @@ mod tests {
 
     fn sealed(cluster: &str, key: u8) -> Vec<u8> {
         let message = Message::Heartbeat(Heartbeat { number: 7, ..Heartbeat::default() });
-        let envelope =
-            Envelope { process: 1, acceptor: 2, sequence: 3, epoch: Epoch::default(), message };
+        let envelope = Envelope {
+            process: 1,
+            acceptor: 2,
+            sequence: 3,
+            began: 3,
+            epoch: Epoch::default(),
+            message,
+        };
         sealer(cluster, "alpha", key).seal(&"gamma".into(), &envelope).unwrap()
     }
 
