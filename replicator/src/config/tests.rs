@@ -197,7 +197,9 @@ fn fencing_by_itself_must_be_asked_for_and_is_nothing_with_a_witness() {
     assert_eq!(voting.warnings, ["`fence` has no effect: with a witness a majority decides"]);
     let bare = FENCED.lines().filter(|line| !line.starts_with("fence =")).collect::<Vec<_>>();
     let bare = parse(&bare.join("\n")).unwrap();
-    assert_eq!(bare.warnings, ["nobody can fence alpha: it has no `fence`"]);
+    let no_effect = "fencing = \"auto\" has no effect: alpha has no `fence`, and a primary has to \
+                     fence its lost peer before it goes on alone";
+    assert_eq!(bare.warnings, ["nobody can fence alpha: it has no `fence`", no_effect]);
 }
 
 #[test]
