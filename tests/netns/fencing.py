@@ -574,7 +574,6 @@ SCENARIOS = [
     while_a_fence_is_unconfirmed_writes_wait_and_an_operator_has_a_way_out,
     a_living_peer_is_asked_to_stand_back_and_does_not_take_over_later,
     nobody_is_fenced_because_of_an_operator,
-    an_agent_that_takes_its_time_is_waited_for,
     an_agent_that_does_not_end_is_killed_and_promotes_nobody,
     an_agent_that_fails_is_reported_with_its_words,
     an_agent_that_lies_about_a_stopped_primary_is_refused,
@@ -589,3 +588,4 @@ SCENARIOS = [
     a_missing_agent_is_seen_before_it_is_needed,
     without_an_agent_the_commands_say_what_is_missing,
 ]
+LONG = [an_agent_that_takes_its_time_is_waited_for]

@@ -39,7 +39,8 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + trio_http.SCENARIOS
              + trio_services.SCENARIOS
              + trio_postgres.SCENARIOS + many_clusters.SCENARIOS)
-LONG = trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG + trio_services.LONG
+LONG = (trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
+        + trio_services.LONG + fencing.LONG)
 
 
 def sentence(scenario):
