@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -124,18 +125,25 @@ def run(*command, check=True, timeout=120, **more):
     return done
 
 
-_given_ports = set()
+_reserved = []
 
 
 def free_port():
-    """A TCP port of 127.0.0.1 that nobody uses now."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port not in _given_ports:
-            _given_ports.add(port)
-            return port
+    """A TCP port of 127.0.0.1 for this process alone: below those that the kernel gives to outgoing
+    connections, and reserved by a name that every run of these tests on this machine asks for."""
+    for port in random.sample(range(10000, 32000), 1000):
+        name = socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0replicator-test-port-{port}")
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            name.close()
+            continue
+        _reserved.append(name)
+        return port
+    raise TestFailed("no free port among a thousand")
 
 
 def read_direct(path, offset, length):

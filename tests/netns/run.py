@@ -2,15 +2,14 @@
 """Real daemons on this machine: kills, returns, resyncs, roles, bad input, cut networks. Every
 scenario is a function whose name says what must be true.
 
-    run.py                  all of them
-    run.py WORD...          those with one of these words in the name
-    run.py --long [WORD...] also those that take minutes
-    run.py --list           their names
-
 Exit code: 0 all passed, 1 something failed, 77 something could not be tried here (no root).
 """
 
+import argparse
+import os
+import signal
 import sys
+import tempfile
 import time
 import traceback
 
@@ -31,7 +30,7 @@ import trio_network
 import trio_operation
 import trio_postgres
 import trio_services
-from cluster import Refused, Skip, TestFailed
+from cluster import Refused, Skip, TestFailed, binaries, die_with_parent
 
 SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS + floating_address.SCENARIOS
@@ -42,43 +41,90 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
 LONG = (trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
         + trio_services.LONG + fencing.LONG)
 
+DEADLINE_S = 900
+
 
 def sentence(scenario):
     """The name of a scenario in words."""
     return scenario.__name__.replace("_", " ")
 
 
+def play(scenario):
+    """Plays a scenario in this process; ends it with 0, 1 or 77."""
+    die_with_parent()
+    signal.alarm(DEADLINE_S)
+    code = 0
+    try:
+        scenario()
+    except Skip as why:
+        print(f"    {why}")
+        code = 77
+    except (TestFailed, Refused) as error:
+        line = traceback.extract_tb(error.__traceback__)[1]
+        print(f"    line {line.lineno}: {line.line}\n    {error}")
+        code = 1
+    except BaseException:  # also what would end a process quietly
+        traceback.print_exc(file=sys.stdout)
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+
+
+class Playing:
+    """A scenario in a process of its own, so that its names, ports and mistakes are its own too."""
+
+    def __init__(self, scenario):
+        self.scenario, self.began = scenario, time.monotonic()
+        self.output = tempfile.TemporaryFile()
+        self.process = os.fork()
+        if self.process == 0:
+            os.dup2(self.output.fileno(), 1)
+            os.dup2(self.output.fileno(), 2)
+            play(scenario)
+
+    def tell(self, status):
+        """Prints what it said and how it ended; gives that word."""
+        word = {0: "ok", 77: "skipped"}.get(os.waitstatus_to_exitcode(status), "FAILED")
+        self.output.seek(0)
+        said = self.output.read().decode(errors="replace")
+        print(f"{said}{word:7} {sentence(self.scenario)} ({time.monotonic() - self.began:.1f} s)",
+              flush=True)
+        return word
+
+
+def play_all(scenarios, jobs):
+    """Plays them, `jobs` at a time, each told whole when it ends; gives scenarios by word."""
+    waiting, playing = list(reversed(scenarios)), {}
+    ended = {"ok": [], "FAILED": [], "skipped": []}
+    while waiting or playing:
+        while waiting and len(playing) < jobs:
+            one = Playing(waiting.pop())
+            playing[one.process] = one
+        process, status = os.wait()
+        one = playing.pop(process)
+        ended[one.tell(status)].append(one.scenario)
+    return ended
+
+
 def main():
-    words = [word for word in sys.argv[1:] if word != "--long"]
-    scenarios = SCENARIOS + (LONG if "--long" in sys.argv else [])
-    if words == ["--list"]:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="those with one of these in the name")
+    parser.add_argument("--long", action="store_true", help="also those that take minutes")
+    parser.add_argument("--list", action="store_true", help="their names")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time (1)")
+    arguments = parser.parse_args()
+    if arguments.list:
         for scenario in SCENARIOS + LONG:
             print(sentence(scenario))
         return 0
-    chosen = [it for it in scenarios if not words or any(word in sentence(it) for word in words)]
-    began, failed, skipped = time.monotonic(), [], []
-    for scenario in chosen:
-        started = time.monotonic()
-        print(f"...     {sentence(scenario)}", flush=True)
-        try:
-            scenario()
-            word = "ok     "
-        except Skip as why:
-            word = "skipped"
-            skipped.append(scenario)
-            print(f"    {why}")
-        except (TestFailed, Refused) as error:
-            word = "FAILED "
-            failed.append(scenario)
-            line = traceback.extract_tb(error.__traceback__)[1]
-            print(f"    line {line.lineno}: {line.line}\n    {error}")
-        except Exception:
-            word = "FAILED "
-            failed.append(scenario)
-            traceback.print_exc(file=sys.stdout)
-        print(f"{word} {sentence(scenario)} ({time.monotonic() - started:.1f} s)", flush=True)
-    passed = len(chosen) - len(failed) - len(skipped)
-    print(f"\n{passed} passed, {len(failed)} failed, {len(skipped)} skipped, "
+    chosen = [it for it in SCENARIOS + (LONG if arguments.long else [])
+              if not arguments.words or any(word in sentence(it) for word in arguments.words)]
+    began = time.monotonic()
+    binaries()
+    ended = play_all(chosen, arguments.jobs)
+    failed, skipped = ended["FAILED"], ended["skipped"]
+    print(f"\n{len(ended['ok'])} passed, {len(failed)} failed, {len(skipped)} skipped, "
           f"{time.monotonic() - began:.0f} s")
     for scenario in failed:
         print(f"FAILED: {sentence(scenario)}")

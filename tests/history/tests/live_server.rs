@@ -56,8 +56,12 @@ impl Server {
         Server { process, uri: format!("unix:{}:", socket.display()) }
     }
 
+    /// One request at a time: the kernel's page cache, unlike a disk, lets a read see half of a
+    /// write to the same sector that is on its way.
     fn on_disk(socket: &Path, disk: &Path) -> Self {
-        Server::start(socket, &["file", disk.to_str().expect("plain names")])
+        let disk = disk.to_str().expect("plain names");
+        let words = ["--filter=noparallel", "file", disk, "serialize=all-requests"];
+        Server::start(socket, &words)
     }
 }
 
