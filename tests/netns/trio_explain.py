@@ -146,7 +146,7 @@ def explain_an_old_instance_that_is_still_open():
         run("mount", device, mount)
         at_end.callback(run, "umount", "-l", mount, check=False)
         (mount / "file").write_text("something")
-        os.sync()
+        run("sync", "-f", mount)
         reader = open(device, "rb", buffering=0)
         at_end.callback(reader.close)
         alpha.kill()
