@@ -29,8 +29,9 @@ SECOND_NODE_S = LEASE_MS * 1.1 / 1000 + 0.3
 
 def hold_address():
     """The program, built now."""
+    # With the packages of the daemon, so that what is built already has the same features.
     command = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "failover",
-               "--example", "hold-address"]
+               "-p", "replicator", "-p", "replctl", "--example", "hold-address"]
     environment = dict(os.environ)
     environment["PATH"] += f":{pathlib.Path.home()}/.cargo/bin"
     given = os.environ.get("HOLD_ADDRESS")
