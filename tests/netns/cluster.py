@@ -7,6 +7,7 @@ listens on loopback or in network namespaces of its own, and is gone when the `w
 KEEP=1 keeps the directory. Only Python's own library is needed.
 """
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 
+from machine import Machine
 from nbd_client import Client
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -189,6 +191,7 @@ class Node:
         self.log_path = self.dir / "log"
         self.device_dir = pathlib.Path(cluster.device_root) / name / "dev"
         self.process = None
+        self.machine = None
         self.environment = {}
         self.arguments = []
 
@@ -234,12 +237,17 @@ class Node:
     def spawn(self, wrap=()):
         """Starts the daemon without waiting."""
         expect(not self.is_running, f"{self.name} runs already")
-        if self.cluster.namespaces:
+        if self.cluster.machines and not (self.machine and self.machine.is_running):
+            self.machine = Machine(self.namespace)
+        if self.cluster.namespaces and not self.machine:
             # Inside, /sys is another one: what wraps the daemon comes first.
             wrap = (*wrap, "ip", "netns", "exec", self.namespace)
         command = [*wrap, self.cluster.bin / "replicatord", "--config", self.config]
         command += ["--node", self.name, *self.arguments]
-        with open(self.log_path, "ab") as log:
+        birth = contextlib.nullcontext()
+        if self.machine:
+            command, birth = self.machine.command(command), self.machine.birth()
+        with open(self.log_path, "ab") as log, birth:
             self.process = subprocess.Popen(
                 [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=die_with_parent,
@@ -264,6 +272,23 @@ class Node:
             self.process.kill()
         if self.process is not None:
             self.process.wait()
+
+    def cut_power(self):
+        """Its daemon, its services and everything else of its machine end at one instant."""
+        if self.machine:
+            self.machine.cut_power([self.process] if self.process else [])
+        self.kill()
+        self.end_holders()
+        self.remove_loop_devices()
+
+    def remove_loop_devices(self):
+        """A loop device outlives the daemon that was killed, and whoever looks at it then waits."""
+        for resource in self.cluster.resources:
+            device = pathlib.Path(os.path.realpath(self.device_dir / resource))
+            backing = pathlib.Path("/sys/block", device.name, "loop/backing_file")
+            with contextlib.suppress(OSError):
+                if backing.read_text().startswith("/replicator:"):
+                    run("losetup", "--detach", device, check=False, timeout=20)
 
     def end_holders(self):
         """Kills what keeps descriptors of devices for the next daemon of this node: as if the
@@ -363,16 +388,19 @@ class Node:
 
 
 class Cluster:
-    """Two nodes, and a witness if asked for. `resources` is a list of names; each gets a file as
+    """Two nodes, and a witness if asked for; with `machines` each is a machine of its own (see
+    machine.py) in its network namespace. `resources` is a list of names; each gets a file as
     disk on both nodes, unless `disks` maps (resource, node) to something else."""
 
     def __init__(self, resources=("demo",), size_mib=64, backing="normal", attach="none", tcp=False,
                  namespaces=False, disks=None, timing=None, options="", assume_equal=True,
-                 name="test", device_root=None, create_flags=(), witness=False, top=""):
+                 name="test", device_root=None, create_flags=(), witness=False, top="",
+                 machines=False):
         self.bin = binaries()
         parent = os.environ.get("REPLICATOR_TEST_DIR", "/var/tmp")
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="repl-", dir=parent))
         self.namespaces = namespaces
+        self.machines = machines
         self.name = name
         self.device_root = device_root or self.dir
         self.backing, self.attach, self.tcp = backing, attach, tcp
@@ -406,7 +434,7 @@ class Cluster:
 
     def __exit__(self, kind, error, _):
         try:
-            if kind is not None:
+            if kind is not None and issubclass(kind, Exception):
                 print(self.evidence(), file=sys.stderr)
             elif any("panicked at" in node.log() for node in self.nodes.values()):
                 print(self.evidence(), file=sys.stderr)
@@ -441,7 +469,7 @@ class Cluster:
                 node.process.send_signal(signal.SIGCONT)
             node.kill()
         for node in self.nodes.values():
-            node.end_holders()
+            node.cut_power()
         if self.namespaces:
             for node in self.nodes.values():
                 run("ip", "netns", "del", node.namespace, check=False)

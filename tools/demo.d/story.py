@@ -1,7 +1,8 @@
 """The demo, told as a story: two nodes and a witness on this machine, a writer, a primary that dies, a
-node that takes over by itself, an old primary that comes back. Called by tools/demo. Exit code 0
-only if every step was true."""
+node that takes over by itself, an old primary that comes back; and then PostgreSQL on top (database.py).
+Called by tools/demo. Exit code 0 only if every step was true."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -19,6 +20,8 @@ from cluster import (MIB, Cluster, Refused, TestFailed, die_with_parent, differi
                      run, wait_until)
 from nbd_client import Lost
 from nbd_client import Refused as NotServed
+
+import database
 
 DISK_MIB = 768
 SOURCES = ("/usr/share/doc", "/usr/include", "/usr/share/perl", "/usr/lib/python3", "/usr/share")
@@ -49,6 +52,8 @@ class Told:
 
     def line(self, text):
         print(f"   {text}", flush=True)
+
+    bold = staticmethod(bold)
 
     def progress(self, text):
         """A line that is written again and again; only its last form where nobody looks."""
@@ -364,18 +369,62 @@ def tell(told, cluster, storage):
     second, sent, took = come_back(told, storage, cluster, alpha, beta)
     check_files(told, storage, beta, {**writer.safe, **second.safe}, "by alpha and beta")
     compare_disks(told, cluster, storage, beta)
-    print(f"""
-{bold("Summary")}
-   resync of the old primary              {size(sent)} in {took:.1f} s, the disks have {DISK_MIB} MiB
-   the whole story                        {time.monotonic() - told.began:.0f} s
-   verdict                                everything that was promised was kept
-   SIGKILL to first acknowledged write    {served:.2f} s, on the new primary, without a command
-   acknowledged writes lost               0 of {len(writer.safe) + len(second.safe)} files ({size(writer.bytes + second.bytes)})
-""")
+    return [
+        ("files promised to the writer",
+         f"{len(writer.safe) + len(second.safe)} ({size(writer.bytes + second.bytes)}), lost: 0"),
+        ("SIGKILL to first acknowledged write", f"{served:.2f} s"),
+        ("resync of the old primary",
+         f"{size(sent)} in {took:.1f} s, the disks have {DISK_MIB} MiB"),
+    ]
 
 
 def interrupted(*_):
     raise KeyboardInterrupt
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """Nothing interrupts a clean-up."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
+    yield
+    for number, action in before.items():
+        signal.signal(number, action)
+
+
+def tell_of_files(told):
+    """The first part, on a cluster of its own: lines for the summary."""
+    options = {"size_mib": DISK_MIB, "assume_equal": False, "name": "demo", "witness": True}
+    if IS_ROOT:
+        options |= {"attach": "auto", "device_root": "/dev/replicator"}
+    cluster = Cluster(**options)
+    storage = (FileSystem if IS_ROOT else Archive)(cluster, told)
+    try:
+        return tell(told, cluster, storage)
+    except (TestFailed, Refused, Lost, OSError):
+        print(cluster.evidence(), file=sys.stderr)
+        raise
+    finally:
+        with undisturbed():
+            for child in cluster.children:
+                child.kill()
+                child.wait()
+            storage.clean_up()
+            stop_orderly(cluster)
+            cluster.close()
+            storage.remove_devices()
+
+
+def tell_of_database(told):
+    """The second part, where it can be shown: lines for the summary."""
+    why = os.environ.get("WITHOUT_DATABASE") or database.left_out()
+    if why:
+        told.chapter("PostgreSQL behind a floating address: left out here")
+        told.line(why)
+        return [("left out: PostgreSQL", why)]
+    return database.tell(told)
 
 
 def main():
@@ -383,31 +432,21 @@ def main():
     signal.signal(signal.SIGHUP, interrupted)
     told = Told()
     print(bold("Replicator: a primary dies, the other node goes on, nothing is lost."))
-    options = {"size_mib": DISK_MIB, "assume_equal": False, "name": "demo", "witness": True}
-    if IS_ROOT:
-        options |= {"attach": "auto", "device_root": "/dev/replicator"}
-    cluster = Cluster(**options)
-    storage = (FileSystem if IS_ROOT else Archive)(cluster, told)
-    code = 1
     try:
-        tell(told, cluster, storage)
-        code = 0
+        lines = tell_of_files(told) + tell_of_database(told)
     except KeyboardInterrupt:
-        print("\n\ninterrupted; cleaning up", file=sys.stderr)
-        code = 130
+        print("\n\ninterrupted; everything was cleaned up", file=sys.stderr)
+        return 130
     except (TestFailed, Refused, Lost, OSError) as error:
-        print(f"\n{bold('This was not true:')} {error}\n{cluster.evidence()}", file=sys.stderr)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        for child in cluster.children:
-            child.kill()
-            child.wait()
-        storage.clean_up()
-        stop_orderly(cluster)
-        cluster.close()
-        storage.remove_devices()
-    return code
+        print(f"\n{bold('This was not true:')} {error}", file=sys.stderr)
+        return 1
+    lines += [("the whole story", f"{time.monotonic() - told.began:.0f} s"),
+              ("verdict", "everything that was promised was kept")]
+    print(f"\n{bold('Summary')}")
+    for what, value in lines:
+        print(f"   {what:<44} {value}")
+    print()
+    return 0
 
 
 def stop_orderly(cluster):
@@ -420,8 +459,6 @@ def stop_orderly(cluster):
             process.wait(5)
         except subprocess.TimeoutExpired:
             pass  # killed afterwards
-
-
 
 
 if __name__ == "__main__":

@@ -17,17 +17,18 @@ pub struct Process {
     pub name: String,
     /// It has ended, and its parent did not ask for it yet.
     pub is_zombie: bool,
+    /// A thread of the kernel: it has no memory of its own, and nobody kills it.
+    pub is_kernel_thread: bool,
 }
+
+/// The kernel's flag of its own threads, in `/proc/PID/stat`. Their numbers tell nothing: in a
+/// container 2 is a process like any other.
+const PF_KTHREAD: u32 = 0x0020_0000;
 
 impl Process {
     /// Looks one up.
     pub fn of(pid: i32) -> Option<Self> {
         parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    /// A thread of the kernel: it has no memory of its own, and nobody kills it.
-    pub fn is_kernel_thread(&self) -> bool {
-        self.pid == 2 || self.parent == 2
     }
 
     /// Whether the number still belongs to the same process, and it lives.
@@ -48,8 +49,11 @@ fn parse(pid: i32, stat: &str) -> Option<Process> {
     let mut fields = tail.split(' ');
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
-    let began = fields.nth(17)?.parse().ok()?;
-    Some(Process { pid, parent, began, name, is_zombie: matches!(state, "Z" | "X") })
+    let flags: u32 = fields.nth(4)?.parse().ok()?;
+    let began = fields.nth(12)?.parse().ok()?;
+    let is_zombie = matches!(state, "Z" | "X");
+    let is_kernel_thread = flags & PF_KTHREAD != 0;
+    Some(Process { pid, parent, began, name, is_zombie, is_kernel_thread })
 }
 
 /// The numbers of all processes.
@@ -115,8 +119,17 @@ mod tests {
         let stat = "712 (a) b (x) S 1 712 712 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 5511 1 1";
         let process = parse(712, stat).unwrap();
         assert_eq!((process.name.as_str(), process.parent, process.began), ("a) b (x", 1, 5511));
-        assert!(!process.is_zombie);
+        assert!(!process.is_zombie && !process.is_kernel_thread);
         assert_eq!(parse(712, "712 (a"), None);
+    }
+
+    #[test]
+    fn a_thread_of_the_kernel_is_known_by_its_flag_not_by_its_number() {
+        let kernel = "12 (ksoftirqd/0) S 0 0 0 0 -1 69238848 0 0 0 0 0 9 0 0 20 0 1 0 5 0 0";
+        assert!(parse(12, kernel).unwrap().is_kernel_thread);
+        let first_of_a_container =
+            "3 (mariadbd) S 2 2 2 0 -1 4194560 0 0 0 0 0 9 0 0 20 0 1 0 5 1 1";
+        assert!(!parse(3, first_of_a_container).unwrap().is_kernel_thread);
     }
 
     #[test]
@@ -135,6 +148,7 @@ mod tests {
             began: 1,
             name: format!("p{pid}"),
             is_zombie: false,
+            is_kernel_thread: false,
         };
         let all = [process(10, 1), process(11, 10), process(12, 11), process(20, 1)];
         let found: Vec<i32> = roots(&all).iter().map(|root| root.pid).collect();

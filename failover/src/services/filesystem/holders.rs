@@ -81,7 +81,7 @@ pub fn find(wanted: &Wanted) -> Found {
     for (&pid, &namespace) in &namespaces.of_process {
         let Some(process) = Process::of(pid) else { continue };
         let is_ours = pid == std::process::id() as i32;
-        if pid == 1 || is_ours || process.is_kernel_thread() || process.is_zombie {
+        if pid == 1 || is_ours || process.is_kernel_thread || process.is_zombie {
             continue;
         }
         let sees = |mount: &&Mount| wanted.device.is_some_and(|device| mount.is_on(device));

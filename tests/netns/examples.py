@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""The configurations of tools/deploy/examples, run whole: each service starts through its floating
+address, is written to, loses the machine of its primary, goes on with everything that was promised,
+and is switched back. `tools/test examples` calls this.
+
+    examples.py [WORD...]           those with one of these words in the name
+"""
+
+import re
+import shutil
+import sys
+
+import trio_postgres
+from cluster import Skip, binaries, expect, run
+from example import ADDRESS, EXAMPLES, Example, goes_on_elsewhere_and_back
+from run import play_all, sentence
+
+# What a machine that is not one of the example's cannot have.
+NOT_HERE = re.compile(r"the key file \S+ does not exist|No such file or directory|is not installed")
+
+
+def every_example_is_accepted_as_shipped():
+    """`replctl check`: nothing is wrong with the files; only keys and disks are not there."""
+    for path in sorted(EXAMPLES.glob("*.toml")):
+        done = run(binaries() / "replctl", "--config", path, "--node", "alpha", "check", check=False)
+        expect(done.returncode in (0, 4), f"{path.name}: {done.stdout}{done.stderr}")
+        warnings = [line for line in done.stdout.splitlines() if "warning:" in line]
+        strange = [line for line in warnings if not NOT_HERE.search(line)]
+        expect(not strange, f"{path.name}: {strange}")
+        for name in re.findall(r"\S+\.conf\b(?= of this directory)", path.read_text()):
+            expect((EXAMPLES / name).exists(), f"{path.name} names {name}, which is not there")
+
+
+class Web(Example):
+    """apache.toml with its apache-httpd.conf."""
+
+    file, mount_point = "apache.toml", "/srv/www"
+
+    def __init__(self):
+        if not shutil.which("apache2"):
+            raise Skip("needs apache2-bin")
+        super().__init__()
+
+    def fill(self, place):
+        conf = (EXAMPLES / "apache-httpd.conf").read_text()
+        for old, new in {self.mount_point: str(self.mount), "192.0.2.0/24": "10.99.0.0/24"}.items():
+            expect(old in conf, f"apache-httpd.conf has no {old} any more")
+            conf = conf.replace(old, new)
+        (place / "httpd.conf").write_text(conf)
+        for name in ("htdocs", "lock"):
+            (place / name).mkdir()
+            shutil.chown(place / name, "www-data", "www-data")
+        (place / "htdocs" / "ready").write_text("yes\n")
+
+    def get(self, name):
+        """A file, or none."""
+        done = self.outside("curl", "-sf", "--max-time", "2", f"http://{ADDRESS}/{name}",
+                            check=False)
+        return done.stdout if done.returncode == 0 else None
+
+    def is_served(self):
+        return self.get("ready") == "yes\n"
+
+    def kept(self, promised):
+        """Of these numbers those whose files are there as they were written."""
+        return [number for number in promised if self.get(number) == f"item {number}\n"]
+
+
+def apache_goes_on_elsewhere_and_back():
+    goes_on_elsewhere_and_back(Web, "http_writer.py")
+
+
+def postgresql_goes_on_elsewhere_and_back():
+    goes_on_elsewhere_and_back(trio_postgres.Database, "rows_writer.py",
+                               python=trio_postgres.SYSTEM_PYTHON)
+
+
+SCENARIOS = [
+    every_example_is_accepted_as_shipped,
+    postgresql_goes_on_elsewhere_and_back,
+    apache_goes_on_elsewhere_and_back,
+]
+
+
+def main():
+    words = sys.argv[1:]
+    if words[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
+    chosen = [it for it in SCENARIOS if not words or any(word in sentence(it) for word in words)]
+    binaries()
+    ended = play_all(chosen, 1)
+    counts = {word: len(ended[word]) for word in ("ok", "FAILED", "skipped")}
+    print("\n{ok} passed, {FAILED} failed, {skipped} skipped".format(**counts))
+    return 1 if ended["FAILED"] or not chosen else 77 if ended["skipped"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
