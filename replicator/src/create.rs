@@ -266,11 +266,12 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, CreateError> {
     let name = &request.resource.name;
     let disk = Claimed::open(&copy.disk, name)?;
     let peers = peer_names(request.cluster, &request.node.name);
+    let bitmap_slots = peers.len().max(metadata::BITMAP_SLOTS_MIN);
     let external = match &copy.metadata {
         None => None,
         Some(path) => {
             let wanted = request.size_bytes.unwrap_or(disk.bytes & !4095);
-            let needs = Layout::new(u64::MAX / 2, wanted, peers.len()).region_bytes;
+            let needs = Layout::new(u64::MAX / 2, wanted, bitmap_slots).region_bytes;
             Some(open_metadata(path, needs, name)?)
         }
     };
@@ -295,6 +296,7 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, CreateError> {
         node: request.node.name.clone(),
         replica: ReplicaId(incarnation::random_id().map_err(CreateError::Id)?),
         peers,
+        bitmap_slots,
         incarnation: incarnation::of_this_boot().map_err(CreateError::Id)?,
         origin: request.origin,
         assume_equal: request.assume_equal,

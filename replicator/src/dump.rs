@@ -178,7 +178,8 @@ fn describe(
         (superblock.discard_diverged, "discard_diverged"),
         (superblock.assumed_equal, "assumed_equal"),
     ];
-    let peers = superblock.peers.iter().zip(bitmaps).map(|(peer, region)| {
+    let peers = superblock.peers.iter().map(|peer| {
+        let region = &bitmaps[usize::from(peer.slot)];
         let bitmap = DirtyBitmap::load(superblock.blocks(), peer.base, superblock.tag(), region);
         let dirty_blocks = bitmap.blocks().count();
         PeerDump {

@@ -294,6 +294,37 @@ impl ActivityLog {
         }
     }
 
+    /// Counts uses; a slot used at a later count was written since.
+    pub fn uses(&self) -> u64 {
+        self.uses
+    }
+
+    /// The extents that are on their way out.
+    pub fn evicting(&self) -> impl Iterator<Item = u32> + '_ {
+        let leaving = self.slots.iter().filter(|slot| slot.state == SlotState::Evicting);
+        leaving.map(|slot| slot.extent)
+    }
+
+    /// Picks those of the extents that are hot, not in use, and not written after `uses`, to be
+    /// given back by [`ActivityLog::evicted`]. Returns the ranges of blocks they cover.
+    pub fn pick(&mut self, extents: &[u32], uses: u64) -> Vec<ByteRange> {
+        let mut picked = Vec::new();
+        for &extent in extents {
+            let at = self.slot_of_extent.get(extent as usize).copied().unwrap_or(NO_SLOT);
+            let Some(slot) = self.slots.get_mut(usize::from(at)) else { continue };
+            if slot.state == SlotState::Hot && slot.users == 0 && slot.used_at <= uses {
+                slot.state = SlotState::Evicting;
+                picked.push(range_of(extent));
+            }
+        }
+        picked
+    }
+
+    /// Whether the volume has an extent of this number.
+    pub fn has_extent(&self, extent: u32) -> bool {
+        (extent as usize) < self.slot_of_extent.len()
+    }
+
     /// Every extent that is hot or may be: what becomes dirty bits when this replica is deposed.
     pub fn hot_ranges(&self) -> impl Iterator<Item = ByteRange> + '_ {
         self.slots
@@ -315,7 +346,7 @@ fn extents_of(range: ByteRange) -> Range<u32> {
     (range.start / EXTENT_BYTES) as u32..range.end().div_ceil(EXTENT_BYTES) as u32
 }
 
-fn range_of(extent: u32) -> ByteRange {
+pub(crate) fn range_of(extent: u32) -> ByteRange {
     ByteRange::new(u64::from(extent) * EXTENT_BYTES, EXTENT_BYTES)
 }
 

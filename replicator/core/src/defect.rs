@@ -143,6 +143,16 @@ defects! {
     BaseKeptAtGrowth,
     /// R13: an unfinished resync is forgotten.
     SyncingForgotten,
+    /// R13: a follower does not keep a log of its own.
+    NoMirror,
+    /// R13: a follower forgets what was hot under the old leader.
+    MirrorForgotten,
+    /// R13: a follower does not mark what it applies for those outside the set.
+    BitNotSetByFollower,
+    /// R13: a follower gets blocks of a resync without marking them for the others.
+    ResyncNotMarked,
+    /// R13: the bitmaps between two followers keep their base when both become members.
+    BaseKeptByFollower,
     /// R14: a new process speaks before its own open proposal is settled.
     OpenProposalNotSettled,
     /// R15: requests of a closed device go on.

@@ -37,6 +37,7 @@ impl Replica {
             active,
             log,
             log_keeper,
+            mirror,
             gate,
             barriers,
             next_barrier,
@@ -67,7 +68,7 @@ impl Replica {
         (lost_in_office, demotion_ticket, releasing, deposing, following).hash(state);
         (awaits_fence, takes_fenced).hash(state);
         (applied_order, applied_waiting, arrivals, early, stopping, stop_flushing).hash(state);
-        (recovery_due, recovered_extents).hash(state);
+        (recovery_due, recovered_extents, mirror).hash(state);
         requests.iter().for_each(|entry| entry.hash(state));
         applied.iter().for_each(|entry| entry.hash(state));
     }

@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use crate::block::PeerIndex;
+use crate::block::{PeerIndex, ReplicaId};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::input::DiskFailure;
@@ -49,6 +49,8 @@ pub(crate) struct Barrier {
     for_clients: bool,
     evicts: bool,
     releases: bool,
+    /// Who has flushed, where followers are to be told.
+    flushed: Vec<ReplicaId>,
 }
 
 impl Barrier {
@@ -133,6 +135,7 @@ impl Replica {
             for_clients: false,
             evicts: false,
             releases: false,
+            flushed: Vec::new(),
         };
         match purpose {
             BarrierPurpose::Requests(requests) => {
@@ -198,6 +201,19 @@ impl Replica {
         self.check_barrier(at, effects);
     }
 
+    /// A peer has flushed for a barrier.
+    pub(crate) fn barrier_flushed(&mut self, number: u64, peer: PeerIndex, effects: &mut Effects) {
+        let replica = self.peers[usize::from(peer.0)].replica();
+        let tells = self.keeps_mirror();
+        if let Some(barrier) = self.barriers.iter_mut().find(|barrier| barrier.number == number)
+            && barrier.evicts
+            && tells
+        {
+            barrier.flushed.push(replica);
+        }
+        self.barrier_peer(number, peer, effects);
+    }
+
     /// A peer has flushed for a barrier, or is gone.
     pub(crate) fn barrier_peer(&mut self, number: u64, peer: PeerIndex, effects: &mut Effects) {
         let Some(at) = self.barriers.iter().position(|barrier| barrier.number == number) else {
@@ -220,7 +236,7 @@ impl Replica {
             self.start_client_barrier(effects);
         }
         if barrier.evicts {
-            self.evict_flushed(effects);
+            self.evict_flushed(barrier.flushed, effects);
         }
         if barrier.releases {
             self.release_flushed(effects);

@@ -22,6 +22,7 @@ mod log_keeper;
 mod majority;
 mod membership;
 pub mod metadata;
+mod mirror;
 pub mod note;
 pub mod observe;
 mod office;

@@ -5,7 +5,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::block::ByteRange;
+use crate::block::{ByteRange, ReplicaId};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects};
 use crate::flush::BarrierPurpose;
@@ -21,13 +21,16 @@ pub(crate) struct LogKeeper {
     pub(crate) starved: bool,
     /// The blocks the leaving extents cover.
     leaving: Vec<ByteRange>,
+    /// Followers that flushed for them.
+    flushed: Vec<ReplicaId>,
     writing: bool,
 }
 
 impl Replica {
     /// Writes the next log block, and starts an eviction when slots run out.
     pub(crate) fn keep_log(&mut self, effects: &mut Effects) {
-        if !self.role.serves() || self.metadata_failed {
+        let follows = self.follows_with_mirror();
+        if !self.role.serves() && !follows || self.metadata_failed {
             return;
         }
         if !self.log_keeper.writing
@@ -41,16 +44,21 @@ impl Replica {
                 bytes,
             });
         }
+        if follows {
+            if self.log_keeper.starved && !self.log_keeper.evicting {
+                self.make_room(effects);
+            }
+            return;
+        }
         let (_, slots) = self.log.fill_level();
         let scarce = self.log_keeper.starved || self.log.free_slots() < slots / 8;
         if scarce && !self.log_keeper.evicting && !self.releasing {
             // A quarter at a time: one flush serves many activations.
             let leaving = self.log.pick_unused(slots as usize / 4);
             if !leaving.is_empty() {
-                self.log_keeper.evicting = true;
-                self.log_keeper.leaving = leaving;
+                self.begin_leaving(leaving);
                 if defect(Defect::EvictWithoutFlush) {
-                    return self.evict_flushed(effects);
+                    return self.evict_flushed(Vec::new(), effects);
                 }
                 self.start_barrier(BarrierPurpose::Evict, effects);
             }
@@ -63,10 +71,22 @@ impl Replica {
         self.log.block_done();
         self.start_queued(effects);
         self.requests_drained(effects);
+        self.go_on_with_mirror(effects);
+    }
+
+    pub(crate) fn begin_leaving(&mut self, leaving: Vec<ByteRange>) {
+        self.log_keeper.evicting = true;
+        self.log_keeper.leaving = leaving;
     }
 
     /// Everything the leaving extents hold is durable wherever it was acknowledged.
-    pub(crate) fn evict_flushed(&mut self, effects: &mut Effects) {
+    pub(crate) fn evict_flushed(&mut self, flushed: Vec<ReplicaId>, effects: &mut Effects) {
+        self.log_keeper.flushed = flushed;
+        self.save_leaving(effects);
+    }
+
+    /// The bits of what leaves become durable.
+    pub(crate) fn save_leaving(&mut self, effects: &mut Effects) {
         let blocks: Vec<Range<u64>> =
             self.log_keeper.leaving.iter().map(|range| self.blocks_of(*range)).collect();
         if defect(Defect::EvictWithoutBits) {
@@ -90,8 +110,11 @@ impl Replica {
         self.log_keeper.leaving.clear();
         self.log_keeper.evicting = false;
         self.log_keeper.starved = false;
+        let flushed = core::mem::take(&mut self.log_keeper.flushed);
+        self.tell_cooled(&flushed, effects);
         self.log.evicted();
         self.start_queued(effects);
+        self.go_on_with_mirror(effects);
     }
 
     /// The own disk could not flush: nothing leaves.
@@ -124,7 +147,9 @@ impl Replica {
             self.superblock.log_extents,
             self.superblock.log_epoch,
         );
-        self.log_keeper = LogKeeper { writing: self.log_keeper.writing, ..LogKeeper::default() };
+        // What is under way ends, and finds nothing that leaves.
+        let LogKeeper { writing, evicting, .. } = self.log_keeper;
+        self.log_keeper = LogKeeper { writing, evicting, ..LogKeeper::default() };
     }
 
     /// Whether a log block is on its way to the disk.

@@ -440,11 +440,13 @@ impl Replica {
         self.superblock.tenure = self.superblock.tenure.max(state.tenure);
         self.superblock.clean &= defect(Defect::CleanMarkStays);
         self.superblock.register = state.clone();
-        self.register = state;
+        let old = core::mem::replace(&mut self.register, state);
         self.majority.foreign = None;
         if let Some(at) = leader.filter(|_| joins && !takes_over) {
             self.joined(at, coming);
+            self.joined_others(at, coming);
         }
+        self.members_changed(&old.set, effects);
         let generation = self.register.generation;
         let what = "learned from the majority";
         effects.push(Effect::Note(Note::Committed { generation, what }));
@@ -655,8 +657,7 @@ impl Replica {
                     .into(),
             });
         }
-        let connected = self.peers.iter().position(|peer| peer.link == Link::Idle);
-        self.check_power_loss(connected, allow_data_loss)?;
+        self.check_power_loss(allow_data_loss)?;
         let keeps_caches = self.register.member(mine).is_some_and(|member| {
             member.incarnation == self.config.incarnation || defect(Defect::ResumeAfterPowerLoss)
         });
@@ -682,10 +683,9 @@ impl Replica {
         if !self.by_majority() {
             return None;
         }
-        let connected = self.peers.iter().position(|peer| peer.link == Link::Idle);
         self.check_settled()
             .and_then(|()| self.check_own_data(false))
-            .and_then(|()| self.check_power_loss(connected, false))
+            .and_then(|()| self.check_power_loss(false))
             .err()
     }
 

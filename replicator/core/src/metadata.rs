@@ -4,12 +4,18 @@
 //! external: a file or partition of their own). Counted from its end:
 //!
 //! ```text
-//!   ... dirty bitmaps, one per peer | superblock 1 (end - 1 MiB) | activity log | superblock 0
+//!   ... dirty bitmaps, one per slot | superblock 1 (end - 1 MiB) | activity log | superblock 0
 //! ```
 //!
 //! Both superblock copies are found from the size of the device alone. They are a MiB apart, and
 //! an update writes one after the other, so that no crash and no single bad spot destroys both
 //! (R12).
+//!
+//! There are more slots than peers: a replica that comes later gets a free one, and the place of
+//! everything else stays.
+
+#[cfg(test)]
+mod tests;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -28,19 +34,23 @@ use crate::wire::{FrameError, Reader, put_register, take_register};
 /// Bytes of one superblock copy.
 pub const SUPERBLOCK_BYTES: usize = 4096;
 /// Version of the layout; a change that old builds cannot read raises it.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// Bytes of a name (node, resource) at most.
 pub const NAME_BYTES_MAX: usize = 63;
 const MAGIC: u64 = u64::from_le_bytes(*b"REPLICA1");
 pub(crate) const COPY_DISTANCE: u64 = 1 << 20;
+/// Slots for bitmaps that fresh metadata get at least: a third replica finds room.
+pub const BITMAP_SLOTS_MIN: usize = 2;
 /// Smallest data area: one bit of the dirty bitmap.
 pub const DATA_BYTES_MIN: u64 = DIRTY_BLOCK_BYTES;
 
 /// What this replica knows of one peer.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub struct PeerRecord {
-    /// Node name; fixes the bitmap slot.
+    /// Node name.
     pub node: String,
+    /// Which of the bitmaps on disk is for it.
+    pub slot: u8,
     /// The replica met there last; NONE before the first meeting.
     pub replica: ReplicaId,
     /// The generation at which the bitmap for it was last empty while both were members, or the
@@ -102,7 +112,9 @@ pub struct Superblock {
     pub assumed_equal: bool,
     /// Hash of samples of the data at the orderly stop (R12).
     pub fingerprint: [u8; 32],
-    /// The peers, in the order of their bitmap slots.
+    /// Bitmaps there is room for; constant, since it fixes where the region begins.
+    pub bitmap_slots: u8,
+    /// The peers. In memory in the order of the configuration.
     pub peers: Vec<PeerRecord>,
 }
 
@@ -117,7 +129,7 @@ pub struct Layout {
     pub superblocks: [u64; 2],
     /// The activity log.
     pub log: Range<u64>,
-    /// One dirty bitmap per peer slot.
+    /// One dirty bitmap per slot.
     pub bitmaps: Vec<Range<u64>>,
 }
 
@@ -132,8 +144,8 @@ pub enum AttachError {
     Version(u32),
     /// The device is not as large as it was: (then, now) in bytes.
     SizeChanged(u64, u64),
-    /// The configuration names another peer than the slot was made for: (slot holds, wanted).
-    ForeignPeer(String, String),
+    /// The configuration has more other replicas than there are bitmaps: (has, wants).
+    TooFewSlots(u8, usize),
     /// A length or count in a superblock that verifies is outside its limits.
     Bounds(&'static str),
 }
@@ -155,9 +167,12 @@ impl core::fmt::Display for AttachError {
                 f,
                 "the device had {then} bytes when its metadata were made, now it has {now}"
             ),
-            Self::ForeignPeer(there, wanted) => {
-                write!(f, "its metadata track the peer {there}, the configuration says {wanted}")
-            }
+            Self::TooFewSlots(slots, peers) => write!(
+                f,
+                "its metadata have room for {slots} other replica(s), the configuration has \
+                 {peers}; take this node out of the in-sync set (stop it), make its metadata anew \
+                 with: replctl create --force RESOURCE, and it is resynced"
+            ),
             Self::Bounds(what) => write!(f, "its metadata are inconsistent: {what}"),
         }
     }
@@ -176,10 +191,10 @@ pub fn superblock_offsets(device_bytes: u64) -> [u64; 2] {
 
 impl Layout {
     /// The layout of a region at the end of a device.
-    pub fn new(device_bytes: u64, data_bytes: u64, peers: usize) -> Self {
+    pub fn new(device_bytes: u64, data_bytes: u64, bitmap_slots: usize) -> Self {
         let end = device_bytes & !(SUPERBLOCK_BYTES as u64 - 1);
         let bitmap = bitmap::region_bytes(data_bytes.div_ceil(DIRTY_BLOCK_BYTES));
-        let bitmaps_bytes = bitmap * peers as u64;
+        let bitmaps_bytes = bitmap * bitmap_slots as u64;
         let region_bytes = bitmaps_bytes + COPY_DISTANCE + SUPERBLOCK_BYTES as u64;
         let log_start = bitmaps_bytes + SUPERBLOCK_BYTES as u64;
         Self {
@@ -187,7 +202,9 @@ impl Layout {
             region_bytes,
             superblocks: [region_bytes - SUPERBLOCK_BYTES as u64, bitmaps_bytes],
             log: log_start..log_start + activity_log::REGION_BYTES,
-            bitmaps: (0..peers as u64).map(|slot| slot * bitmap..(slot + 1) * bitmap).collect(),
+            bitmaps: (0..bitmap_slots as u64)
+                .map(|slot| slot * bitmap..(slot + 1) * bitmap)
+                .collect(),
         }
     }
 }
@@ -225,7 +242,7 @@ pub fn read_superblocks(copies: [&[u8]; 2]) -> Result<(Superblock, bool), Attach
 impl Superblock {
     /// Where everything lies.
     pub fn layout(&self) -> Layout {
-        Layout::new(self.device_bytes, self.data_bytes, self.peers.len())
+        Layout::new(self.device_bytes, self.data_bytes, usize::from(self.bitmap_slots))
     }
 
     /// Dirty blocks the data area has.
@@ -239,7 +256,7 @@ impl Superblock {
     }
 
     fn check(&self) -> Result<(), AttachError> {
-        let layout_fits = Layout::new(self.device_bytes, self.data_bytes, self.peers.len());
+        let layout_fits = self.layout();
         let behind_data = if self.internal { self.data_bytes } else { 0 };
         let wrong =
             if !self.block_bytes.is_power_of_two() || !(512..=4096).contains(&self.block_bytes) {
@@ -258,6 +275,8 @@ impl Superblock {
                 "replica id"
             } else if self.volume != 0 {
                 "volume number"
+            } else if !self.slots_are_sound() {
+                "slots of the dirty bitmaps"
             } else {
                 return Ok(());
             };
@@ -291,9 +310,11 @@ impl Superblock {
         put_name(&self.resource, &mut out);
         put_name(&self.node, &mut out);
         put_register(&self.register, &mut out);
+        out.push(self.bitmap_slots);
         out.push(self.peers.len() as u8);
         for peer in &self.peers {
             put_name(&peer.node, &mut out);
+            out.push(peer.slot);
             out.extend_from_slice(&peer.replica.0.to_le_bytes());
             out.extend_from_slice(&peer.base.to_le_bytes());
             out.extend_from_slice(&peer.floor.to_le_bytes());
@@ -304,6 +325,40 @@ impl Superblock {
         let crc = crc32fast::hash(&out);
         out.extend_from_slice(&crc.to_le_bytes());
         out.into_boxed_slice()
+    }
+
+    /// Each peer has a bitmap of its own.
+    fn slots_are_sound(&self) -> bool {
+        let slot_of = |peer: &PeerRecord| peer.slot;
+        let is_own = |(at, peer): (usize, &PeerRecord)| {
+            peer.slot < self.bitmap_slots
+                && !self.peers[..at].iter().map(slot_of).any(|other| other == peer.slot)
+        };
+        usize::from(self.bitmap_slots) <= PEERS_MAX && self.peers.iter().enumerate().all(is_own)
+    }
+
+    /// Takes the peers that a configuration names, in its order. One that is not named gives its
+    /// bitmap up; a new one gets a free one, and lacks everything.
+    pub(crate) fn take_peers(&mut self, names: &[&str]) -> Result<(), AttachError> {
+        if names.len() > usize::from(self.bitmap_slots) {
+            return Err(AttachError::TooFewSlots(self.bitmap_slots, names.len()));
+        }
+        let mut known: Vec<Option<PeerRecord>> = names
+            .iter()
+            .map(|name| self.peers.iter().find(|peer| peer.node == **name).cloned())
+            .collect();
+        for at in 0..known.len() {
+            if known[at].is_none() {
+                let is_free =
+                    |slot: &u8| known.iter().flatten().all(|peer: &PeerRecord| peer.slot != *slot);
+                let slot = (0..self.bitmap_slots).find(is_free).expect("there are enough slots");
+                let node = String::from(names[at]);
+                known[at] =
+                    Some(PeerRecord { node, slot, all_dirty: true, ..PeerRecord::default() });
+            }
+        }
+        self.peers = known.into_iter().flatten().collect();
+        Ok(())
     }
 
     fn flags(&self) -> [bool; 7] {
@@ -331,14 +386,15 @@ impl Superblock {
             return Err(AttachError::Damaged);
         }
         let version = input.u32().map_err(|_| AttachError::Damaged)?;
-        // 1 had no register that says `sole`; it reads as one that does not.
+        // 1 had no register that says `sole`; it reads as one that does not. Up to 2 there was a
+        // bitmap for each peer, in their order, and no other.
         if !(1..=FORMAT_VERSION).contains(&version) {
             return Err(AttachError::Version(version));
         }
-        Self::decode_body(&mut input).map_err(|_| AttachError::Damaged)
+        Self::decode_body(&mut input, version).map_err(|_| AttachError::Damaged)
     }
 
-    fn decode_body(input: &mut Reader<'_>) -> Result<Self, FrameError> {
+    fn decode_body(input: &mut Reader<'_>, version: u32) -> Result<Self, FrameError> {
         let mut superblock = Self {
             sequence: input.u64()?,
             resource_id: input.u128()?,
@@ -366,13 +422,17 @@ impl Superblock {
         superblock.resource = take_name(input)?;
         superblock.node = take_name(input)?;
         superblock.register = take_register(input)?;
+        let has_slots = version > 2;
+        let slots = if has_slots { Some(input.u8()?) } else { None };
         let peers = input.u8()?;
         if usize::from(peers) > PEERS_MAX {
             return Err(FrameError::Bounds);
         }
-        for _ in 0..peers {
+        superblock.bitmap_slots = slots.unwrap_or(peers);
+        for number in 0..peers {
             superblock.peers.push(PeerRecord {
                 node: take_name(input)?,
+                slot: if has_slots { input.u8()? } else { number },
                 replica: ReplicaId(input.u128()?),
                 base: input.u64()?,
                 floor: input.u64()?,
@@ -446,14 +506,22 @@ pub struct FormatRequest {
     pub node: String,
     /// Random id for this replica.
     pub replica: ReplicaId,
-    /// Names of the other data nodes, in slot order.
+    /// Names of the other data nodes.
     pub peers: Vec<String>,
+    /// Bitmaps there is to be room for; at least one for each peer is made.
+    pub bitmap_slots: usize,
     /// Boot id.
     pub incarnation: Incarnation,
     /// This disk holds the data (R11b): it is the first and only member of the set.
     pub origin: bool,
     /// The operator says that every replica holds the same data now (R10).
     pub assume_equal: bool,
+}
+
+impl FormatRequest {
+    fn slots(&self) -> usize {
+        self.bitmap_slots.max(self.peers.len())
+    }
 }
 
 /// Why metadata cannot be made.
@@ -519,11 +587,11 @@ pub fn format(request: &FormatRequest) -> Result<Formatted, FormatError> {
     if ![512, 1024, 2048, 4096].contains(&request.block_bytes) {
         return Err(FormatError::BlockBytes(request.block_bytes));
     }
-    if request.peers.len() > PEERS_MAX {
-        return Err(FormatError::Peers(request.peers.len()));
+    if request.slots() > PEERS_MAX {
+        return Err(FormatError::Peers(request.slots()));
     }
     let data_bytes = data_area(request)?;
-    let layout = Layout::new(request.device_bytes, data_bytes, request.peers.len());
+    let layout = Layout::new(request.device_bytes, data_bytes, request.slots());
     let superblock = fresh_superblock(request, data_bytes).encode();
     let [first, second] = layout.superblocks.map(|at| layout.region_start + at);
     let start = layout.region_start;
@@ -536,16 +604,16 @@ pub fn format(request: &FormatRequest) -> Result<Formatted, FormatError> {
 }
 
 fn data_area(request: &FormatRequest) -> Result<u64, FormatError> {
-    let peers = request.peers.len();
+    let slots = request.slots();
     let room = if request.internal {
         // The bitmaps for the whole device are at least as large as those for the data area.
-        let region = Layout::new(u64::MAX / 2, request.device_bytes, peers).region_bytes;
+        let region = Layout::new(u64::MAX / 2, request.device_bytes, slots).region_bytes;
         (request.device_bytes & !4095).saturating_sub(region)
     } else {
         request.disk_bytes
     };
     let wanted = request.data_bytes.unwrap_or(room & !4095);
-    let region = Layout::new(u64::MAX / 2, wanted, peers).region_bytes;
+    let region = Layout::new(u64::MAX / 2, wanted, slots).region_bytes;
     if wanted > room || wanted < DATA_BYTES_MIN {
         let needs = wanted.max(DATA_BYTES_MIN) + if request.internal { region } else { 0 };
         return Err(FormatError::TooSmall(request.disk_bytes, needs));
@@ -566,6 +634,10 @@ fn fresh_superblock(request: &FormatRequest, data_bytes: u64) -> Superblock {
     // With --assume-equal both bitmaps name generation 1 and are empty, so that the first
     // resync finds nothing to copy; without it the base 0 means a full one.
     let base = u64::from(request.assume_equal);
+    let record = |(slot, node): (u8, &String)| {
+        let node = node.clone();
+        PeerRecord { node, slot, base, ..PeerRecord::default() }
+    };
     Superblock {
         sequence: 1,
         resource_id: request.resource_id,
@@ -581,11 +653,8 @@ fn fresh_superblock(request: &FormatRequest, data_bytes: u64) -> Superblock {
         log_epoch: 1,
         register,
         assumed_equal: request.assume_equal,
-        peers: request
-            .peers
-            .iter()
-            .map(|node| PeerRecord { node: node.clone(), base, ..PeerRecord::default() })
-            .collect(),
+        bitmap_slots: request.slots() as u8,
+        peers: (0..).zip(&request.peers).map(record).collect(),
         ..Superblock::default()
     }
 }

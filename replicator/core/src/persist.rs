@@ -27,6 +27,10 @@ pub(crate) enum After {
     Committed(u64),
     /// Ready to follow the leader of this session.
     FollowReady(crate::SessionId),
+    /// What was hot under another leader is dirty, before the leader of this session is followed.
+    MirrorSaved(crate::SessionId),
+    /// Bits for those outside the set, after a clean release.
+    MirrorOver,
     /// Ready to be resynced by the leader of this session.
     SyncReady(crate::SessionId),
     /// Told the leader of this session that the coming generation is durable.
@@ -196,8 +200,8 @@ impl Replica {
     fn start_pages(&mut self, effects: &mut Effects) {
         let Some((blocks, after)) = self.pages.queued.pop_front() else { return };
         self.pages.present = Some(after);
-        for (slot, peer) in self.peers.iter_mut().enumerate() {
-            let start = self.layout.bitmaps[slot].start;
+        for (record, peer) in self.superblock.peers.iter().zip(&mut self.peers) {
+            let start = self.layout.bitmaps[usize::from(record.slot)].start;
             for range in &blocks {
                 while let Some((page, bytes)) = peer.bitmap.take_unsaved_page(range) {
                     self.pages.pending += 1;

@@ -646,6 +646,7 @@ mod tests {
     use alloc::vec;
 
     use super::*;
+    use crate::block::ReplicaId;
     use crate::wire::{Hello, Message};
 
     fn inputs() -> Vec<Input> {
@@ -673,6 +674,8 @@ mod tests {
             (Message::Bitmap(vec![(1, 2), (9, 100)]), None),
             (Message::Refused { reason: "because".into(), diverged_blocks: 8 }, None),
             (Message::Write { tenure: 3, seq: 4, range, fua: true }, Some(buf)),
+            (Message::Replicas(vec![(ReplicaId(5), "gamma".into())]), None),
+            (Message::Cooled { extents: vec![7, 9], flushed: vec![ReplicaId(5)] }, None),
             (Message::Ack { seq: 12 }, None),
         ];
         let losses = [LinkLoss::Closed, LinkLoss::Io(104), LinkLoss::Garbled, LinkLoss::Silent];

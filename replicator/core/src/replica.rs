@@ -19,6 +19,7 @@ use crate::log_keeper::LogKeeper;
 use crate::majority::Majority;
 use crate::membership::Change;
 use crate::metadata::{AttachError, Image, Layout, Superblock, read_superblocks};
+use crate::mirror::Mirror;
 use crate::note::{Note, dirty_bytes};
 use crate::office::{Promotion, Stopping};
 use crate::peer::{Lead, Link, Peer};
@@ -139,6 +140,7 @@ pub struct Replica {
     pub(crate) active: ActiveRanges,
     pub(crate) log: ActivityLog,
     pub(crate) log_keeper: LogKeeper,
+    pub(crate) mirror: Mirror,
     pub(crate) gate: FlushGate,
     pub(crate) barriers: Vec<Barrier>,
     pub(crate) next_barrier: u64,
@@ -179,19 +181,12 @@ impl Replica {
         if image.disk_bytes < superblock.data_bytes {
             return Err(AttachError::SizeChanged(superblock.data_bytes, image.disk_bytes));
         }
-        if superblock.peers.len() < config.peers.len() {
-            return Err(AttachError::Bounds("it has fewer peer slots than the configuration"));
-        }
-        for (record, peer) in superblock.peers.iter().zip(&config.peers) {
-            if record.node != peer.node {
-                let (there, wanted) = (record.node.clone(), peer.node.clone());
-                return Err(AttachError::ForeignPeer(there, wanted));
-            }
-        }
+        let names: Vec<&str> = config.peers.iter().map(|peer| peer.node.as_str()).collect();
+        superblock.take_peers(&names)?;
         let blocks = superblock.blocks();
         let mut peers = Vec::new();
-        for (slot, record) in superblock.peers.iter().enumerate() {
-            let region = slice(image.region, &layout.bitmaps[slot])?;
+        for record in &superblock.peers {
+            let region = slice(image.region, &layout.bitmaps[usize::from(record.slot)])?;
             let tag = superblock.tag();
             let mut bitmap = DirtyBitmap::load(blocks, record.base, tag, region);
             if record.all_dirty {
@@ -253,6 +248,7 @@ impl Replica {
             active: ActiveRanges::default(),
             log: ActivityLog::new(superblock.data_bytes, slots, superblock.log_epoch),
             log_keeper: LogKeeper::default(),
+            mirror: Mirror::default(),
             gate: FlushGate::default(),
             barriers: Vec::new(),
             next_barrier: 0,
@@ -350,6 +346,8 @@ impl Replica {
             After::Committed(number) => self.change_committed(number, effects),
             After::SteppedDown => self.stepped_down(effects),
             After::FollowReady(session) => self.follow_ready(session, effects),
+            After::MirrorSaved(session) => self.mirror_saved(session, effects),
+            After::MirrorOver => self.mirror_over(effects),
             After::SyncReady(session) => {
                 self.say_to_leader(session, crate::wire::Message::SyncReady, effects);
             }

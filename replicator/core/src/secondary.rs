@@ -8,6 +8,7 @@ use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::flush::FlushWaiter;
 use crate::input::DiskFailure;
+use crate::mirror::Warmth;
 use crate::note::Note;
 use crate::replica::{Purpose, Replica};
 use crate::wire::Message;
@@ -31,6 +32,8 @@ pub(crate) struct Applied {
     /// Its number in order of arrival.
     arrival: u64,
     submitted: bool,
+    /// Its extents must be hot in the own log first (`mirror.rs`).
+    needs_log: bool,
 }
 
 impl Applied {
@@ -127,16 +130,27 @@ impl Replica {
             let why = if fits { "a write out of its tenure" } else { "a write out of bounds" };
             return self.misbehaved(peer, why, effects);
         }
+        let is_resync = matches!(message, Message::ResyncData { .. } | Message::ResyncZero { .. });
+        let needs_log = self.mark_for_others(peer, range, is_resync);
         let arrival = self.arrivals.begin();
-        let key = self.applied.insert(Applied { seq, what, session, arrival, submitted: false });
+        let frame = Applied { seq, what, session, arrival, submitted: false, needs_log };
+        let key = self.applied.insert(frame);
         self.applied_order.push_back(key);
         self.applied_waiting += 1;
         // It changes nothing for those that wait already.
         self.submit_applied(self.applied_order.len() - 1, effects);
     }
 
+    /// Submits what can be, when extents became hot or got room.
+    pub(crate) fn submit_waiting(&mut self, effects: &mut Effects) {
+        if self.applied_waiting > 0 {
+            self.submit_applied(0, effects);
+        }
+    }
+
     /// Submits what overlaps nothing that came before it, of the frames from this place on.
     fn submit_applied(&mut self, from: usize, effects: &mut Effects) {
+        let mut asked = false;
         for at in from..self.applied_order.len() {
             let key = self.applied_order[at];
             let frame = &self.applied[key];
@@ -158,6 +172,20 @@ impl Replica {
             if waits {
                 continue;
             }
+            if self.applied[key].needs_log {
+                match self.warm(range) {
+                    Warmth::Hot => self.log.acquire(range),
+                    Warmth::Asked => {
+                        asked = true;
+                        continue;
+                    }
+                    Warmth::NoRoom => {
+                        // The first that waits gets the room that there will be.
+                        asked = true;
+                        break;
+                    }
+                }
+            }
             self.applied[key].submitted = true;
             self.applied_waiting -= 1;
             match self.applied[key].what {
@@ -171,6 +199,9 @@ impl Replica {
                 }
                 Apply::Flush => self.flush_disk(FlushWaiter::Applied(key), effects),
             }
+        }
+        if asked {
+            self.keep_log(effects);
         }
     }
 
@@ -234,6 +265,9 @@ impl Replica {
 
     fn forget_applied(&mut self, key: usize) {
         let frame = self.applied.remove(key);
+        if frame.needs_log && frame.submitted {
+            self.log.release(frame.what.range());
+        }
         self.applied_waiting -= usize::from(!frame.submitted);
         self.arrivals.end(frame.arrival);
         let at = self.applied_order.iter().position(|&other| other == key);

@@ -151,6 +151,8 @@ impl Replica {
                 self.peers[at].why = "its disk failed".into();
                 self.drop_session(at, "its disk failed", effects);
             }
+            Message::Replicas(replicas) => self.replicas_named(at, &replicas, effects),
+            Message::Cooled { extents, flushed } => self.cooled(at, extents, &flushed, effects),
             Message::AuthorityWanted => self.authority_wanted(at, effects),
             Message::AuthorityGiven(state) => self.authority_given(at, *state, effects),
             Message::AuthorityRefused { reason } => {
@@ -196,6 +198,10 @@ impl Replica {
         };
         if !self.still_holds(mine) {
             return self.close(at, Retry::Now, effects);
+        }
+        if self.following.is_some() {
+            // Somebody else is followed since the greeting: they meet when that is over.
+            return self.close(at, Retry::Later, effects);
         }
         let (mine, theirs) = (mine.clone(), theirs.clone());
         match handshake::relation(&mine, &theirs) {
@@ -280,17 +286,19 @@ impl Replica {
     /// replica was told to expect was made (R4d).
     fn adopt(&mut self, at: usize, theirs: &Hello, effects: &mut Effects) {
         let mine = self.hello(at);
-        self.register = theirs.register.clone();
+        let old = core::mem::replace(&mut self.register, theirs.register.clone());
         self.superblock.register = self.register.clone();
         self.superblock.tenure = self.superblock.tenure.max(theirs.register.tenure);
         self.superblock.clean &= defect(Defect::CleanMarkStays);
         let met = self.superblock.peers[at].replica == theirs.replica;
         if met && handshake::joined_unknowingly(theirs, &mine) {
             self.joined(at, theirs.base);
+            self.joined_others(at, theirs.base);
         } else if !self.by_majority() && handshake::is_not_who_joined(theirs, &mine) {
             self.superblock.invalid = true;
         }
         self.superblock.coming = 0;
+        self.members_changed(&old.set, effects);
         self.majority.forget_foreign(&self.register);
         let generation = self.register.generation;
         effects.push(Effect::Note(Note::Committed { generation, what: "learned from the peer" }));
@@ -302,6 +310,7 @@ impl Replica {
         let met = self.superblock.peers[at].replica == theirs.replica;
         if self.by_majority() && met && handshake::joined_unknowingly(theirs, &self.hello(at)) {
             self.joined(at, theirs.base);
+            self.joined_others(at, theirs.base);
         }
         self.superblock.coming = 0;
     }
@@ -337,6 +346,9 @@ impl Replica {
         let session = self.peers[at].session;
         if defect(Defect::TenureNotDurable) {
             return self.follow_ready(session, effects);
+        }
+        if self.keeps_mirror() {
+            return self.begin_mirror(session, effects);
         }
         self.persist(After::FollowReady(session), effects);
     }
@@ -380,6 +392,9 @@ impl Replica {
             self.superblock.peers[at].base = base;
             self.peers[at].bitmap.restart(base);
         }
+        if full && self.keeps_mirror() {
+            self.forget_others(at);
+        }
         let session = self.peers[at].session;
         self.persist(After::SyncReady(session), effects);
     }
@@ -416,12 +431,14 @@ impl Replica {
         }
         let mine = self.superblock.replica;
         let joins = state.contains(mine) && self.superblock.coming == state.generation;
-        self.register = state;
+        let old = core::mem::replace(&mut self.register, state);
         self.superblock.register = self.register.clone();
         if joins {
             self.joined(at, self.register.generation);
+            self.joined_others(at, self.register.generation);
         }
         self.takes_fenced &= self.register.contains(mine);
+        self.members_changed(&old.set, effects);
         let generation = self.register.generation;
         effects.push(Effect::Note(Note::Committed { generation, what: "told by the primary" }));
         self.persist(After::Nothing, effects);
@@ -484,6 +501,8 @@ impl Replica {
         if plan == Plan::Current {
             self.peers[at].link = Link::Leading(Lead::Current);
             self.peers[at].volatile_since = self.now;
+            self.tell_register(at, effects);
+            self.tell_replicas(effects);
             self.tell_current(at, effects);
             self.membership_changed(effects);
             return;
@@ -542,6 +561,7 @@ impl Replica {
 
     fn send_sync_start(&mut self, at: usize, full: bool, effects: &mut Effects) {
         self.peers[at].link = Link::Leading(Lead::AwaitSyncReady);
+        self.tell_replicas(effects);
         let base = self.superblock.peers[at].base;
         self.send(PeerIndex(at as u8), Message::SyncStart { full, base }, None, effects);
     }
@@ -555,6 +575,7 @@ impl Replica {
         peer.resync = Some(Resync::new(peer.bitmap.blocks()));
         peer.link = Link::Leading(Lead::Syncing);
         peer.volatile_since = self.now;
+        self.tell_register(at, effects);
         self.go_on_with_resync(effects);
     }
 
@@ -582,7 +603,7 @@ impl Replica {
                 peer.flushed(now, mark);
                 match purpose {
                     FlushPurpose::Barrier(number) => {
-                        self.barrier_peer(number, PeerIndex(at as u8), effects);
+                        self.barrier_flushed(number, PeerIndex(at as u8), effects);
                     }
                     FlushPurpose::Resync(steps) => self.resync_flushed(at, steps, effects),
                     FlushPurpose::Join => self.join_flushed(at, effects),

@@ -9,6 +9,8 @@
 //! - 1: the first.
 //! - 2: a register says whether its primary is the only member under a lease without end.
 //! - 3: a greeting counts when its sender says, in the same session, that it still holds (`Met`).
+//! - 4: with three and more replicas a primary names the others (`Replicas`) and tells which
+//!   extents are cold (`Cooled`).
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -18,7 +20,7 @@ use crate::limits::{CONTROL_BYTES_MAX, IO_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::register::{Basis, Member, RegisterState};
 
 /// Oldest and newest protocol version this build speaks.
-pub const VERSIONS: (u8, u8) = (3, 3);
+pub const VERSIONS: (u8, u8) = (4, 4);
 /// Length of a frame header.
 pub const HEADER_BYTES: usize = 64;
 const MAGIC: u32 = u32::from_le_bytes(*b"RPL1");
@@ -136,6 +138,15 @@ pub enum Message {
     AuthorityRefused {
         /// In words.
         reason: Box<str>,
+    },
+    /// Primary to secondary, with three and more replicas: which replica is where.
+    Replicas(Vec<(ReplicaId, Box<str>)>),
+    /// Primary to secondary, with three and more replicas: these extents left its activity log.
+    Cooled {
+        /// Numbers of extents.
+        extents: Vec<u32>,
+        /// The secondaries whose flush covered everything the primary sent them there.
+        flushed: Vec<ReplicaId>,
     },
     /// I am here.
     Ping,
@@ -262,6 +273,8 @@ mod kind {
     pub const PING: u8 = 22;
     pub const MET: u8 = 23;
     pub const IN_SYNC: u8 = 24;
+    pub const REPLICAS: u8 = 25;
+    pub const COOLED: u8 = 26;
 }
 
 /// Largest generation, tenure or lineage a state may name.
@@ -452,6 +465,24 @@ impl Header {
                 out.extend_from_slice(reason.as_bytes());
                 out.truncate(1024);
             }
+            Message::Replicas(replicas) => {
+                self.kind = kind::REPLICAS;
+                for (replica, node) in replicas {
+                    out.extend_from_slice(&replica.0.to_le_bytes());
+                    out.push(node.len() as u8);
+                    out.extend_from_slice(node.as_bytes());
+                }
+            }
+            Message::Cooled { extents, flushed } => {
+                self.kind = kind::COOLED;
+                out.push(flushed.len() as u8);
+                for replica in flushed {
+                    out.extend_from_slice(&replica.0.to_le_bytes());
+                }
+                for extent in extents {
+                    out.extend_from_slice(&extent.to_le_bytes());
+                }
+            }
             Message::Ping => self.kind = kind::PING,
         }
     }
@@ -496,6 +527,8 @@ impl Header {
             kind::AUTHORITY_WANTED => Message::AuthorityWanted,
             kind::AUTHORITY_GIVEN => Message::AuthorityGiven(Box::new(take_register(input)?)),
             kind::AUTHORITY_REFUSED => Message::AuthorityRefused { reason: input.rest_text() },
+            kind::REPLICAS => take_replicas(input)?,
+            kind::COOLED => take_cooled(input)?,
             kind::PING => Message::Ping,
             other => return Err(FrameError::Kind(other)),
         })
@@ -615,6 +648,39 @@ pub(crate) fn take_register(input: &mut Reader<'_>) -> Result<RegisterState, Fra
         return Err(FrameError::Payload);
     }
     Ok(state)
+}
+
+fn take_replicas(input: &mut Reader<'_>) -> Result<Message, FrameError> {
+    let mut replicas = Vec::new();
+    while !input.bytes.is_empty() {
+        if replicas.len() > crate::limits::PEERS_MAX {
+            return Err(FrameError::Payload);
+        }
+        let replica = ReplicaId(input.u128()?);
+        let length = usize::from(input.u8()?);
+        let node = core::str::from_utf8(input.slice(length)?).map_err(|_| FrameError::Payload)?;
+        if replica == ReplicaId::NONE {
+            return Err(FrameError::Payload);
+        }
+        replicas.push((replica, node.into()));
+    }
+    Ok(Message::Replicas(replicas))
+}
+
+fn take_cooled(input: &mut Reader<'_>) -> Result<Message, FrameError> {
+    let mut flushed = Vec::new();
+    let count = usize::from(input.u8()?);
+    if count > crate::limits::PEERS_MAX {
+        return Err(FrameError::Payload);
+    }
+    for _ in 0..count {
+        flushed.push(ReplicaId(input.u128()?));
+    }
+    let mut extents = Vec::with_capacity(input.bytes.len() / 4);
+    while !input.bytes.is_empty() {
+        extents.push(input.u32()?);
+    }
+    Ok(Message::Cooled { extents, flushed })
 }
 
 /// Takes little-endian numbers from the front of foreign bytes.

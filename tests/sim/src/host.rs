@@ -158,6 +158,7 @@ pub fn fresh_disk(number: usize, plan: &Plan, draw: &mut Draw, origin: bool) -> 
         node: NAMES[number].into(),
         replica: ReplicaId(u128::from(draw.number()) | 1),
         peers: vec![NAMES[1 - number].into()],
+        bitmap_slots: 1,
         incarnation: Incarnation(first_boot(number)),
         origin,
         assume_equal: false,

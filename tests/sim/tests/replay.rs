@@ -44,6 +44,7 @@ impl Story {
             node: "alpha".into(),
             replica: ReplicaId(9),
             peers: vec!["beta".into()],
+            bitmap_slots: 1,
             incarnation: Incarnation(1),
             origin: true,
             assume_equal: false,

@@ -10,3 +10,4 @@ pub mod scene;
 pub mod script;
 pub mod search;
 pub mod story;
+pub mod trio;

@@ -614,6 +614,7 @@ fn fresh_node(
         node: NAMES[number].into(),
         replica: ReplicaId(replica),
         peers: vec![NAMES[1 - number].into()],
+        bitmap_slots: 1,
         incarnation: Incarnation(number as u128 + 1),
         origin,
         assume_equal,

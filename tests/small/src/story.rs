@@ -167,6 +167,8 @@ pub fn frame(message: &Message) -> String {
         Message::Hello(hello) => format!("hello {}", greeting(hello)),
         Message::Met => "met".into(),
         Message::InSync => "in sync".into(),
+        Message::Replicas(_) => "replicas".into(),
+        Message::Cooled { extents, .. } => format!("cooled {} extents", extents.len()),
         Message::Refused { reason, diverged_blocks } => {
             format!("refused ({diverged_blocks} blocks diverged): {reason}")
         }

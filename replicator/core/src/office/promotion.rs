@@ -107,7 +107,7 @@ impl Replica {
         } else if connected.is_none() {
             self.check_alone(old_primary_is_off, alone)?;
         }
-        self.check_power_loss(connected, allow_data_loss)?;
+        self.check_power_loss(allow_data_loss)?;
         if old_primary_is_off && connected.is_none() {
             // Whoever says so says it of a peer that cannot take over any more either.
             self.peers.iter_mut().for_each(|peer| peer.may_take = false);
@@ -246,11 +246,7 @@ impl Replica {
 
     /// R11a: a member whose machine lost its caches may lack what was acknowledged and never
     /// flushed. Another member that kept its caches, or that may have kept them, goes first.
-    pub(crate) fn check_power_loss(
-        &self,
-        connected: Option<usize>,
-        allow_data_loss: bool,
-    ) -> Result<(), Refusal> {
+    pub(crate) fn check_power_loss(&self, allow_data_loss: bool) -> Result<(), Refusal> {
         let mine = self.superblock.replica;
         let lost = self
             .register
@@ -260,58 +256,64 @@ impl Replica {
         if !lost || self.register.released_clean || allow_data_loss || !waits {
             return Ok(());
         }
-        let Some(other) = self.register.set.iter().find(|member| member.replica != mine) else {
-            return Ok(());
-        };
-        let why = format!(
-            "this machine lost its caches while it was a member, and {}, a member too,",
-            self.node_of(other.replica)
-        );
-        let hello = connected.and_then(|at| self.peers[at].hello.as_deref());
-        // One whose data are bad or unfinished holds nothing that could be waited for.
-        let holds_more = |hello: &&Hello| {
-            let mine = connected.map(|at| self.hello(at));
-            hello.replica == other.replica
-                && mine.is_some_and(|mine| handshake::may_hold_more(&mine, hello))
-        };
-        if let Some(hello) = hello.filter(holds_more) {
-            if hello.incarnation != other.incarnation {
-                return Ok(());
+        let others = || self.register.set.iter().filter(|member| member.replica != mine);
+        // One that is known to be better says more than one that is silent.
+        others().try_for_each(|other| self.check_kept_caches(other))?;
+        others().try_for_each(|other| self.check_silence(other))
+    }
+
+    /// The greeting of a member that is here, and has data that could be waited for.
+    fn greeted_with_data(&self, other: &Member) -> Option<&Hello> {
+        let at = self.peer_of(other.replica).filter(|&at| {
+            let link = &self.peers[at].link;
+            *link == Link::Idle || *link == Link::Following && !self.by_majority()
+        })?;
+        let hello = self.peers[at].hello.as_deref()?;
+        handshake::may_hold_more(&self.hello(at), hello).then_some(hello)
+    }
+
+    fn check_kept_caches(&self, other: &Member) -> Result<(), Refusal> {
+        let node = self.node_of(other.replica);
+        let (why, next) = match self.greeted_with_data(other) {
+            Some(hello) if hello.incarnation != other.incarnation => return Ok(()),
+            Some(_) => ("did not", format!("promote {node}")),
+            None => {
+                let known = self.peer_known_as(other.replica).map(|at| &self.peers[at]);
+                if !known.is_some_and(|peer| peer.kept_caches) {
+                    return Ok(());
+                }
+                let next = format!("reconnect and promote {node}; or --allow-data-loss");
+                ("did not: it was here since", next)
             }
-            return Err(Refusal {
-                code: "power_was_lost",
-                rule: "R11a",
-                why: why + " did not",
-                next: format!("promote {}", self.node_of(other.replica)),
-            });
-        }
-        let known = self.peer_known_as(other.replica).map(|at| &self.peers[at]);
-        if known.is_some_and(|peer| peer.kept_caches) {
-            return Err(Refusal {
-                code: "power_was_lost",
-                rule: "R11a",
-                why: why + " did not: it was here since",
-                next: format!(
-                    "reconnect and promote {}; or --allow-data-loss",
-                    self.node_of(other.replica)
-                ),
-            });
-        }
+        };
+        Err(self.power_was_lost(other, why, next))
+    }
+
+    fn check_silence(&self, other: &Member) -> Result<(), Refusal> {
         let silent = self.now.since(self.started_at);
         let wait = self.config.timing.power_loss_wait;
-        if silent >= wait {
+        if self.greeted_with_data(other).is_some() || silent >= wait {
             return Ok(());
         }
-        Err(Refusal {
+        let next = format!(
+            "start the other node; or try again in {} s, when only writes that were never \
+             flushed can be missing; or --allow-data-loss",
+            (wait.as_ms() - silent.as_ms()).div_ceil(1000)
+        );
+        Err(self.power_was_lost(other, "is silent or has bad data", next))
+    }
+
+    fn power_was_lost(&self, other: &Member, why: &str, next: String) -> Refusal {
+        let node = self.node_of(other.replica);
+        Refusal {
             code: "power_was_lost",
             rule: "R11a",
-            why: why + " is silent or has bad data",
-            next: format!(
-                "start the other node; or try again in {} s, when only writes that were never \
-                 flushed can be missing; or --allow-data-loss",
-                (wait.as_ms() - silent.as_ms()).div_ceil(1000)
+            why: format!(
+                "this machine lost its caches while it was a member, and {node}, a member too, \
+                 {why}"
             ),
-        })
+            next,
+        }
     }
 
     /// R2c: the old sessions are closed; then every write submitted to the own disk ends.
@@ -368,6 +370,7 @@ impl Replica {
                 effects,
             );
         }
+        self.end_mirror();
         promotion.phase = Phase::Committing;
         self.role = Role::Promoting(promotion);
         let next = self.state_after_take_over(promotion);

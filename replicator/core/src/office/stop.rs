@@ -106,6 +106,7 @@ impl Replica {
         if let Ok(DiskOutcome::Fingerprint(hash)) = result {
             self.superblock.fingerprint = hash;
             self.superblock.clean = true;
+            self.end_mirror_at_stop();
             let all = 0..self.superblock.blocks();
             self.save_pages(alloc::vec![all], After::StopClean, effects);
         } else {

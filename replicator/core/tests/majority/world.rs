@@ -82,6 +82,7 @@ impl World {
                 node: NAMES[node].into(),
                 replica: id(node),
                 peers: vec![NAMES[1 - node].into()],
+                bitmap_slots: 1,
                 incarnation: Incarnation(100),
                 origin: node == ALPHA,
                 assume_equal: false,

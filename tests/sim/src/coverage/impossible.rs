@@ -38,6 +38,7 @@ pub fn kind(table: Table, name: &str) -> Option<&'static str> {
         {
             Some(NO_FENCING)
         }
+        (Table::Frames, "Replicas" | "Cooled") => Some("two replicas have no third"),
         _ => None,
     }
 }

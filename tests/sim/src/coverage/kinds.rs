@@ -126,6 +126,8 @@ kinds! { Frame of Message:
     AuthorityWanted = Message::AuthorityWanted,
     AuthorityGiven = Message::AuthorityGiven(_),
     AuthorityRefused = Message::AuthorityRefused { .. },
+    Replicas = Message::Replicas(_),
+    Cooled = Message::Cooled { .. },
     Ping = Message::Ping,
 }
 
