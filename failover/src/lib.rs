@@ -7,6 +7,7 @@
 //!   netlink.rs    addresses, links and neighbours by the kernel's route netlink
 //!   guard.rs      the process that withdraws what the daemon cannot, and feeds the watchdog
 //!   store.rs      the acceptor's record in two slots, durable
+//!   etcd.rs       etcd as the register: HTTP, JSON, deadlines
 //!   http.rs       pages for load balancers, Prometheus and people
 //!   services.rs   the kinds of services
 //! ```
@@ -15,6 +16,7 @@
 #![allow(clippy::large_enum_variant, clippy::result_large_err)]
 
 pub mod datagram;
+pub mod etcd;
 pub mod guard;
 pub mod http;
 pub mod netlink;

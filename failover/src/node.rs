@@ -23,6 +23,7 @@ use replicator_core::register::RegisterState;
 use thiserror::Error;
 
 use crate::datagram::{Authenticate, Opened, Sealer};
+use crate::etcd::{EndpointReport, Etcd, EtcdConfig, Told};
 use crate::port::{Ports, Refused, Station};
 use crate::store::{Store, StoreError};
 
@@ -73,6 +74,11 @@ pub struct ClusterConfig {
     pub addresses: HashMap<NodeName, Vec<SocketAddr>>,
     /// Where the acceptor's record lives.
     pub directory: PathBuf,
+    /// Where it would live if the register were of the other kind: a node that has one there
+    /// belongs to that register.
+    pub other_directory: PathBuf,
+    /// Where etcd is, if it keeps the register.
+    pub etcd: Option<EtcdConfig>,
     /// The code with the cluster's key.
     pub authenticate: Authenticate,
     /// Where an operator likes each resource to be.
@@ -85,6 +91,18 @@ pub enum StartError {
     /// Its record.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It belongs to a register of the other kind.
+    #[error(
+        "this node belongs to the register that {kept_by} ({path}): two registers must never \
+         decide at a time. To move the cluster: stop replicatord on all nodes, remove that \
+         directory on all nodes, change `register` in the file of all nodes, and start them"
+    )]
+    OtherRegister {
+        /// Who keeps that one.
+        kept_by: &'static str,
+        /// Its record here.
+        path: PathBuf,
+    },
     /// A socket or thread.
     #[error("cannot {what}: {source}")]
     Io {
@@ -110,6 +128,7 @@ pub struct Cluster {
     refused: Arc<Refused>,
     ports: Ports,
     moved: Moved,
+    etcd: Option<Etcd>,
 }
 
 /// Where nodes say they are reached, by name.
@@ -123,6 +142,7 @@ impl Cluster {
         ports: &Ports,
         offices: impl Offices,
     ) -> Result<Self, StartError> {
+        check_other_register(&config)?;
         let (store, record) = Store::open(&config.directory)?;
         let (letters, inbox) = mpsc::channel();
         let refused = Arc::new(Refused::default());
@@ -136,7 +156,14 @@ impl Cluster {
             ports.listen(*address, Station::new(sealer.clone(), refused, give))?;
         }
         let records = start_writer(store, letters.clone())?;
-        let mut node = Node::start(config.core, record, now());
+        let etcd = match &config.etcd {
+            Some(etcd) => Some(start_etcd(etcd.clone(), &config.core.name, letters.clone())?),
+            None => None,
+        };
+        let mut node = match &config.etcd {
+            Some(etcd) => Node::start_with_etcd(config.core, record, etcd.cluster.clone(), now()),
+            None => Node::start(config.core, record, now()),
+        };
         for (resource, placement) in config.placements {
             node.place(&resource, placement);
         }
@@ -147,13 +174,14 @@ impl Cluster {
             offices: Box::new(offices),
             post,
             records,
+            etcd: etcd.clone(),
             effects: Effects::new(),
             orders: HashMap::new(),
             wanted_since: HashMap::new(),
             next_ticket: 0,
         };
         spawn("cluster", move || thread.run(&inbox))?;
-        Ok(Self { letters, refused, ports: ports.clone(), moved })
+        Ok(Self { letters, refused, ports: ports.clone(), moved, etcd })
     }
 
     /// Tells the core a fact.
@@ -166,14 +194,14 @@ impl Cluster {
     pub fn order(&self, change: Change, why: &str) -> Result<(), Verdict> {
         let (reply, answer) = mpsc::channel();
         let _ = self.letters.send(Letter::Order { change, why: why.to_owned(), reply });
-        Self::wait_for(&answer)
+        self.wait_for(&answer)
     }
 
     /// Has this node go on without voters that are gone for ever; waits until that is durable.
     pub fn recover(&self, without: Vec<NodeName>, why: &str) -> Result<(), Verdict> {
         let (reply, answer) = mpsc::channel();
         let _ = self.letters.send(Letter::Recover { without, why: why.to_owned(), reply });
-        Self::wait_for(&answer)
+        self.wait_for(&answer)
     }
 
     /// Where a node says it is reached; empty before it was heard.
@@ -182,16 +210,22 @@ impl Cluster {
         moved.get(node).cloned().unwrap_or_default()
     }
 
-    fn wait_for(answer: &mpsc::Receiver<Result<(), Verdict>>) -> Result<(), Verdict> {
+    /// How the endpoints of etcd are; empty when the nodes keep the register themselves.
+    pub fn etcd_endpoints(&self) -> Vec<EndpointReport> {
+        self.etcd.as_ref().map_or_else(Vec::new, Etcd::endpoints)
+    }
+
+    fn wait_for(&self, answer: &mpsc::Receiver<Result<(), Verdict>>) -> Result<(), Verdict> {
         answer.recv_timeout(ORDER_PATIENCE).unwrap_or_else(|_| {
+            let (code, rule, who) = match &self.etcd {
+                Some(_) => ("no_etcd", "etcd", "etcd"),
+                None => ("no_majority", "L6", "a majority of the voters"),
+            };
             Err(Verdict::new(
                 now(),
-                "no_majority",
-                "L6",
-                format!(
-                    "a majority of the voters did not answer within {} s",
-                    ORDER_PATIENCE.as_secs()
-                ),
+                code,
+                rule,
+                format!("{who} did not answer within {} s", ORDER_PATIENCE.as_secs()),
                 "look at replctl status; the order stays open and is done when they answer"
                     .to_owned(),
             ))
@@ -220,6 +254,38 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
     let started = thread::Builder::new().name(name.to_owned()).spawn(body);
     let what = || format!("start the thread {name}");
     started.map(drop).map_err(|source| StartError::Io { what: what(), source })
+}
+
+/// A node that has a part in a register of the other kind does not begin another one: the other
+/// nodes may still decide by the first.
+fn check_other_register(config: &ClusterConfig) -> Result<(), StartError> {
+    let path = config.other_directory.clone();
+    if !path.exists() {
+        return Ok(());
+    }
+    let (_, record) = Store::open(&path)?;
+    let kept_by = if config.etcd.is_some() { "the nodes keep themselves" } else { "etcd keeps" };
+    match record.accepted {
+        None => Ok(()),
+        Some(_) => Err(StartError::OtherRegister { kept_by, path }),
+    }
+}
+
+fn start_etcd(
+    config: EtcdConfig,
+    me: &NodeName,
+    letters: mpsc::Sender<Letter>,
+) -> Result<Etcd, StartError> {
+    let tell = move |told| {
+        let fact = match told {
+            Told::Answered { number, answer } => Input::EtcdAnswered { number, answer },
+            Told::Changed => Input::EtcdChanged,
+        };
+        // The thread lives as long as the process.
+        let _ = letters.send(Letter::Fact(fact));
+    };
+    let what = "start the thread etcd".to_owned();
+    Etcd::start(config, me, tell).map_err(|source| StartError::Io { what, source })
 }
 
 /// Writes records, newest only, and tells when each is durable.
@@ -297,6 +363,7 @@ struct NodeThread {
     offices: Box<dyn Offices>,
     post: Post,
     records: mpsc::Sender<Box<Record>>,
+    etcd: Option<Etcd>,
     effects: Effects,
     orders: HashMap<u64, mpsc::Sender<Result<(), Verdict>>>,
     /// Since when an operator wants a resource on this node, as far as is known here.
@@ -384,6 +451,11 @@ impl NodeThread {
             Effect::PersistRecord(record) => {
                 // The writer lives as long as this thread.
                 let _ = self.records.send(record);
+            }
+            Effect::AskEtcd { number, ask } => {
+                if let Some(etcd) = &self.etcd {
+                    etcd.ask(number, ask);
+                }
             }
             Effect::LeaseChanged { resource, until } => offices.lease_changed(&resource, until),
             Effect::Learned { resource, state } => offices.learned(&resource, state),

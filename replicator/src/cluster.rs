@@ -2,6 +2,7 @@
 //! resources are and want to the cluster. Decisions are made in `failover-core` and
 //! `replicator-core`; this file only passes them on.
 
+mod etcd;
 mod history;
 mod members;
 mod orders;
@@ -27,6 +28,7 @@ use crate::events::{Events, Weight};
 use crate::key::ClusterKey;
 use crate::resource::Resource;
 
+pub use etcd::{EtcdEndpoint, EtcdReport, check_etcd};
 pub use history::{Fenced, History, HistoryEntry, Timed};
 pub use members::{Applied, ClusterRequest};
 pub use report::{ClusterReport, Explanation, NodeReport, OfficeReport, ReplicaFacts};
@@ -86,6 +88,15 @@ impl ControlPlane {
             resources: resources.iter().map(|it| it.name().to_owned()).collect(),
             lease: lease_of(config.lease_ms),
         };
+        let etcd = etcd::etcd_config(&config, &key).map_err(|why| {
+            let what = "use [etcd]".to_owned();
+            failover::StartError::Io { what, source: std::io::Error::other(why) }
+        })?;
+        // A register in etcd and one that the nodes keep have nothing to do with each other.
+        let (mut own, mut other) = ("register", "register-etcd");
+        if etcd.is_some() {
+            std::mem::swap(&mut own, &mut other);
+        }
         let history = Arc::new(History::open(&node.state_dir).map_err(io("open the history"))?);
         let chronicle =
             start_chronicle(history.clone(), events).map_err(io("start the thread history"))?;
@@ -99,7 +110,9 @@ impl ControlPlane {
                 core,
                 listen: node.listen.clone(),
                 addresses: config.nodes.iter().map(|it| (name(it), it.addresses.clone())).collect(),
-                directory: node.state_dir.join("register"),
+                directory: node.state_dir.join(own),
+                other_directory: node.state_dir.join(other),
+                etcd,
                 authenticate: Arc::new(move |parts| key.authenticate(parts)),
                 placements: config.resources.iter().map(placement).collect(),
             },

@@ -3,6 +3,7 @@
 //! line, column and a hint. `replctl check` shows the result.
 
 mod directory;
+mod etcd;
 mod fence;
 mod parse;
 mod problem;
@@ -23,6 +24,7 @@ use replicator_core::{Timing, limits};
 
 use crate::hooks::HookConfig;
 pub use directory::{Directory, FileProblem};
+pub use etcd::EtcdSite;
 pub use fence::FenceConfig;
 pub use problem::{ConfigError, Problem, line_and_column, suggestion};
 pub use services::Services;
@@ -67,6 +69,8 @@ pub struct ClusterConfig {
     pub cluster: String,
     /// How long a lease is; machine death is noticed a tenth later.
     pub lease_ms: u64,
+    /// Where etcd is, if it keeps the register in place of the nodes.
+    pub etcd: Option<EtcdSite>,
     /// Without a witness: whether a node fences a lost primary by itself.
     pub fences_by_itself: bool,
     /// All nodes, by name.
@@ -212,9 +216,9 @@ impl ClusterConfig {
         })
     }
 
-    /// Whether a majority decides: there is a witness.
+    /// Whether a majority decides: there is a witness, or etcd, whose members are one.
     pub fn has_majority(&self) -> bool {
-        self.nodes.iter().any(|node| node.witness)
+        self.etcd.is_some() || self.nodes.iter().any(|node| node.witness)
     }
 
     /// Whether a node that is lost is fenced by itself, and a primary replaced, without a majority:

@@ -14,6 +14,7 @@ import time
 import traceback
 
 import bad_input
+import etcd_register
 import fencing
 import floating_address
 import kills
@@ -36,10 +37,10 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS + floating_address.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + trio_http.SCENARIOS
-             + trio_services.SCENARIOS
+             + trio_services.SCENARIOS + etcd_register.SCENARIOS
              + trio_postgres.SCENARIOS + many_clusters.SCENARIOS)
 LONG = (trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
-        + trio_services.LONG + fencing.LONG)
+        + trio_services.LONG + fencing.LONG + etcd_register.LONG)
 
 DEADLINE_S = 900
 

@@ -24,13 +24,13 @@ SLACK_S = 0.5
 class Trio(Cluster):
     """alpha and beta with disks, gamma the witness, on a bridge. Needs root."""
 
-    def __init__(self, namespaces=True, **more):
+    def __init__(self, namespaces=True, witness=True, **more):
         if namespaces and os.geteuid() != 0:
             raise Skip("network namespaces need root")
         self.cuts = set()
         self.watch = None
         more = {"size_mib": SIZE_MIB, "tcp": True, **more}
-        super().__init__(witness=True, namespaces=namespaces, **more)
+        super().__init__(witness=witness, namespaces=namespaces, **more)
 
     # ---------------------------------------------------------------- the network
 

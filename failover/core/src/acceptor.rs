@@ -332,7 +332,7 @@ fn offices(record: &Record) -> Vec<(String, Holder, u64)> {
 }
 
 /// R5d: an office without end is taken only by force.
-fn check_sole(known: &ClusterState, next: &ClusterState) -> Result<(), Denial> {
+pub(crate) fn check_sole(known: &ClusterState, next: &ClusterState) -> Result<(), Denial> {
     if defect(Defect::SoleIgnored) {
         return Ok(());
     }

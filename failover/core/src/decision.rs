@@ -170,6 +170,9 @@ impl Node {
     }
 
     fn hears_majority(&self) -> bool {
+        if let Some(etcd) = &self.etcd {
+            return self.hears_etcd(etcd);
+        }
         let Some(state) = self.state().or(self.acceptor.accepted()) else { return false };
         let heard: Vec<u128> = state
             .all_voters()
@@ -202,6 +205,9 @@ impl Node {
         if first.min() != Some(&self.config.name) {
             return None;
         }
+        if self.etcd.as_ref().is_some_and(|etcd| !self.is_etcd_empty(etcd)) {
+            return None;
+        }
         let mut voters = Vec::new();
         for (name, witness) in &self.config.nodes {
             let acceptor = if *name == self.config.name {
@@ -223,6 +229,7 @@ impl Node {
     /// What this node should do about a resource now; or why it does not take the office.
     pub fn judge(&self, resource: &str) -> Result<Move, Verdict> {
         self.check_epoch()?;
+        self.check_etcd()?;
         let state = self.state().ok_or_else(|| self.no_register())?;
         self.check_majority(state)?;
         let Some(local) = self.locals.get(resource) else {
@@ -555,6 +562,9 @@ impl Node {
             // The grants that came with its office may not be known here yet.
             let why = format!("{holder} took the office {} ms ago", held_for.as_ms());
             return Err(self.say_no("lease_runs", "L6", &why, next));
+        }
+        if let Some(etcd) = &self.etcd {
+            return self.check_watched(etcd, state, entry);
         }
         let own = self.acceptor.leases(self.now).find(|lease| lease.resource == entry.name);
         if let Some(lease) = own {

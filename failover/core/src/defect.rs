@@ -69,7 +69,29 @@ defects! {
     SoleKeptWhileChanging,
     /// R14: what the own record has is taken for committed, and for the newest, at the start.
     RecordTrustedAtStart,
+    /// etcd: an office is taken before its lease key was seen unchanged for long enough.
+    EtcdTakenUnwatched,
+    /// etcd: a lease key counts as unchanged from the time at which the read was sent.
+    EtcdSeenWhenSent,
+    /// etcd: a takeover does not compare the revision of the holder's lease key.
+    EtcdLeaseNotCompared,
+    /// etcd: a lease key is renewed although the state may name somebody else.
+    EtcdRenewalUnguarded,
+    /// etcd: a transaction whose outcome is not known counts as not done.
+    EtcdUnknownIsFailed,
+    /// etcd, R14: after a start the state is only read, and what a former process sent may come.
+    EtcdSettledByRead,
 }
+
+/// Those of a register that is kept by etcd; `tests/etcd` finds them.
+pub const ETCD_DEFECTS: &[Defect] = &[
+    Defect::EtcdTakenUnwatched,
+    Defect::EtcdSeenWhenSent,
+    Defect::EtcdLeaseNotCompared,
+    Defect::EtcdRenewalUnguarded,
+    Defect::EtcdUnknownIsFailed,
+    Defect::EtcdSettledByRead,
+];
 
 #[cfg(feature = "defects")]
 static ACTIVE: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(usize::MAX);

@@ -11,6 +11,7 @@
 //!  voters.rs     who may vote: a node replaced, added, removed (L5, L7)
 //!  recovery.rs   a new epoch without a majority that is gone for ever; who belongs to it
 //!  request.rs    what a configuration file wants of the register
+//!  etcd.rs       etcd as the register, in place of acceptors, proposals' rounds and their leases
 //!  fence.rs      without a witness: when a lost peer is switched off, and what confirms it
 //!  services.rs   what runs on top of a resource: started, watched, restarted, moved, stopped
 //!  guard.rs      what the guard withdraws when the daemon cannot, and when the watchdog is fed
@@ -30,6 +31,7 @@ pub mod command;
 pub mod decision;
 pub mod defect;
 pub mod detector;
+pub mod etcd;
 pub mod facts;
 pub mod fence;
 pub mod guard;

@@ -16,6 +16,7 @@ use crate::command::{Asker, Change, Unfit};
 use crate::decision::Office;
 use crate::defect::{Defect, defect};
 use crate::detector::{Detector, Own};
+use crate::etcd::{Answer, Ask, EtcdRegister};
 use crate::facts::{Facts, Hindrance, Placement};
 use crate::hindered::Hindered;
 use crate::holder::{Granted, LeaseHolder};
@@ -128,6 +129,15 @@ pub enum Input {
         /// Who ordered it, for history.
         why: String,
     },
+    /// etcd answered, or did not in time.
+    EtcdAnswered {
+        /// The number of the question.
+        number: u64,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Something changed in etcd: a hint, which may be lost.
+    EtcdChanged,
     /// A deadline of [`Node::next_deadline`] has come.
     TimePassed,
 }
@@ -183,6 +193,13 @@ pub enum Effect {
         resource: String,
         /// To whom.
         to: NodeName,
+    },
+    /// Ask etcd, then say [`Input::EtcdAnswered`], in any case and within a beat or two.
+    AskEtcd {
+        /// The number of the question.
+        number: u64,
+        /// The question.
+        ask: Box<Ask>,
     },
     /// How an operator's change ended.
     Answer {
@@ -284,6 +301,8 @@ pub struct Node {
     began_with: u64,
     /// That record was an old copy (L5): this node has no part until it is replaced.
     pub(crate) is_old_copy: bool,
+    /// The register, when etcd keeps it: then the acceptor only remembers what was seen of it.
+    pub(crate) etcd: Option<EtcdRegister>,
 }
 
 impl Node {
@@ -321,6 +340,7 @@ impl Node {
             own: VecDeque::new(),
             began_with: durable,
             is_old_copy: false,
+            etcd: None,
             config,
         }
     }
@@ -374,12 +394,22 @@ impl Node {
                 self.promotion_ended(&resource, refused);
             }
             Input::HandOverRefused { resource, why } => self.hand_over_refused(&resource, &why),
+            Input::Ordered { ticket, .. } if self.check_etcd().is_err() => {
+                let result = self.check_etcd();
+                effects.push(Effect::Answer { ticket, result });
+            }
             Input::Ordered { ticket, change, why } => {
                 let cause = Cause { what: what(&change).into(), resource: String::new(), why };
                 self.propose(Asker::Operator(ticket), change, cause, effects);
             }
             Input::RecoverOrdered { ticket, without, why } => {
                 self.recover(ticket, &without, why, effects);
+            }
+            Input::EtcdAnswered { number, answer } => self.etcd_answered(number, answer, effects),
+            Input::EtcdChanged => {
+                if let Some(etcd) = &mut self.etcd {
+                    etcd.changed(self.now);
+                }
             }
             Input::TimePassed => {}
         }
@@ -396,6 +426,9 @@ impl Node {
     pub fn next_deadline(&self) -> Option<Time> {
         if self.has_no_part() {
             return Some(self.next_beat);
+        }
+        if self.etcd.is_some() {
+            return self.etcd_deadline().into_iter().chain([self.next_beat]).min();
         }
         // The end of a lease may be the beginning of a takeover.
         let leases = self.acceptor.leases(self.now).map(|lease| lease.until);
@@ -487,6 +520,11 @@ impl Node {
         }
         let is_news = matches!(envelope.message, Message::Heartbeat(_) | Message::Learn { .. });
         if self.is_old_copy && !is_news {
+            return;
+        }
+        let is_of_acceptors =
+            !matches!(envelope.message, Message::Learn { .. } | Message::Heartbeat(_));
+        if self.etcd.is_some() && is_of_acceptors {
             return;
         }
         let acceptor = match self.state() {
@@ -675,6 +713,9 @@ impl Node {
             let why = Denial::Promised(Ballot::default());
             return self.ended(proposal, Outcome::NotNow(why), effects);
         }
+        if let Some(etcd) = self.etcd.as_mut().filter(|_| self.proposer.is_idle()) {
+            etcd.begin_first(self.now);
+        }
         if let Err(proposal) = self.proposer.propose(self.now, proposal) {
             let why = Denial::Promised(Ballot::default());
             self.ended(proposal, Outcome::NotNow(why), effects);
@@ -684,6 +725,9 @@ impl Node {
     fn go_on(&mut self, effects: &mut Effects) {
         if self.has_no_part() {
             return self.own.clear();
+        }
+        if self.etcd.is_some() {
+            return self.go_on_with_etcd(effects);
         }
         loop {
             let mut doing = Vec::new();
@@ -726,11 +770,11 @@ impl Node {
     }
 
     /// This process.
-    fn me(&self) -> Holder {
+    pub(crate) fn me(&self) -> Holder {
         Holder { node: self.config.name.clone(), process: self.config.process }
     }
 
-    fn learn(&mut self, ballot: Ballot, state: ClusterState, effects: &mut Effects) {
+    pub(crate) fn learn(&mut self, ballot: Ballot, state: ClusterState, effects: &mut Effects) {
         let epoch = self.epoch();
         if epoch.number > 0 && state.epoch != epoch {
             // Said before this node entered its present epoch.
@@ -779,7 +823,7 @@ impl Node {
         }
     }
 
-    fn ended(&mut self, proposal: Proposal, outcome: Outcome, effects: &mut Effects) {
+    pub(crate) fn ended(&mut self, proposal: Proposal, outcome: Outcome, effects: &mut Effects) {
         if outcome == Outcome::Committed && !self.is_settled && self.known.is_some() {
             self.is_settled = true;
             self.tell_replicas(effects);
@@ -841,7 +885,9 @@ impl Node {
         if self.beat_times.len() > 16 {
             self.beat_times.pop_front();
         }
-        self.renew(effects);
+        if self.etcd.is_none() {
+            self.renew(effects);
+        }
         let nodes = self.others();
         for node in nodes {
             let heartbeat = self.heartbeat(&node);
@@ -897,7 +943,7 @@ impl Node {
 
     /// The offices that this process holds, whose loop makes progress (L1) and whose lease it can
     /// use.
-    fn offices(&self) -> Vec<(String, u64)> {
+    pub(crate) fn offices(&self) -> Vec<(String, u64)> {
         let Some(state) = self.state() else { return Vec::new() };
         // One that hears nobody would go on extending a lease that it cannot use: after its end it
         // asks only while it hears a majority.
@@ -946,10 +992,32 @@ impl Node {
         let is_changing = self.proposer.open().is_some_and(|open| {
             open.resource(resource).is_none_or(|open| open.state != entry.state)
         });
+        if self.etcd.as_ref().is_some_and(|etcd| etcd.alien().is_some()) {
+            // R11c: what was lost may have named somebody else.
+            return None;
+        }
         if entry.state.sole && (!is_changing || defect(Defect::SoleKeptWhileChanging)) {
             return Some(Time(u64::MAX));
         }
-        self.holder.until(state, resource)
+        match &self.etcd {
+            Some(etcd) => etcd.until(entry.state.tenure, resource),
+            None => self.holder.until(state, resource),
+        }
+    }
+
+    /// When the lease of a resource's holder ends, as this node knows it: by its own lease, the
+    /// grants of its acceptor, or the lease key that it watches.
+    pub fn lease_seen(&self, resource: &str) -> Option<Time> {
+        if let Some(own) = self.lease_until(resource) {
+            return Some(own);
+        }
+        match &self.etcd {
+            Some(etcd) => etcd.watching().unchanged(resource).map(|(since, term)| since + term),
+            None => {
+                let mut leases = self.acceptor.leases(self.now);
+                leases.find(|lease| lease.resource == resource).map(|lease| lease.until)
+            }
+        }
     }
 
     fn is_holder(&self, resource: &str) -> bool {
@@ -963,6 +1031,9 @@ impl Node {
             let until = self.lease_until(&resource);
             if until.is_none() && !self.is_holder(&resource) {
                 self.holder.forget(&resource);
+                if let Some(etcd) = &mut self.etcd {
+                    etcd.forget(&resource);
+                }
             }
             let local = self.locals.get_mut(&resource).expect("it was just listed");
             if local.lease_told != until {

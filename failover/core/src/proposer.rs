@@ -168,6 +168,23 @@ impl Proposer {
         Some((self.queue.front()?, self.since, self.last_denial.as_ref()))
     }
 
+    /// The change that is next, for a register that is not kept by the nodes (`etcd.rs`).
+    pub(crate) fn first(&self) -> Option<&Proposal> {
+        self.queue.front()
+    }
+
+    /// The first change was proposed as that state; its outcome is open.
+    pub(crate) fn opened(&mut self, state: ClusterState) {
+        self.open = Some(state);
+    }
+
+    /// The first change ended.
+    pub(crate) fn end_first(&mut self, now: Time) -> Option<Proposal> {
+        let proposal = self.queue.pop_front();
+        self.begin_first(now);
+        proposal
+    }
+
     /// Queues a change; refused when too many wait.
     pub fn propose(&mut self, now: Time, proposal: Proposal) -> Result<(), Proposal> {
         if self.queue.len() >= QUEUE_MAX {

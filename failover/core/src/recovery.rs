@@ -161,11 +161,17 @@ impl Node {
         if self.is_old_copy {
             let why = "the record of this node's acceptor is an old copy: others heard a newer one \
                        of it before it started";
-            let next = format!(
-                "stop replicatord here, remove the two files register.* of its state directory, \
-                 start it, then on a member: replctl node replace {}",
-                self.config.name
-            );
+            let next = match &self.etcd {
+                None => format!(
+                    "stop replicatord here, remove the two files register.* of its state \
+                     directory, start it, then on a member: replctl node replace {}",
+                    self.config.name
+                ),
+                // Nobody votes there: a node without a record just takes part.
+                Some(_) => "stop replicatord here, remove the directory register-etcd of its \
+                            state directory, and start it"
+                    .to_string(),
+            };
             return Err(self.say_no("went_back", "L5", why, &next));
         }
         let Some(epoch) = self.left_out_of() else { return Ok(()) };
@@ -186,6 +192,7 @@ impl Node {
 
     /// The voters that are left without those, or why they cannot be left out.
     pub fn check_recover(&self, without: &[NodeName]) -> Result<Vec<Voter>, Verdict> {
+        self.refuse_with_etcd("there is no majority of nodes to recover")?;
         self.check_epoch()?;
         let me = &self.config.name;
         if !self.is_data_node() {

@@ -19,7 +19,7 @@ use crate::voters::VotersWish;
 pub struct Request {
     /// Length of the lease.
     pub lease: Span,
-    /// All nodes, and whether each is a witness.
+    /// All nodes, and whether each is a witness; none where nodes have no votes (etcd).
     pub nodes: Vec<(NodeName, bool)>,
     /// All resources.
     pub resources: Vec<String>,
@@ -82,6 +82,9 @@ pub fn differences(state: &ClusterState, request: &Request) -> Vec<Difference> {
     found.extend(new.map(|name| Difference::NewResource(name.clone())));
     let old = state.resources.iter().filter(|entry| !request.resources.contains(&entry.name));
     found.extend(old.map(|entry| Difference::OldResource(entry.name.clone())));
+    if request.nodes.is_empty() {
+        return found;
+    }
     let coming = state.next_voters.as_ref().unwrap_or(&state.voters);
     for (name, witness) in &request.nodes {
         match coming.iter().find(|voter| voter.node == *name) {

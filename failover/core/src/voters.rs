@@ -34,6 +34,7 @@ fn start_blank(name: &NodeName) -> String {
 impl Node {
     /// The change of the register that does what an operator wants, or why it cannot be done now.
     pub fn check_voters(&self, wish: &VotersWish) -> Result<Change, Verdict> {
+        self.refuse_with_etcd("no node is replaced, added or removed")?;
         self.check_epoch()?;
         let state = self.state().ok_or_else(|| self.no_register())?;
         if state.next_voters.is_some() {
@@ -207,6 +208,10 @@ impl Node {
     /// Whether the acceptor that answers as a node has a vote; of a node that is silent, whether
     /// one is recorded.
     pub fn has_vote(&self, name: &NodeName) -> bool {
+        if self.etcd.is_some() {
+            // Nobody has; and nobody lacks one.
+            return self.stranger(name).is_none();
+        }
         let Some(state) = self.newest() else { return false };
         let mut recorded = state.all_voters().filter(|voter| voter.node == *name);
         if *name == self.config.name {
@@ -251,7 +256,7 @@ impl Node {
             };
             return Some(self.say_no("refused", "L5", &why, &next));
         }
-        if self.has_vote(name) {
+        if self.has_vote(name) || self.etcd.is_some() {
             return None;
         }
         let is_recorded = state.all_voters().any(|voter| voter.node == *name);

@@ -24,7 +24,7 @@ const VOTERS_PATIENCE: Duration = Duration::from_secs(20);
 pub struct ClusterRequest {
     /// Length of the lease.
     pub lease_ms: u64,
-    /// All nodes, and whether each is a witness.
+    /// All nodes, and whether each is a witness; none where nodes have no votes (etcd).
     pub nodes: Vec<(String, bool)>,
     /// All resources.
     pub resources: Vec<String>,
@@ -44,9 +44,11 @@ pub struct Applied {
 impl ClusterRequest {
     /// What a file says.
     pub fn of(config: &ClusterConfig) -> Self {
+        let has_votes = config.etcd.is_none();
+        let voters = config.nodes.iter().filter(|_| has_votes);
         Self {
             lease_ms: config.lease_ms,
-            nodes: config.nodes.iter().map(|node| (node.name.clone(), node.witness)).collect(),
+            nodes: voters.map(|node| (node.name.clone(), node.witness)).collect(),
             resources: config.resources.iter().map(|it| it.name.clone()).collect(),
         }
     }

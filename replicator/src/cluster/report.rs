@@ -8,7 +8,7 @@ use failover::core::{NodeName, Time};
 use failover::node::now;
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterRequest, ControlPlane, refusal};
+use super::{ClusterRequest, ControlPlane, EtcdReport, refusal};
 use crate::control::RefusalReport;
 
 /// The control plane.
@@ -40,6 +40,8 @@ pub struct ClusterReport {
     pub proposing: String,
     /// For how long already.
     pub proposing_ms: u64,
+    /// etcd, if it keeps the register.
+    pub etcd: Option<EtcdReport>,
     /// Messages for this cluster that were refused since the start, and the last reason.
     pub refused_messages: (u64, String),
     /// Messages for clusters that this process does not serve, or for nobody, and the last one.
@@ -126,6 +128,7 @@ impl ControlPlane {
             refused_messages: self.cluster.refused(),
             strange_messages: self.cluster.strangers(),
             nodes: self.node_reports(&node),
+            etcd: self.etcd_report(&node),
             ..ClusterReport::default()
         };
         let silent = node.without_majority(now());
@@ -150,6 +153,16 @@ impl ControlPlane {
         report.resources =
             state.resources.iter().map(|entry| self.office_report(&node, entry)).collect();
         Some(report)
+    }
+
+    fn etcd_report(&self, node: &Node) -> Option<EtcdReport> {
+        let (site, etcd) = (self.config.etcd.as_ref()?, node.etcd()?);
+        Some(EtcdReport {
+            prefix: site.prefix.clone(),
+            endpoints: self.cluster.etcd_endpoints().into_iter().map(Into::into).collect(),
+            answered_ms: etcd.answered_at().map(|at| now().since(at).as_ms()),
+            trouble: node.etcd_trouble().as_ref().map(refusal),
+        })
     }
 
     fn node_reports(&self, node: &Node) -> Vec<NodeReport> {
@@ -191,11 +204,6 @@ impl ControlPlane {
             refusal: refusal(&verdict),
             since_ms: now().since(verdict.since).as_ms(),
         });
-        let own = node.lease_until(name);
-        let seen = || {
-            let mut leases = node.acceptor().leases(now());
-            leases.find(|lease| lease.resource == *name).map(|lease| lease.until)
-        };
         let left = |until: Time| until.since(now()).as_ms();
         OfficeReport {
             name: name.clone(),
@@ -210,7 +218,7 @@ impl ControlPlane {
                 .collect(),
             is_sole: entry.state.sole,
             wanted: entry.wanted.as_ref().map(|node| node.0.clone()).unwrap_or_default(),
-            lease_left_ms: own.or_else(seen).map_or(0, left),
+            lease_left_ms: node.lease_seen(name).map_or(0, left),
             replicas: self
                 .config
                 .data_nodes()

@@ -158,11 +158,15 @@ fn is_secret(key: &str) -> bool {
 }
 
 /// What an operator should know about the tables of all nodes together.
-pub(super) fn warnings(nodes: &[NodeConfig], is_automatic: bool) -> Vec<String> {
+pub(super) fn warnings(
+    nodes: &[NodeConfig],
+    has_majority: bool,
+    is_automatic: bool,
+) -> Vec<String> {
     let fenced = nodes.iter().filter(|node| node.fence.is_some()).count();
     let data_nodes = nodes.iter().filter(|node| !node.witness).count();
-    if nodes.iter().any(|node| node.witness) {
-        let text = "`fence` has no effect: with a witness a majority decides";
+    if has_majority {
+        let text = "`fence` has no effect: with a witness or etcd a majority decides";
         return if fenced > 0 { vec![text.to_owned()] } else { Vec::new() };
     }
     let mut warnings = Vec::new();

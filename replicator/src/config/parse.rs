@@ -15,7 +15,7 @@ use super::problem::{Problem, suggestion};
 use super::reader::{Placed, Problems, Section, absolute};
 use super::{
     AttachWish, ClusterConfig, CopyConfig, NodeConfig, ResourceConfig, TestBackingWish, defaults,
-    fence, services,
+    etcd, fence, services,
 };
 use crate::hooks::{EVENTS, HookConfig};
 
@@ -82,7 +82,9 @@ fn top_level(
         http_port: http_port(&mut top).unwrap_or(defaults::HTTP_PORT),
         http_allow: networks(&mut top, "http_allow").unwrap_or_default(),
     };
-    let lease_ms = top.number("lease_ms", LEASE_RANGE_MS).unwrap_or(defaults::LEASE_MS);
+    let lease_ms = top.number("lease_ms", LEASE_RANGE_MS);
+    let chosen = etcd::register(&mut top, cluster.as_ref().map_or("", |name| &name.value));
+    let lease_ms = chosen.lease_ms.or(lease_ms).unwrap_or(defaults::LEASE_MS);
     let fences_by_itself = top.word("fencing", &["auto", "manual"]) == Some("auto");
     let hooks = top.section("hooks").and_then(hooks);
     let timing = match top.section("timing") {
@@ -111,7 +113,11 @@ fn top_level(
         problems.add(0..0, "there is no node with disks", "write [node.NAME] with its address");
     }
     check_addresses(&nodes, &mut warnings);
-    warnings.extend(fence::warnings(&nodes, fences_by_itself));
+    if chosen.etcd.is_some() {
+        etcd::check_nodes(&nodes, &top, top.key_span("register"));
+    }
+    let has_majority = chosen.etcd.is_some() || nodes.iter().any(|node| node.witness);
+    warnings.extend(fence::warnings(&nodes, has_majority, fences_by_itself));
 
     let names = |is_witness: bool| -> Vec<&str> {
         let wanted = nodes.iter().filter(|node| node.witness == is_witness);
@@ -133,10 +139,12 @@ fn top_level(
     services::check(&nodes, &resources, problems, unusual);
     let cluster = cluster?.value;
     let path = path.to_owned();
+    let etcd = chosen.etcd;
     Some(ClusterConfig {
         path,
         cluster,
         lease_ms,
+        etcd,
         fences_by_itself,
         nodes,
         resources,

@@ -194,7 +194,10 @@ fn fencing_by_itself_must_be_asked_for_and_is_nothing_with_a_witness() {
     let witness = "[node.gamma]\naddress = \"10.0.0.3\"\nwitness = true\n[resource.web]";
     let voting = parse(&FENCED.replace("[resource.web]", witness)).unwrap();
     assert!(!voting.fences_lost_primaries() && voting.fence_of_peer("beta").is_none());
-    assert_eq!(voting.warnings, ["`fence` has no effect: with a witness a majority decides"]);
+    assert_eq!(
+        voting.warnings,
+        ["`fence` has no effect: with a witness or etcd a majority decides"]
+    );
     let bare = FENCED.lines().filter(|line| !line.starts_with("fence =")).collect::<Vec<_>>();
     let bare = parse(&bare.join("\n")).unwrap();
     let no_effect = "fencing = \"auto\" has no effect: alpha has no `fence`, and a primary has to \
@@ -243,4 +246,55 @@ fn a_file_with_a_password_that_everybody_can_read_is_refused() {
         }
     }
     fs::remove_file(path).unwrap();
+}
+
+const WITH_ETCD: &str = r#"cluster = "shop"
+register = "etcd"
+[etcd]
+endpoints = ["http://192.0.2.11", "192.0.2.12:2379", "[2001:db8::3]:4001"]
+[node.alpha]
+address = "10.0.0.1"
+[node.beta]
+address = "10.0.0.2"
+"#;
+
+#[test]
+fn etcd_is_a_majority_without_a_witness() {
+    let config = parse(WITH_ETCD).unwrap();
+    assert!(config.has_majority() && config.warnings.is_empty(), "{:?}", config.warnings);
+    assert_eq!(config.lease_ms, 5_000);
+    let etcd = config.etcd.unwrap();
+    let endpoints: Vec<String> = etcd.endpoints.iter().map(ToString::to_string).collect();
+    assert_eq!(endpoints, ["192.0.2.11:2379", "192.0.2.12:2379", "[2001:db8::3]:4001"]);
+    assert_eq!((etcd.prefix.as_str(), etcd.user), ("/replicator/shop", None));
+    assert!(parse(GOOD).unwrap().etcd.is_none());
+}
+
+#[test]
+fn what_does_not_go_with_etcd_is_refused_with_the_cure() {
+    let with = |old: &str, new: &str| {
+        assert!(WITH_ETCD.contains(old), "{old}");
+        refusal(&WITH_ETCD.replacen(old, new, 1))
+    };
+    for (old, new, words) in [
+        ("http://192", "https://192", "https is not supported"),
+        ("192.0.2.12:2379", "etcd2:2379", "host names are not taken"),
+        (
+            "[node.beta]",
+            "[node.gamma]\nwitness = true\naddress = \"10.0.0.3\"\n[node.beta]",
+            "two nodes with disks suffice",
+        ),
+        ("register = \"etcd\"", "register = \"etdc\"", "did you mean \"etcd\"?"),
+        ("register = \"etcd\"", "register = \"built-in\"", "has no effect without register"),
+        ("register = \"etcd\"", "register = \"etcd\"\nlease_ms = 1000", "move it into [etcd]"),
+        ("[etcd]\n", "[etcd]\nlease_ms = 1000\n", "from 2000 to 60000"),
+        ("[etcd]\n", "[etcd]\nuser = \"me\"\n", "belong together"),
+        ("[etcd]\n", "[etcd]\nprefix = \"/\"\n", "`prefix` must be"),
+        ("[etcd]\n", "[etcd]\npasword_file = \"/x\"\n", "did you mean `password_file`?"),
+    ] {
+        let text = with(old, new);
+        assert!(text.contains(words), "{new}: {text}");
+    }
+    let bare = WITH_ETCD.replace("[etcd]\nendpoints", "# endpoints");
+    assert!(refusal(&bare).contains("`[etcd]` is missing"), "{}", refusal(&bare));
 }

@@ -83,7 +83,7 @@ fn input(config: &FenceConfig, node: &str, action: &str) -> Result<String, Strin
 }
 
 /// The first line of a file that only its owner may read.
-fn password(path: &Path) -> Result<String, String> {
+pub fn password(path: &Path) -> Result<String, String> {
     let wrong = |error: io::Error| format!("password_file {}: {error}", path.display());
     let file = File::open(path).map_err(wrong)?;
     let mode = file.metadata().map_err(wrong)?.permissions().mode() & 0o7777;

@@ -2,7 +2,7 @@
 //! that.
 
 use super::{Level, Verdict, because, is_connected, lacking, trouble, verdict};
-use crate::cluster::{ClusterReport, NodeReport, OfficeReport};
+use crate::cluster::{ClusterReport, EtcdEndpoint, EtcdReport, NodeReport, OfficeReport};
 use crate::report::{ReplicaReport, ResourceReport};
 
 /// A takeover takes so much longer than the lease, as a rule: its end at the acceptors, a look at
@@ -17,7 +17,11 @@ pub fn of(resource: &ResourceReport, node: &str, cluster: &ClusterReport) -> Ver
     }
     let office = cluster.resources.iter().find(|office| office.name == resource.name);
     let (Some(replica), Some(office)) = (&resource.replica, office) else {
-        let why = if cluster.has_majority { "" } else { ", and no majority is heard" };
+        let why = match &cluster.etcd {
+            _ if cluster.has_majority => String::new(),
+            Some(etcd) => in_etcd_words(etcd),
+            None => ", and no majority is heard".to_owned(),
+        };
         let text = format!("not served: the register is not known on {node} yet{why}");
         return verdict(Level::Attention, text);
     };
@@ -34,6 +38,17 @@ fn primary(
     cluster: &ClusterReport,
     office: &OfficeReport,
 ) -> Verdict {
+    if !office.is_sole
+        && office.lease_left_ms == 0
+        && let Some(etcd) = &cluster.etcd
+    {
+        let text = format!(
+            "clients wait: the lease of {node} is over{}. It goes on when etcd answers again, if \
+             nobody took over meanwhile",
+            in_etcd_words(etcd)
+        );
+        return verdict(Level::Attention, text);
+    }
     if !office.is_sole && office.lease_left_ms == 0 {
         let text = format!(
             "clients wait: the lease of {node} is over{}. It goes on when a majority is heard \
@@ -106,7 +121,15 @@ fn may_fail(who: &str, primary: &str, heir: &str, cluster: &ClusterReport) -> Ve
         return verdict(Level::Degraded, text);
     }
     let silent = silent_ones(cluster);
-    if !silent.is_empty() {
+    if let Some(etcd) = cluster.etcd.as_ref().filter(|it| one_more_ends_majority(it)) {
+        let text = format!(
+            "{who}{heir} has everything, but one more failure leaves etcd no majority{}. Bring \
+             that back",
+            in_etcd_words(etcd)
+        );
+        return verdict(Level::Degraded, text);
+    }
+    if !silent.is_empty() && cluster.etcd.is_none() {
         let text = format!(
             "{who}{heir} has everything, but one more failure leaves no majority{silent}. Bring \
              that back"
@@ -138,6 +161,31 @@ fn silent_ones(cluster: &ClusterReport) -> String {
         })
         .collect();
     if missing.is_empty() { String::new() } else { format!(": {}", missing.join(", ")) }
+}
+
+/// Whether half of the members of etcd that the file names are away already.
+fn one_more_ends_majority(etcd: &EtcdReport) -> bool {
+    let lost = etcd.endpoints.iter().filter(|it| is_lost(it)).count();
+    lost > 0 && (lost + 1) * 2 >= etcd.endpoints.len()
+}
+
+fn is_lost(endpoint: &EtcdEndpoint) -> bool {
+    matches!(endpoint.state.as_str(), "unreachable" | "no_leader")
+}
+
+/// `: 192.0.2.1:2379 is unreachable`, or etcd's own words.
+fn in_etcd_words(etcd: &EtcdReport) -> String {
+    let lost: Vec<String> = etcd
+        .endpoints
+        .iter()
+        .filter(|it| is_lost(it))
+        .map(|it| format!("{} {}", it.address, it.state.replace('_', " ")))
+        .collect();
+    match &etcd.trouble {
+        _ if !lost.is_empty() => format!(": {}", lost.join(", ")),
+        Some(trouble) => format!(": {}", trouble.why),
+        None => String::new(),
+    }
 }
 
 fn not_served(node: &str, office: &OfficeReport) -> Verdict {

@@ -81,7 +81,11 @@ fn wanted() -> Vec<String> {
         let of_a_pair = DEFECTS.iter().filter(|defect| !elsewhere.contains(defect));
         return of_a_pair.map(|defect| name(defect)).collect();
     }
-    let control = failover_core::defect::DEFECTS.iter().map(|defect| name(defect));
+    let with_etcd = failover_core::defect::ETCD_DEFECTS;
+    let control = failover_core::defect::DEFECTS
+        .iter()
+        .filter(|defect| !with_etcd.contains(defect))
+        .map(|defect| name(defect));
     let mut all: Vec<String> =
         control.chain(WITH_A_MAJORITY.iter().map(|defect| name(defect))).collect();
     all.sort();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use replicator::cluster::check_etcd;
 use replicator::config::{ClusterConfig, NodeConfig, ResourceConfig, services};
 use replicator::create::{self, CreateRequest, Created};
 use replicator::dump;
@@ -197,11 +198,17 @@ pub fn check(
     arguments: &Arguments,
 ) -> Result<u8, Failure> {
     let mut problems = config.warnings.clone();
+    let mut good = Vec::new();
     // On a machine that is no node of the file only the file itself can be checked.
     let here = config.choose_node(arguments.node.as_deref()).ok();
     if let Some(node) = here {
-        if let Err(error) = ClusterKey::load(&node.key) {
-            problems.push(error.to_string());
+        match ClusterKey::load(&node.key) {
+            Err(error) => problems.push(error.to_string()),
+            Ok(key) => {
+                let (wrong, right) = check_etcd(config, &key);
+                problems.extend(wrong);
+                good.extend(right);
+            }
         }
         for resource in config.resources.iter().filter(|_| !node.witness) {
             let copy = resource.copy_on(&node.name);
@@ -230,10 +237,13 @@ pub fn check(
         let resources: Vec<&str> = config.resources.iter().map(|it| it.name.as_str()).collect();
         let value = json!({
             "cluster": config.cluster, "nodes": nodes, "resources": resources,
-            "node": here.map(|node| &node.name), "problems": problems,
+            "node": here.map(|node| &node.name), "problems": problems, "good": good,
         });
         println!("{value}");
     } else {
+        for line in &good {
+            println!("{line}");
+        }
         print!("{}", show::config(config, here, &problems));
     }
     Ok(if problems.is_empty() { EXIT_DONE } else { EXIT_NOT_SAFE })

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use replicator::cluster::{Applied, ClusterReport, HistoryEntry, NodeReport, OfficeReport};
+use replicator::cluster::{
+    Applied, ClusterReport, EtcdReport, HistoryEntry, NodeReport, OfficeReport,
+};
 
 use crate::show::{ago, refusal, span};
 
@@ -10,7 +12,12 @@ use crate::show::{ago, refusal, span};
 pub fn head(out: &mut String, cluster: &ClusterReport) {
     let heard = |node: &&NodeReport| matches!(node.state.as_str(), "here" | "reachable");
     let count = cluster.nodes.iter().filter(heard).count();
-    let majority = if cluster.has_majority {
+    let majority = if cluster.etcd.is_some() {
+        match cluster.has_majority {
+            true => "etcd answers".to_owned(),
+            false => format!("ETCD SILENT for {}", span(cluster.no_majority_ms)),
+        }
+    } else if cluster.has_majority {
         "majority".to_owned()
     } else {
         format!("NO MAJORITY for {}", span(cluster.no_majority_ms))
@@ -26,6 +33,9 @@ pub fn head(out: &mut String, cluster: &ClusterReport) {
         cluster.nodes.len(),
         cluster.revision
     );
+    if let Some(report) = &cluster.etcd {
+        etcd(out, report);
+    }
     if !cluster.proposing.is_empty() {
         let since = span(cluster.proposing_ms);
         let _ = writeln!(out, "  proposing for {since}: {}", cluster.proposing);
@@ -40,6 +50,33 @@ pub fn head(out: &mut String, cluster: &ClusterReport) {
         if *count > 0 {
             let _ = writeln!(out, "  {count} messages were refused, the last: {last}");
         }
+    }
+}
+
+/// etcd, when it keeps the register: who of it is there, and what is wrong.
+fn etcd(out: &mut String, report: &EtcdReport) {
+    let reachable = report.endpoints.iter().filter(|it| it.state != "unreachable").count();
+    let _ = writeln!(
+        out,
+        "  etcd {} · {reachable} of {} endpoints reachable",
+        report.prefix,
+        report.endpoints.len()
+    );
+    for endpoint in &report.endpoints {
+        let state = match endpoint.state.as_str() {
+            "unreachable" => format!("UNREACHABLE: {}", endpoint.why),
+            other => format!(
+                "{} {:.1} ms · etcd {}",
+                other.replace('_', " "),
+                endpoint.round_trip_us as f64 / 1000.0,
+                endpoint.version
+            ),
+        };
+        let _ = writeln!(out, "    {:<21} {state}", endpoint.address);
+    }
+    if let Some(trouble) = &report.trouble {
+        let text = refusal(trouble).replace("\n  next", "\n    next");
+        let _ = writeln!(out, "    {}", text.trim_start_matches("refused: "));
     }
 }
 

@@ -150,6 +150,7 @@ impl World {
             Effect::PersistRecord(record) => {
                 self.push(FSYNC, Event::Durable { node: node.clone(), process, record });
             }
+            Effect::AskEtcd { .. } => unreachable!("the nodes keep the register"),
             Effect::LeaseChanged { until, .. } => {
                 self.machines.get_mut(node).unwrap().lease = until;
             }

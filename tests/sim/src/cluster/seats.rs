@@ -224,6 +224,7 @@ impl World {
                 let life = there.life;
                 self.soon(delay, Happening::RecordWritten { seat, life, record });
             }
+            Effect::AskEtcd { .. } => unreachable!("the nodes keep the register"),
             Effect::LeaseChanged { until, .. } => self.lease_changed(seat, until),
             Effect::Learned { state, .. } => self.learned(seat, state),
             Effect::Decided { number, result, .. } => self.decided(seat, number, result),

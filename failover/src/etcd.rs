@@ -1,0 +1,205 @@
+//! Asks etcd what the core wants to know, on a thread with a small runtime of its own: nothing else
+//! runs there, so no renewal of the lease waits for anything but etcd. `failover_core::etcd` has
+//! the rules; here are only sockets, deadlines and the form of keys.
+//!
+//! ```text
+//!   etcd/form.rs     keys and transactions as etcd's JSON, and back
+//!   etcd/client.rs   one question to one endpoint; which endpoint is next
+//!   etcd/check.rs    what `replctl check` finds out
+//! ```
+
+mod check;
+mod client;
+mod form;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use failover_core::NodeName;
+use failover_core::etcd::{Answer, Ask};
+use tokio::runtime::Builder;
+use tokio::sync::mpsc;
+
+use crate::datagram::Authenticate;
+use client::Client;
+use form::Form;
+
+pub use check::{EtcdCheck, check};
+
+/// The endpoints are asked how they are so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A watch that says nothing for so many beats is begun again elsewhere.
+const WATCH_BEATS: u32 = 5;
+/// One question may take at least and at most so long, whatever the lease is.
+const DEADLINE_MIN: Duration = Duration::from_millis(300);
+const DEADLINE_MAX: Duration = Duration::from_secs(2);
+
+/// Where etcd is, and what is ours there.
+#[derive(Clone)]
+pub struct EtcdConfig {
+    /// The client addresses of its members, in the order in which they are tried.
+    pub endpoints: Vec<SocketAddr>,
+    /// Our keys begin with it.
+    pub prefix: String,
+    /// User and password, if etcd wants them.
+    pub login: Option<(String, String)>,
+    /// The name of the cluster.
+    pub cluster: String,
+    /// The code with the cluster's key: two clusters with one name are told apart by it.
+    pub authenticate: Authenticate,
+    /// The lease; a question may take a fifth of it.
+    pub lease: Duration,
+}
+
+impl EtcdConfig {
+    fn beat(&self) -> Duration {
+        (self.lease / 5).clamp(DEADLINE_MIN, DEADLINE_MAX)
+    }
+}
+
+/// How one endpoint is, as `replctl status` shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EndpointReport {
+    /// Its address.
+    pub address: String,
+    /// Whether it answered the last time.
+    pub is_reachable: bool,
+    /// Whether it knows a leader, and so is with a majority.
+    pub has_leader: bool,
+    /// Whether it is that leader.
+    pub is_leader: bool,
+    /// Its version.
+    pub version: String,
+    /// The etcd cluster it belongs to.
+    pub store: u64,
+    /// The way there and back in microseconds.
+    pub round_trip_us: u64,
+    /// The size of its database: without compaction it grows with every renewal.
+    pub database_bytes: u64,
+    /// Why it is not reachable.
+    pub why: String,
+}
+
+/// What the thread is told.
+struct Question {
+    number: u64,
+    ask: Box<Ask>,
+}
+
+/// The handle of the thread.
+#[derive(Clone)]
+pub(crate) struct Etcd {
+    questions: mpsc::UnboundedSender<Question>,
+    endpoints: Arc<Mutex<Vec<EndpointReport>>>,
+}
+
+/// What the thread tells.
+pub(crate) enum Told {
+    /// The answer to a question.
+    Answered { number: u64, answer: Answer },
+    /// Somebody changed something.
+    Changed,
+}
+
+impl Etcd {
+    /// Starts the thread; `tell` is called from it and must not wait.
+    pub(crate) fn start(
+        config: EtcdConfig,
+        me: &NodeName,
+        tell: impl Fn(Told) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let (questions, inbox) = mpsc::unbounded_channel();
+        let blank = |address: &SocketAddr| EndpointReport {
+            address: address.to_string(),
+            why: "not asked yet".into(),
+            ..EndpointReport::default()
+        };
+        let endpoints: Vec<EndpointReport> = config.endpoints.iter().map(blank).collect();
+        let endpoints = Arc::new(Mutex::new(endpoints));
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (reports, me) = (endpoints.clone(), me.clone());
+        let body = move || runtime.block_on(serve(config, me, inbox, reports, Arc::new(tell)));
+        thread::Builder::new().name("etcd".into()).spawn(body)?;
+        Ok(Self { questions, endpoints })
+    }
+
+    /// Asks; the answer comes in any case.
+    pub(crate) fn ask(&self, number: u64, ask: Box<Ask>) {
+        // The thread lives as long as the process.
+        let _ = self.questions.send(Question { number, ask });
+    }
+
+    /// How the endpoints are.
+    pub(crate) fn endpoints(&self) -> Vec<EndpointReport> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn serve(
+    config: EtcdConfig,
+    me: NodeName,
+    mut inbox: mpsc::UnboundedReceiver<Question>,
+    reports: Arc<Mutex<Vec<EndpointReport>>>,
+    tell: Arc<dyn Fn(Told) + Send + Sync>,
+) {
+    let client = Arc::new(Client::new(&config));
+    let form = Arc::new(Form::new(&config));
+    let beat = config.beat();
+    tokio::spawn(look_at_endpoints(client.clone(), reports));
+    tokio::spawn(watch(client.clone(), form.clone(), me, beat, tell.clone()));
+    while let Some(Question { number, ask }) = inbox.recv().await {
+        let (client, form, tell) = (client.clone(), form.clone(), tell.clone());
+        tokio::spawn(async move {
+            let answer = answer(&client, &form, &ask, beat).await;
+            tell(Told::Answered { number, answer });
+        });
+    }
+}
+
+async fn answer(client: &Client, form: &Form, ask: &Ask, deadline: Duration) -> Answer {
+    let (path, body) = form.request(ask);
+    let found = match client.post(path, &body, deadline).await {
+        Ok(answer) => form.answer(ask, &answer).map_err(client::nonsense),
+        Err(trouble) => Err(trouble),
+    };
+    found.unwrap_or_else(|trouble| {
+        tracing::debug!("etcd: {}", trouble.why);
+        Answer::Failed(trouble)
+    })
+}
+
+async fn look_at_endpoints(client: Arc<Client>, reports: Arc<Mutex<Vec<EndpointReport>>>) {
+    loop {
+        let began = Instant::now();
+        let count = client.endpoint_count();
+        let asked = (0..count).map(|index| client.look(index, LOOK_EVERY));
+        let found = futures_util::future::join_all(asked).await;
+        *reports.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        tokio::time::sleep(LOOK_EVERY.saturating_sub(began.elapsed())).await;
+    }
+}
+
+/// Tells whenever somebody else changes something. It may miss things: the core looks by itself.
+async fn watch(
+    client: Arc<Client>,
+    form: Arc<Form>,
+    me: NodeName,
+    beat: Duration,
+    tell: Arc<dyn Fn(Told) + Send + Sync>,
+) {
+    let mut index = 0;
+    loop {
+        let patience = beat * WATCH_BEATS;
+        let lines = |line: &[u8]| {
+            if form.is_change_by_others(line, &me) {
+                tell(Told::Changed);
+            }
+        };
+        client.watch(index, &form.watch_request(), patience, lines).await;
+        index += 1;
+        tokio::time::sleep(beat / 4).await;
+    }
+}
