@@ -8,17 +8,20 @@ use alloc::vec::Vec;
 use replicator_core::{Span, Time};
 
 use crate::ballot::NodeName;
-use crate::cluster::{Cause, ClusterState, Force, Resource, Voter};
+use crate::cluster::{Cause, ClusterState, Force, Home, Resource, Voter};
 use crate::command::{Asker, Change};
 use crate::defect::{Defect, defect};
 use crate::facts::{Facts, Hindrance, Placement};
-use crate::node::{Effect, Effects, Node};
+use crate::node::{Effect, Effects, Local, Node};
 use crate::verdict::Verdict;
+use crate::wording::{RELEASE, WISH_REFUSED};
 
 /// A candidate that does nothing for so long is passed over by the next one.
 const CANDIDATE_PATIENCE: Span = Span::from_ms(2_000);
 /// A node that a switchover waits for and that does not take the office for so long has failed.
 const WANTED_PATIENCE: Span = Span::from_ms(10_000);
+/// A replica that refuses the office it was given more often than that keeps nobody waiting.
+const WANTED_REFUSALS_MAX: u32 = 1;
 /// After a refusal the next attempt waits so long, and twice as long each time.
 const RETRY: Span = Span::from_ms(500);
 const RETRY_DOUBLINGS_MAX: u32 = 6;
@@ -63,6 +66,13 @@ pub enum Move {
     },
     /// The register is to be changed.
     Change(Change, &'static str),
+    /// An operator wants it here, and it cannot be: the node that gave it goes on.
+    GiveBack {
+        /// That node, if it is known.
+        to: Option<NodeName>,
+        /// Why it cannot be here.
+        why: String,
+    },
 }
 
 impl Node {
@@ -124,6 +134,14 @@ impl Node {
             }
             Move::Change(change, why) => {
                 let cause = Cause { what: why.into(), resource, why: String::new() };
+                self.propose(Asker::Own, change, cause, effects);
+            }
+            Move::GiveBack { to, why } => {
+                // The next wish is a new one.
+                local.refusals = 0;
+                let change =
+                    Change::Want { resource: resource.clone(), node: to, force: Force::default() };
+                let cause = Cause { what: WISH_REFUSED.into(), resource, why };
                 self.propose(Asker::Own, change, cause, effects);
             }
         }
@@ -278,16 +296,39 @@ impl Node {
                 promote(format!("{} is lost", holder.node))
             }
             None => {
-                if entry.wanted.as_ref() != Some(me) {
+                let is_wanted = entry.wanted.as_ref() == Some(me);
+                if !is_wanted {
                     self.check_switches(state, entry)?;
                 }
-                self.check_candidate(entry, &local.facts)?;
+                if let Err(why) = self.check_candidate(entry, &local.facts) {
+                    let is_over = is_wanted && !is_forced && self.refuses_wish(local, &why);
+                    return if is_over { Ok(self.give_back(state, entry, &why)) } else { Err(why) };
+                }
                 self.check_turn(state, entry)?;
-                let wanted = entry.wanted.as_ref() == Some(me);
-                let why = if wanted { "an operator wants it here" } else { "nobody is primary" };
+                let why = if is_wanted { "an operator wants it here" } else { "nobody is primary" };
                 promote(why.into())
             }
         }
+    }
+
+    /// Whether a switchover to this node has failed: by what holds its replica back and is not
+    /// over in a moment by itself, or since the replica has refused the office again.
+    fn refuses_wish(&self, local: &Local, why: &Verdict) -> bool {
+        if self.now < local.retry_at {
+            return local.refusals > WANTED_REFUSALS_MAX;
+        }
+        let is_passing = matches!(why.code.as_str(), "peer_is_primary" | "register_unknown");
+        !is_passing || self.now.since(self.known_since) >= self.lease()
+    }
+
+    /// Nobody waits for a node that cannot take the office: who gave it is to go on, also while
+    /// the automation is paused.
+    fn give_back(&self, state: &ClusterState, entry: &Resource, why: &Verdict) -> Move {
+        let is_giver = |home: &&Home| home.node == state.by && home.node != self.config.name;
+        let was_released = state.cause.what == RELEASE && state.cause.resource == entry.name;
+        let to = entry.homes.iter().find(is_giver).filter(|_| was_released);
+        let why = format!("{}: {}", self.config.name, why.why);
+        Move::GiveBack { to: to.map(|home| home.node.clone()), why }
     }
 
     /// R11b: a resource that is new to the register begins with the newest copy on the disks of
@@ -711,7 +752,7 @@ impl Node {
     }
 }
 
-impl crate::node::Local {
+impl Local {
     fn refused(&mut self, now: Time, why: &Hindrance) {
         let doublings = self.refusals.min(RETRY_DOUBLINGS_MAX);
         self.refusals += 1;

@@ -8,6 +8,11 @@ use crate::command::{Change, Switch, Unfit};
 use crate::node::Node;
 use crate::verdict::Verdict;
 
+/// What the change is called by which a primary gives its office up.
+pub(crate) const RELEASE: &str = "release";
+/// And the one by which a node ends an operator's wish that it cannot fulfil.
+pub const WISH_REFUSED: &str = "switchover refused";
+
 impl Node {
     /// What a change that is about to be proposed is, and why.
     pub(crate) fn cause_of(&self, change: &Change) -> Cause {
@@ -17,7 +22,7 @@ impl Node {
         let old = self.state().and_then(|state| state.resource(resource));
         let what = match old.map(|entry| &entry.state) {
             _ if *forced => "forced takeover",
-            Some(old) if next.primary.is_none() && old.primary.is_some() => "release",
+            Some(old) if next.primary.is_none() && old.primary.is_some() => RELEASE,
             Some(old) if next.tenure != old.tenure => "takeover",
             Some(old) if next.set.len() < old.set.len() => "shrink",
             Some(old) if next.set.len() > old.set.len() => "grow",

@@ -8,6 +8,7 @@ use failover::core::cluster::{Force, Resource as Entry};
 use failover::core::command::{Change, Switch};
 use failover::core::node::Node;
 use failover::core::verdict::Verdict;
+use failover::core::wording::WISH_REFUSED;
 
 use super::{ControlPlane, refusal};
 use crate::control::{RefusalReport, Reply};
@@ -157,17 +158,7 @@ impl ControlPlane {
                 return Reply::Done(format!("{target} is primary, after {took} ms"));
             }
             if entry.is_some_and(|entry| entry.wanted.as_ref() != Some(target)) {
-                let why = node.local(resource).and_then(|local| local.refusal.as_ref());
-                return Reply::Refused(why.map_or_else(
-                    || {
-                        RefusalReport::new(
-                            "given_up",
-                            format!("{target} did not take {resource}; the old primary goes on"),
-                            format!("replctl explain {resource} says why"),
-                        )
-                    },
-                    refusal,
-                ));
+                return Reply::Refused(given_up(&node, resource, target));
             }
             let refused = node.local(resource).and_then(|local| local.refusal.clone());
             let counts = |it: &Verdict| {
@@ -242,6 +233,26 @@ impl ControlPlane {
         self.refuse_witness()?;
         let why = format!("{why}, on {}", self.node.name);
         self.cluster.order(change, &why).map_err(|verdict| refusal(&verdict))
+    }
+}
+
+/// Why a switchover ended elsewhere than at its target.
+fn given_up(node: &Node, resource: &str, target: &NodeName) -> RefusalReport {
+    let refused = node.state().map(|state| &state.cause);
+    let refused = refused.filter(|it| it.what == WISH_REFUSED && it.resource == resource);
+    let own = node.local(resource).and_then(|local| local.refusal.as_ref());
+    match (refused, own) {
+        (Some(cause), _) => RefusalReport::new(
+            "given_up",
+            format!("{}; the old primary goes on", cause.why),
+            format!("replctl explain {resource}, on {target}, says what to do"),
+        ),
+        (None, Some(own)) => refusal(own),
+        (None, None) => RefusalReport::new(
+            "given_up",
+            format!("{target} did not take {resource}; the old primary goes on"),
+            format!("replctl history {resource} and replctl explain {resource} say why"),
+        ),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use failover_core::acceptor::Record;
-use failover_core::facts::Facts;
+use failover_core::facts::{Facts, Hindrance};
 use failover_core::message::Envelope;
 use failover_core::node::{Config, Effect, Effects, Input, Node, Undecided};
 use failover_core::verdict::Verdict;
@@ -45,6 +45,8 @@ pub struct World {
     pub log: Vec<String>,
     /// How the last order of an operator ended.
     pub answer: Option<Result<(), Verdict>>,
+    /// Whose replica refuses the office, and why.
+    pub refusing: Option<(NodeName, Hindrance)>,
 }
 
 pub fn name(text: &str) -> NodeName {
@@ -72,6 +74,7 @@ impl World {
             processes: 0,
             log: Vec::new(),
             answer: None,
+            refusing: None,
         };
         for (id, (node, _)) in nodes.iter().enumerate() {
             world.install(node, 100 + id as u128);
@@ -159,6 +162,10 @@ impl World {
             }
             Effect::Promote { resource, why, .. } => {
                 self.log.push(format!("{} {node} promotes: {why}", self.now.0 / 1_000_000));
+                if let Some((_, refused)) = self.refusing.clone().filter(|(it, _)| it == node) {
+                    let event = fact(Input::PromotionEnded { resource, refused: Some(refused) });
+                    return self.push(FSYNC, event);
+                }
                 let old = self.machines[node].state.clone().unwrap_or_default();
                 let me = Member { replica: replica_of(node), incarnation: Incarnation(1) };
                 let mut next = old.clone();
