@@ -355,6 +355,14 @@ def an_agent_that_lies_about_a_stopped_primary_is_refused():
         expect(refusal["code"] == "fence_unconfirmed", f"the reason is {refusal}")
         expect(refusal["why"].startswith("fence unconfirmed: agent says that alpha is off, but ")
                and "accepts connections" in refusal["why"], f"{refusal}")
+        expect(refusal["rule"] == "No witness" and "replctl fence alpha --is-off" in refusal["next"],
+               f"{refusal}")
+        first = state["explain"]["since_ms"]
+        wait_until("explain counts for how long", lambda: fence(beta)["explain"]["since_ms"]
+                   >= first + 500, 10)
+        text = beta.ctl_raw("explain", as_json=False)[1]
+        expect("beta does not take the office of alpha (for " in text
+               and refusal["why"] in text and refusal["next"] in text, text)
         expect(cluster.calls(alpha) == ["off", "status"], f"{cluster.calls(alpha)}")
         expect_not_promoted(beta)
         alpha.signal(signal.SIGCONT)

@@ -41,14 +41,22 @@ def office(node):
     return next((it for it in offices if it["name"] == "demo"), {"explain": None, "replicas": []})
 
 
-def hindered(cluster, asked, name, rule, next_words):
-    """Any node says why the replica of another could not be promoted."""
-    def given():
-        found = [it["hindrance"] for it in office(asked)["replicas"] if it["node"] == name]
-        return found and found[0] and found[0]["rule"] == rule and found[0]
+def hindered(asked, name, rule, next_words, values=""):
+    """Any node says why the replica of another could not be promoted, with all that belongs to it,
+    and its age grows."""
+    def given(older_than_ms=-1):
+        found = next((it for it in office(asked)["replicas"] if it["node"] == name), {})
+        why = found.get("hindrance")
+        return (why and why["rule"] == rule and re.search(values, why["why"])
+                and found["hindered_ms"] > older_than_ms and found)
     found = wait_until(f"{asked.name} says that {name} is hindered by {rule}", given, 20)
-    expect(next_words in found["next"], f"the next step is {found['next']!r}")
-    print(f"    {asked.name} about {name}: {rule}: {found['why']}; {found['next']}")
+    why = found["hindrance"]
+    expect(next_words in why["next"], f"the next step is {why['next']!r}")
+    words = asked.ctl_raw("explain", "demo", as_json=False)[1]
+    expect(f"{name} could not be promoted (for " in words and rule in words
+           and why["next"] in words, f"replctl explain shows:\n{words}")
+    wait_until("its age grows", lambda: given(found["hindered_ms"]), 10)
+    print(f"    {asked.name} about {name}: {rule}: {why['why']}; {why['next']}")
 
 
 def explain_lease_runs_no_majority_paused_and_standby():
@@ -70,6 +78,30 @@ def explain_lease_runs_no_majority_paused_and_standby():
         explained(beta, "no_majority", "L6", "recover --without", r"1 of 3 voters.*silent for \d+ ms")
 
 
+def status_of_a_dead_primary_says_that_its_lease_is_over_since_when_and_what_is_awaited():
+    with Trio() as cluster:
+        alpha, beta = cluster.start(watched=False).alpha, cluster.beta
+        beta.ctl("pause")
+        runs = office(beta)
+        expect(runs["lease_over_ms"] is None and runs["lease_left_ms"] > 0, f"{runs}")
+        alpha.kill()
+        for node in (beta, cluster.gamma):
+            first = wait_until(f"{node.name} says that the lease is over",
+                               lambda it=node: office(it)["lease_over_ms"], 10)
+            wait_until(f"{node.name} says what is awaited", lambda it=node:
+                       "replctl resume" in office(it)["awaits"], 10)
+            wait_until("its age grows", lambda it=node, than=first:
+                       office(it)["lease_over_ms"] >= than + 300, 10)
+            shown = node.ctl_raw("status", as_json=False)[1]
+            line = re.search(r"primary alpha since generation \d+, lease over for .*", shown)
+            expect(line and "replctl resume" in line.group(), f"{node.name} shows:\n{shown}")
+            print(f"    {node.name}: {line.group()}")
+        alpha.start()
+        wait_until("the lease runs again", lambda: office(beta)["lease_over_ms"] is None, 20)
+        beta.ctl("resume")
+        cluster.wait_in_sync()
+
+
 def explain_not_a_member_and_stale():
     with Trio() as cluster:
         alpha, beta = cluster.start(watched=False).alpha, cluster.beta
@@ -79,7 +111,7 @@ def explain_not_a_member_and_stale():
         wait_until("beta left the set", lambda: office(alpha)["in_sync"] == ["alpha"], 10)
         refused = alpha.refuses("switchover", "demo", "--to", "beta", code="not_a_member")
         expect(refused.rule == "R11a" and re.search(r"generation \d+", refused.why), f"{refused}")
-        hindered(cluster, cluster.gamma, "beta", "R11a", "bring alpha back")
+        hindered(cluster.gamma, "beta", "R11a", "bring alpha back", r"generation \d+")
         alpha.kill()
         explained(beta, "sole", "R5d", "replctl failover demo", r"generation \d+")
 
@@ -156,7 +188,7 @@ def explain_an_old_instance_that_is_still_open():
         words = rf"is mounted on {mount}.*open in process {os.getpid()} \(python3\)"
         # What a node that has just started says of itself is a fifth of a second late.
         for node in (cluster.gamma, beta):
-            hindered(cluster, node, "alpha", "R15", "unmount it or end these processes")
+            hindered(node, "alpha", "R15", "unmount it or end these processes")
         refused = beta.refuses("switchover", "demo", "--to", "alpha", code="old_device_in_use")
         expect(refused.rule == "R15" and re.search(words, refused.why), f"{refused}")
         expect(alpha.status()["device"]["state"] == "leftover", f"{alpha.status()['device']}")
@@ -375,6 +407,7 @@ def history_tells_how_long_each_part_of_a_change_of_office_took():
 
 SCENARIOS = [
     explain_lease_runs_no_majority_paused_and_standby,
+    status_of_a_dead_primary_says_that_its_lease_is_over_since_when_and_what_is_awaited,
     explain_not_a_member_and_stale,
     explain_no_origin,
     explain_a_higher_generation_on_disk_than_in_the_register,

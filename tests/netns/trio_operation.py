@@ -9,6 +9,7 @@ from cluster import Refused, expect, wait_until
 from nbd_client import Failed, Lost
 from nbd_client import Refused as NotServed
 from trio import Trio, stay
+from trio_explain import hindered
 from trio_network import last_revision, longest_pause, nobody_took_over
 
 TAKEN_WITHIN_S = 15
@@ -84,9 +85,8 @@ def d13_after_a_forced_failover_the_old_primary_is_refused_until_the_operator_gi
         print(f"    {diverged} diverged blocks; {alpha.status()['verdict']['text']}")
         stay(2)
         expect(alpha.replica()["data"] == "diverged", "alpha was overwritten without an order")
-        explained = wait_until("explain tells", lambda: cluster.office(alpha)["replicas"][0][
-            "hindrance"])
-        expect(explained["rule"] == "R11d" and "--discard" in explained["next"], f"{explained}")
+        for node in cluster.nodes.values():
+            hindered(node, "alpha", "R11d", "replctl resync demo --discard", r"generation \d+")
         alpha.ctl("resync", "demo", "--discard")
         cluster.wait_in_sync()
         with beta.client() as client:

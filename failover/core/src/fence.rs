@@ -700,12 +700,20 @@ impl Fence {
              --old-primary-is-off"
         );
         effects.push(Effect::Note(Note::Failed(why.clone())));
-        let verdict = Verdict::new(now, code, RULE, why, next);
+        let since = self.failing_since(now, code);
+        let verdict = Verdict { since, ..Verdict::new(now, code, RULE, why, next) };
         self.failure = Some(verdict.clone());
         self.enter(now, State::Failed { attempt, retry_at });
         if core::mem::take(&mut self.is_ordered) {
             effects.push(Effect::Answer(Err(verdict)));
         }
+    }
+
+    /// Since when attempts fail in this way, while the peer was silent all the time.
+    fn failing_since(&self, now: Time, code: &str) -> Time {
+        let silent_since = self.silent_since.unwrap_or(now);
+        let earlier = self.failure.as_ref().filter(|it| it.code == code);
+        earlier.map(|it| it.since).filter(|since| *since >= silent_since).unwrap_or(now)
     }
 
     // ------------------------------------------------------------------ what can be seen

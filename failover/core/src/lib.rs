@@ -37,6 +37,7 @@ pub mod fence;
 pub mod guard;
 mod hindered;
 pub mod holder;
+mod lapse;
 pub mod message;
 pub mod node;
 pub mod proposer;

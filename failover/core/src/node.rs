@@ -20,6 +20,7 @@ use crate::etcd::{Answer, Ask, EtcdRegister};
 use crate::facts::{Facts, Hindrance, Placement};
 use crate::hindered::Hindered;
 use crate::holder::{Granted, LeaseHolder};
+use crate::lapse::Lapsed;
 use crate::message::{Envelope, Heartbeat, Message, RecordSeen};
 use crate::proposer::{Doing, Outcome, Proposal, Proposer};
 use crate::recovery::{Recovery, Stranger};
@@ -275,6 +276,8 @@ pub struct Node {
     pub(crate) is_settled: bool,
     /// Since when the known state is what it is.
     pub(crate) known_since: Time,
+    /// Offices whose lease is over.
+    pub(crate) lapsed: Lapsed,
     pub(crate) proposer: Proposer,
     pub(crate) holder: LeaseHolder,
     pub(crate) detector: Detector,
@@ -324,6 +327,7 @@ impl Node {
             known: record_is_enough(&accepted),
             is_settled: defect(Defect::RecordTrustedAtStart) && accepted.is_some(),
             known_since: now,
+            lapsed: Lapsed::default(),
             proposer: Proposer::new(config.name.clone(), config.process),
             holder: LeaseHolder::new(config.process),
             detector: Detector::new(lease),
@@ -418,6 +422,7 @@ impl Node {
         self.decide(effects);
         self.go_on(effects);
         self.tell_leases(effects);
+        self.watch_lapses();
         self.persist(effects);
         say_once(effects);
     }
@@ -1002,21 +1007,6 @@ impl Node {
         match &self.etcd {
             Some(etcd) => etcd.until(entry.state.tenure, resource),
             None => self.holder.until(state, resource),
-        }
-    }
-
-    /// When the lease of a resource's holder ends, as this node knows it: by its own lease, the
-    /// grants of its acceptor, or the lease key that it watches.
-    pub fn lease_seen(&self, resource: &str) -> Option<Time> {
-        if let Some(own) = self.lease_until(resource) {
-            return Some(own);
-        }
-        match &self.etcd {
-            Some(etcd) => etcd.watching().unchanged(resource).map(|(since, term)| since + term),
-            None => {
-                let mut leases = self.acceptor.leases(self.now);
-                leases.find(|lease| lease.resource == resource).map(|lease| lease.until)
-            }
         }
     }
 

@@ -225,6 +225,37 @@ fn an_agent_that_says_off_while_the_peer_accepts_connections_is_refused() {
 }
 
 #[test]
+fn an_unconfirmed_fence_says_since_when_it_is_that() {
+    let mut story = Story::new(settings());
+    let since = |story: &Story| {
+        let verdict = story.fence.verdict(story.now()).unwrap();
+        assert_eq!(verdict.code, "fence_unconfirmed");
+        verdict.since
+    };
+    let lie = |story: &mut Story| {
+        story.agent(Request::Off, Ended::Exit(0));
+        story.agent(Request::Status, Ended::Exit(2));
+        story.tell(Input::Probed { accepted: Some("10.0.0.1:7788".into()) });
+    };
+    story.alpha_falls_silent();
+    story.pass(5_000);
+    lie(&mut story);
+    let first = story.now();
+    assert_eq!(since(&story), first);
+    // The next attempt fails in the same way: the reason is as old as the first one.
+    story.pass(2_000);
+    lie(&mut story);
+    assert_eq!((since(&story), story.fence.state()), (first, ("failed", story.now())));
+    // The peer was there meanwhile: this is another silence.
+    story.facts.is_heard = true;
+    story.pass(100);
+    story.alpha_falls_silent();
+    story.pass(5_000);
+    lie(&mut story);
+    assert_eq!(since(&story), story.now());
+}
+
+#[test]
 fn an_agent_that_says_off_while_the_peer_speaks_is_refused() {
     let mut story = Story::new(settings());
     story.alpha_falls_silent();

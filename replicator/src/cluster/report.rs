@@ -87,6 +87,12 @@ pub struct OfficeReport {
     pub wanted: String,
     /// How long the lease runs here, if this node holds it; as an acceptor sees it otherwise.
     pub lease_left_ms: u64,
+    /// For how long it has been over; none: it runs, has no end, or nobody is primary.
+    #[serde(default)]
+    pub lease_over_ms: Option<u64>,
+    /// What is waited for while it is over.
+    #[serde(default)]
+    pub awaits: String,
     /// What each data node says of its replica.
     pub replicas: Vec<ReplicaFacts>,
     /// Why this node does not take the office, if it does not.
@@ -205,8 +211,11 @@ impl ControlPlane {
             since_ms: now().since(verdict.since).as_ms(),
         });
         let left = |until: Time| until.since(now()).as_ms();
+        let lapsed = node.lapsed_since(name);
         OfficeReport {
             name: name.clone(),
+            lease_over_ms: lapsed.map(|since| now().since(since).as_ms()),
+            awaits: lapsed.map_or_else(String::new, |_| awaits(node, entry)),
             generation: entry.state.generation,
             tenure: entry.state.tenure,
             primary: entry.holder.as_ref().map(|it| it.node.0.clone()).unwrap_or_default(),
@@ -226,6 +235,30 @@ impl ControlPlane {
                 .collect(),
             explain: if self.node.witness { None } else { explain },
         }
+    }
+}
+
+/// What an office waits for whose lease is over, as this node knows.
+fn awaits(node: &Node, entry: &Entry) -> String {
+    let holder = entry.holder.as_ref().map(|holder| &holder.node);
+    if holder == Some(&node.config().name) {
+        return "this node waits for a majority that renews it".to_owned();
+    }
+    if let Some(verdict) = node.explain(&entry.name).filter(|it| it.code != "not_here") {
+        return format!("{}; next: {}", verdict.why, verdict.next);
+    }
+    if node.newest().is_some_and(|state| state.paused) {
+        return "an operator paused the automation; next: replctl resume".to_owned();
+    }
+    let heirs: Vec<String> = node
+        .heirs(entry)
+        .into_iter()
+        .filter(|heir| Some(heir) != holder)
+        .map(|heir| heir.0)
+        .collect();
+    match (heirs.as_slice(), holder) {
+        ([], Some(holder)) => format!("{holder} has to come back: nobody else can take over"),
+        _ => format!("{} is to take over", heirs.join(" or ")),
     }
 }
 

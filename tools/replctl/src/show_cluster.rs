@@ -101,12 +101,13 @@ pub fn nodes(out: &mut String, cluster: &ClusterReport) {
     }
 }
 
-/// The office of a resource: who holds it, how long the lease runs, where it should go.
+/// The office of a resource: who holds it, how long the lease runs, or since when it is over and
+/// what is waited for, where it should go.
 pub fn office(out: &mut String, office: &OfficeReport) {
-    let lease = if office.is_sole {
-        "lease without end (the only member)".to_owned()
-    } else {
-        format!("lease {:.1} s", office.lease_left_ms as f64 / 1000.0)
+    let lease = match office.lease_over_ms {
+        _ if office.is_sole => "lease without end (the only member)".to_owned(),
+        Some(over) => format!("lease over for {}: {}", span(over), office.awaits),
+        None => format!("lease {:.1} s", office.lease_left_ms as f64 / 1000.0),
     };
     let primary = match office.primary.as_str() {
         "" => "nobody is primary".to_owned(),
@@ -213,4 +214,35 @@ pub fn history(entry: &HistoryEntry) -> String {
         let _ = write!(text, " · clients paused {} at most", span(ms));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_is_over_says_since_when_and_what_is_waited_for() {
+        let mut report = OfficeReport {
+            primary: "alpha".into(),
+            tenure: 7,
+            lease_left_ms: 640,
+            ..OfficeReport::default()
+        };
+        let shown = |report: &OfficeReport| {
+            let mut out = String::new();
+            office(&mut out, report);
+            out
+        };
+        assert_eq!(shown(&report), "  office: primary alpha since generation 7, lease 0.6 s\n");
+        report.lease_left_ms = 0;
+        report.lease_over_ms = Some(3_200);
+        report.awaits = "an operator paused the automation; next: replctl resume".into();
+        assert_eq!(
+            shown(&report),
+            "  office: primary alpha since generation 7, lease over for 3.2 s: an operator paused \
+             the automation; next: replctl resume\n"
+        );
+        report.is_sole = true;
+        assert!(shown(&report).ends_with("lease without end (the only member)\n"));
+    }
 }

@@ -58,7 +58,7 @@ pub fn explain(fence: &FenceReport, node: &str) -> String {
         && let Some(failure) = &fence.failure
     {
         let text = refusal(&failure.refusal);
-        let _ = writeln!(out, "the last attempt, {} ago: {text}", span(failure.since_ms));
+        let _ = writeln!(out, "attempts failed, the first {} ago: {text}", span(failure.since_ms));
     }
     out
 }

@@ -2,6 +2,7 @@
 
 mod members;
 mod old_record;
+mod refused_wish;
 mod world;
 
 use failover_core::cluster::{Epoch, Force};
@@ -18,6 +19,36 @@ fn a_dead_primary_is_replaced_when_its_lease_is_over() {
     world.kill("alpha");
     let took = world.run_until(Span::from_ms(3_000), |world| world.has_lease("beta"));
     assert!(took <= Span::from_ms(1_350), "{} ms: {:#?}", took.as_ms(), world.log);
+}
+
+#[test]
+fn every_node_knows_since_when_the_lease_of_a_dead_primary_is_over() {
+    let mut world = World::with_primary();
+    let pause = Input::Ordered { ticket: 1, change: Change::Pause(true), why: "test".into() };
+    world.order("beta", pause).unwrap();
+    for node in ["alpha", "beta", "gamma"] {
+        assert_eq!(world.core(node).lapsed_since(RESOURCE), None, "{node}");
+    }
+    world.kill("alpha");
+    let killed = world.now;
+    world.pass(Span::from_ms(5_000));
+    for node in ["beta", "gamma"] {
+        let since = world.core(node).lapsed_since(RESOURCE).unwrap().since(killed);
+        assert!(since >= Span::from_ms(800) && since <= Span::from_ms(1_200), "{node}: {since:?}");
+    }
+    world.start("alpha");
+    world.run_until(Span::from_ms(3_000), |world| world.has_lease("alpha"));
+    world.pass(Span::from_ms(300));
+    assert_eq!(world.core("beta").lapsed_since(RESOURCE), None);
+}
+
+#[test]
+fn a_lease_that_others_granted_is_not_over() {
+    let mut world = World::with_primary();
+    world.cut = vec![(name("alpha"), name("beta")), (name("beta"), name("alpha"))];
+    world.pass(Span::from_ms(5_000));
+    assert_eq!(world.core("beta").lapsed_since(RESOURCE), None);
+    assert!(world.core("beta").lease_seen(RESOURCE).unwrap() > world.now);
 }
 
 #[test]
