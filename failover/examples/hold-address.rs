@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use failover::core::Span;
-use failover::guard::{self, Guard, GuardOptions, Part, Registry, WatchdogWish};
+use failover::guard::{self, Guard, GuardOptions, Registry, WatchdogWish};
 use failover::node::now;
 use failover::services::address::{Address, AddressConfig};
 use failover::services::{Force, Service, Site};
@@ -83,7 +83,7 @@ fn hold(
                 _ = renewal.tick() => {
                     let left = Span(lease.0 / 10 * 9);
                     registry.set_lease("demo", Some(now() + left));
-                    registry.beat(Part::Cluster);
+                    registry.beat();
                     address.lease(Some(Duration::from_nanos(left.0))).await;
                 }
                 result = wait_for(&mut start), if start.is_some() => {

@@ -5,7 +5,7 @@
 //! ```text
 //!   table.rs     what both share: a mapping of atomics, no pointers, no locks
 //!   process.rs   the guard itself, `replicatord guard`
-//!   freeze.rs    cgroups and process groups made to stand still
+//!   freeze.rs    cgroups and process groups made to stand still, and killed
 //!   watchdog.rs  /dev/watchdog
 //! ```
 //!
@@ -13,8 +13,8 @@
 //!
 //! The daemon notes in the table what it is about to start, and takes it out when it has verified
 //! that it is gone. The guard acts on what is left. It outlives a daemon that was killed, ends with
-//! one that ends orderly, and makes room for the guard of the next daemon, to which it gives up
-//! what it froze.
+//! one that ends orderly, and makes room for the guard of the next daemon, to which it leaves what
+//! it froze as it is.
 
 mod freeze;
 mod process;
@@ -56,15 +56,6 @@ const STALE_AFTER: Span = Span::from_ms(1_000);
 /// One that ends again and again is not started more often than this.
 const RESPAWN_PAUSE: Duration = Duration::from_millis(200);
 
-/// Threads of the daemon whose standstill makes it stuck.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Part {
-    /// Renews the lease and steps the cluster's core.
-    Cluster,
-    /// Starts and stops services.
-    Services,
-}
-
 /// What the daemon has its guard know. Cheap to clone; [`Registry::none`] leads nowhere.
 #[derive(Clone)]
 pub struct Registry {
@@ -83,6 +74,11 @@ impl Registry {
     /// Where there is no guard.
     pub fn none() -> Self {
         Self { table: None, rows: Arc::default() }
+    }
+
+    /// Whether it leads nowhere.
+    pub fn is_none(&self) -> bool {
+        self.table.is_none()
     }
 
     fn over(table: Shared) -> Self {
@@ -106,11 +102,21 @@ impl Registry {
         self.with_office(resource, |table, row| table.set_given_up(row, is_given_up));
     }
 
-    /// A thread of the daemon shows that it lives. Never waits.
-    pub fn beat(&self, part: Part) {
+    /// The thread that renews the lease lives. Never waits.
+    pub fn beat(&self) {
         if let Some(table) = self.table {
-            table.beat(part, now());
+            table.beat(now());
         }
+    }
+
+    /// The thread that starts and stops the services of a resource lives.
+    pub fn beat_services(&self, resource: &str) {
+        self.with_office(resource, |table, row| table.beat_services(row, now()));
+    }
+
+    /// After how long without a lease the services of a resource stop, whoever stops them.
+    pub fn set_demote_after(&self, resource: &str, span: Span) {
+        self.with_office(resource, |table, row| table.set_demote_after(row, span));
     }
 
     /// An address is about to be added. It is the guard's business until the slot is dropped.
@@ -233,12 +239,12 @@ pub struct WatchdogReport {
     pub can_be_disarmed: bool,
     /// How its time-out and the lease go together; or why there is none.
     pub why: String,
-    /// Whether services may not start without it.
+    /// Whether services should not run on this node without it.
     pub is_required: bool,
 }
 
 impl WatchdogReport {
-    /// Why services must not start, if they must not.
+    /// Why services should not run on this node, if so.
     pub fn hindrance(&self) -> Option<String> {
         (self.is_required && !self.is_armed)
             .then(|| format!("watchdog = \"required\", and there is none: {}", self.why))
@@ -268,7 +274,6 @@ impl Guard {
         let table: Shared = Table::map(&memory)?;
         table.begin(options.lease, std::process::id());
         let registry = Registry::over(table);
-        registry.beat(Part::Cluster);
         let child = spawn(&options, &memory)?;
         let state = State { child: Some(child), restarts: 0, is_ending: false };
         let state = Arc::new(Mutex::new(state));
@@ -455,7 +460,7 @@ fn open_lock(run_dir: &Path) -> io::Result<File> {
     options.open(lock_path(run_dir))
 }
 
-/// A guard of a daemon that is gone makes room: it lets go what it froze, for the new daemon to
+/// A guard of a daemon that is gone makes room: what it froze stays so, for the new daemon to
 /// decide about. Two guards with two opinions would be worse than none for a moment.
 fn replace_old_guard(run_dir: &Path) -> io::Result<()> {
     let began = Instant::now();

@@ -60,6 +60,8 @@ pub trait Offices: Send + 'static {
     fn committed(&self, state: &ClusterState);
     /// When the data loop of a resource showed progress last; `None`: it is down.
     fn progress(&self, resource: &str) -> Option<Time>;
+    /// The thread lives: told at every turn, at least twenty times a second.
+    fn turned(&self) {}
 }
 
 /// What the thread is given.
@@ -375,6 +377,7 @@ impl NodeThread {
     fn run(mut self, inbox: &mpsc::Receiver<Letter>) {
         self.step(Input::TimePassed);
         loop {
+            self.offices.turned();
             let deadline = self
                 .node
                 .next_deadline()

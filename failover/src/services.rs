@@ -12,6 +12,7 @@
 //!   neighbour.rs   frames of ARP and neighbour discovery;  link_socket.rs: where they pass
 //!   process.rs     what ocf and command share: a session of their own, output, kill
 //!   scope.rs       the processes of one service: a cgroup, or a mark in the environment
+//!   guarded.rs     what the guard is told of them
 //!   attended.rs    what a start left running, and that it lives;  pidfd.rs, processes.rs
 //! ```
 
@@ -19,6 +20,7 @@ pub mod address;
 mod attended;
 mod command;
 mod filesystem;
+mod guarded;
 mod link_socket;
 mod neighbour;
 pub mod ocf;
@@ -85,14 +87,15 @@ pub trait Service: Send + Sync {
     /// Freezes everything it runs, or lets it go on: while the lease is over nothing of it may act
     /// (L4). `stop` by force may come while it is frozen. Must not wait long.
     fn suspend(&self, is_suspended: bool) -> Doing<'_, ()> {
-        for cgroup in self.cgroups() {
+        for cgroup in self.groups() {
             freeze(&cgroup, is_suspended);
         }
         Box::pin(async {})
     }
 
-    /// The processes and cgroups that belong to it now, for the guard to freeze.
-    fn cgroups(&self) -> Vec<PathBuf> {
+    /// Where its processes are, for the guard to freeze: cgroups, also before something is in them;
+    /// or, as `/proc/NUMBER`, process groups that there are now.
+    fn groups(&self) -> Vec<PathBuf> {
         Vec::new()
     }
 }

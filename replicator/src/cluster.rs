@@ -229,6 +229,12 @@ impl Offices for Wiring {
     fn progress(&self, resource: &str) -> Option<Time> {
         self.resources.get(resource)?.progress()
     }
+
+    fn turned(&self) {
+        if let Some(guarding) = self.resources.values().find_map(|it| it.guarding()) {
+            guarding.registry().beat();
+        }
+    }
 }
 
 /// Where the configuration wants a resource to be.

@@ -13,12 +13,14 @@ mod service_tests;
 pub mod services;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use failover::guard::WatchdogWish;
 use failover::http::HttpConfig;
 use replicator_core::{Timing, limits};
 
@@ -112,6 +114,8 @@ pub struct NodeConfig {
     pub device_dir: PathBuf,
     /// How the others switch it off.
     pub fence: Option<FenceConfig>,
+    /// Which watchdog resets it when its services cannot be stopped.
+    pub watchdog: WatchdogWish,
 }
 
 /// One resource.

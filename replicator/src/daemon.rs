@@ -22,6 +22,7 @@ use crate::control::Reply;
 use crate::control_server;
 use crate::events::{Events, Weight};
 use crate::fence::{Fencing, agent};
+use crate::guard::Guarding;
 use crate::hooks::Hooks;
 use crate::http::DaemonPages;
 use crate::key::{ClusterKey, KeyError};
@@ -48,6 +49,8 @@ pub struct Daemon {
     pub fencing: Option<Arc<Fencing>>,
     /// What has happened.
     pub events: Arc<Events>,
+    /// Who withdraws services when this process cannot.
+    guarding: Option<Arc<Guarding>>,
     warnings: Vec<String>,
     started: Instant,
     /// Keeps a second daemon of the same node away.
@@ -129,9 +132,12 @@ impl Daemon {
             .collect();
         let systemd = Systemd::new(&cluster.cluster, &node.name);
         systemd.configure(resources.iter().map(|it| it.config.services.specs.clone()).collect());
+        let has_services = resources.iter().any(|it| !it.config.services.specs.is_empty());
+        let guarding = has_services.then(|| Guarding::start(&node, cluster.lease_ms));
         for resource in &resources {
             let what = format!("the services of {}", resource.name());
-            resource.make_services(&systemd).map_err(io_error("make", what))?;
+            let made = resource.make_services(&systemd, guarding.as_ref());
+            made.map_err(io_error("make", what))?;
         }
         let peers = Arc::new(Peers::new(
             cluster.clone(),
@@ -168,6 +174,7 @@ impl Daemon {
             control_plane,
             fencing,
             events,
+            guarding,
             warnings,
             started,
             _lock: lock,
@@ -222,7 +229,8 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             up_ms: self.started.elapsed().as_millis() as u64,
-            warnings: self.warnings.clone(),
+            warnings: self.warnings(),
+            guard: self.guarding.as_ref().and_then(|guarding| guarding.report()),
             refused_greetings: self.peers.refused_greetings(),
             cluster_state,
             fence: self.fencing.as_ref().map(|fencing| fencing.report()),
@@ -233,6 +241,19 @@ impl Daemon {
     /// The name of its cluster.
     pub fn cluster_name(&self) -> &str {
         &self.cluster.cluster
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.warnings.clone();
+        warnings.extend(self.guarding.iter().flat_map(|guarding| guarding.warnings()));
+        warnings
+    }
+
+    /// Everything is stopped: the guard ends, and switches the watchdog off.
+    pub fn end(&self) {
+        if let Some(guarding) = &self.guarding {
+            guarding.end();
+        }
     }
 
     /// One line for systemd.

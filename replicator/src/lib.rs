@@ -23,6 +23,7 @@ pub mod dump;
 pub mod events;
 pub mod fence;
 pub mod greeting;
+pub mod guard;
 pub mod hooks;
 pub mod http;
 pub mod incarnation;

@@ -72,6 +72,14 @@ enum Other {
         /// Where its socket is.
         run_dir: PathBuf,
     },
+    /// Withdraws addresses and freezes services when the daemon cannot (started by the daemon).
+    #[command(hide = true)]
+    Guard {
+        /// Where its lock file is.
+        run_dir: PathBuf,
+        /// The watchdog it feeds: auto, required, off, or a device.
+        watchdog: String,
+    },
 }
 
 const AFTER_HELP: &str = "\
@@ -84,11 +92,15 @@ Log level: RUST_LOG=debug. Example of two nodes on one machine: tools/deploy/exa
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Other::Holder { run_dir }) = arguments.command {
-        return match holder::run(&run_dir) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => complain(EXIT_FAILED, &error),
-        };
+    let beside = match &arguments.command {
+        Some(Other::Holder { run_dir }) => Some(holder::run(run_dir)),
+        Some(Other::Guard { run_dir, watchdog }) => Some(failover::guard::run(run_dir, watchdog)),
+        None => None,
+    };
+    match beside {
+        Some(Ok(())) => return ExitCode::SUCCESS,
+        Some(Err(error)) => return complain(EXIT_FAILED, &error),
+        None => {}
     }
     start_logging();
     if replicator_core::HAS_DEFECTS {
@@ -262,6 +274,7 @@ fn wait(daemons: &[Arc<Daemon>], signals: &SignalFd) -> ExitCode {
             }
         }
         if is_stopping && stopped.load(Ordering::SeqCst) == resources {
+            daemons.iter().for_each(|daemon| daemon.end());
             tracing::info!("stopped");
             return ExitCode::SUCCESS;
         }

@@ -5,6 +5,7 @@
 use failover::core::Span;
 use failover::core::services::Place;
 use failover::core::services::report::ServiceState;
+pub use failover::guard::GuardReport;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ClusterReport;
@@ -27,6 +28,9 @@ pub struct StatusReport {
     pub up_ms: u64,
     /// What an operator should know: rights that are missing, values without effect.
     pub warnings: Vec<String>,
+    /// The guard and the watchdog, where there are services.
+    #[serde(default)]
+    pub guard: Option<GuardReport>,
     /// Greetings that failed, by reason, since the start.
     pub refused_greetings: Vec<RefusedGreetings>,
     /// The cluster, where a majority decides.

@@ -35,6 +35,7 @@ use crate::cluster::{History, LeaseCell, ToHistory};
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::data_loop::{FromLoop, LoopHandle, LoopStatus, ToLoop};
 use crate::events::{Events, Weight, describe};
+use crate::guard::Guarding;
 use crate::hooks::HookEvent;
 use crate::link::{Due, Link};
 use phases::Marks;
@@ -71,6 +72,8 @@ pub struct Resource {
     lease: Arc<LeaseCell>,
     /// What runs on top of it.
     services: OnceLock<Runner>,
+    /// Who withdraws it when this process cannot.
+    guarding: OnceLock<Arc<Guarding>>,
     /// What the register went through.
     history: OnceLock<Arc<History>>,
 }
@@ -171,6 +174,7 @@ impl Resource {
             chronicle: OnceLock::new(),
             lease: Arc::default(),
             services: OnceLock::new(),
+            guarding: OnceLock::new(),
             history: OnceLock::new(),
         }
     }

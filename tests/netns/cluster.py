@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 from machine import Machine
 from nbd_client import Client
@@ -194,6 +195,8 @@ class Node:
         self.machine = None
         self.environment = {}
         self.arguments = []
+        # In a namespace a daemon has another /sys, without cgroups, unless it is to see the machine's.
+        self.sees_machine = False
 
     @property
     def host(self):
@@ -241,7 +244,9 @@ class Node:
             self.machine = Machine(self.namespace)
         if self.cluster.namespaces and not self.machine:
             # Inside, /sys is another one: what wraps the daemon comes first.
-            wrap = (*wrap, "ip", "netns", "exec", self.namespace)
+            inside = ("nsenter", f"--net=/run/netns/{self.namespace}") if self.sees_machine else (
+                "ip", "netns", "exec", self.namespace)
+            wrap = (*wrap, *inside)
         command = [*wrap, self.cluster.bin / "replicatord", "--config", self.config]
         command += ["--node", self.name, *self.arguments]
         birth = contextlib.nullcontext()
@@ -252,6 +257,11 @@ class Node:
                 [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=die_with_parent,
                 env={**os.environ, **self.environment})
+
+    @property
+    def cgroup_name(self):
+        """The directory of the cgroups of its services, which its run_dir names."""
+        return f"replicator-{zlib.crc32(bytes(self.dir)):08x}"
 
     @property
     def namespace(self):
@@ -300,7 +310,7 @@ class Node:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"holder" in words and bytes(self.dir) in words:
+            if {b"holder", b"guard"} & set(words) and bytes(self.dir) in words:
                 os.kill(int(entry.name), signal.SIGKILL)
 
     def stop(self, timeout_s=30):

@@ -23,7 +23,9 @@ import networks
 import recordings
 import roles
 import storage
+import trio_address
 import trio_explain
+import trio_guard
 import trio_hosts
 import trio_http
 import trio_members
@@ -37,10 +39,11 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS + floating_address.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + trio_http.SCENARIOS
-             + trio_services.SCENARIOS + etcd_register.SCENARIOS
+             + trio_services.SCENARIOS + trio_guard.SCENARIOS + trio_address.SCENARIOS
+             + etcd_register.SCENARIOS
              + trio_postgres.SCENARIOS + many_clusters.SCENARIOS)
 LONG = (trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
-        + trio_services.LONG + fencing.LONG + etcd_register.LONG)
+        + trio_services.LONG + trio_guard.LONG + trio_address.LONG + fencing.LONG + etcd_register.LONG)
 
 DEADLINE_S = 900
 

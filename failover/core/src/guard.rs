@@ -8,13 +8,15 @@
 //! t + 0.9 T            the daemon suspends I/O and removes the addresses itself
 //!   + grace            the guard removes what is left, and freezes the services of a daemon that
 //!                      gives no sign of life
+//!   + demote_after     it kills what it froze: by then the daemon itself would have stopped it
 //! t + 1.1 T            another node may take over
 //! t + 1.1 T + 0.3 s    it adds the addresses (never before t + 1.4 s); a watchdog that was fed in
 //!                      time has fired before
 //! ```
 //!
 //! A daemon that lives suspends services by itself; what the guard froze while it did not is left
-//! frozen until the lease is back, or until the daemon takes it out of the guard's hands.
+//! frozen until the lease is back, or until the daemon thaws or stops it. That holds for the next
+//! daemon too: a guard never thaws because somebody else comes.
 //!
 //! **The watchdog** resets the machine a whole number of seconds W after it was fed last. Where W
 //! is short enough, it is fed only at times f for which f + W is before the others have the
@@ -54,6 +56,10 @@ pub struct Office {
     pub is_given_up: bool,
     /// Whether the guard has removed every address and frozen every service of it.
     pub is_withdrawn: bool,
+    /// Since when the lease is over and the daemon does nothing about it.
+    pub unattended_since: Option<Time>,
+    /// After so long without a lease everything stops.
+    pub demote_after: Span,
 }
 
 /// What is common to all offices.
@@ -61,7 +67,7 @@ pub struct Office {
 pub struct Sight {
     /// Now.
     pub now: Time,
-    /// The last sign of life of the daemon; `None`: its process is gone.
+    /// The last sign of life of the daemon, for this office; `None`: its process is gone.
     pub heartbeat: Option<Time>,
     /// The lease, as configured.
     pub lease: Span,
@@ -74,6 +80,8 @@ pub struct Duty {
     pub remove_addresses: bool,
     /// Whether its services are to stand still (`true`) or to run; `None`: they stay as they are.
     pub freeze: Option<bool>,
+    /// Kill its services: nobody will ever let them go on.
+    pub kill: bool,
 }
 
 impl Sight {
@@ -89,7 +97,9 @@ impl Sight {
             false => Some(false),
             true => (!self.is_alive()).then_some(true),
         };
-        Duty { remove_addresses: is_over, freeze }
+        let kill = freeze == Some(true)
+            && office.unattended_since.is_some_and(|since| self.now >= since + office.demote_after);
+        Duty { remove_addresses: is_over, freeze, kill }
     }
 
     /// Whether a watchdog that fires `timeout` after it was fed may be fed now.
@@ -136,7 +146,8 @@ mod tests {
 
     const LEASE: Span = Span::from_ms(1_000);
 
-    const RUNS: Duty = Duty { remove_addresses: false, freeze: Some(false) };
+    const RUNS: Duty = Duty { remove_addresses: false, freeze: Some(false), kill: false };
+    const STANDS: Duty = Duty { remove_addresses: true, freeze: Some(true), kill: false };
 
     fn at(ms: u64) -> Time {
         Time(Span::from_ms(100_000 + ms).0)
@@ -162,7 +173,7 @@ mod tests {
         let grace_ends = 900 + grace(LEASE).as_ms();
         assert_eq!(sight(grace_ends - 1, None).duty(&held()), RUNS);
         let duty = sight(grace_ends, None).duty(&held());
-        assert_eq!(duty, Duty { remove_addresses: true, freeze: Some(true) });
+        assert_eq!(duty, STANDS);
         assert!(grace_ends + 100 < others_from(LEASE).as_ms());
         let shortest = Span::from_ms(200);
         assert!(grace(shortest).as_ms() + 180 + 100 < others_from(shortest).as_ms());
@@ -170,7 +181,7 @@ mod tests {
 
     #[test]
     fn services_of_a_daemon_that_lives_are_its_own_business() {
-        let leaves = Duty { remove_addresses: true, freeze: None };
+        let leaves = Duty { remove_addresses: true, freeze: None, kill: false };
         assert_eq!(sight(5_000, Some(4_990)).duty(&held()), leaves);
         assert_eq!(sight(0, Some(0)).duty(&Office::default()), leaves);
     }
@@ -181,6 +192,21 @@ mod tests {
         assert_eq!(stopped.duty(&held()).freeze, Some(true));
         let renewed = Office { until: Some(at(5_900)), ..Office::default() };
         assert_eq!(sight(5_001, Some(5_000)).duty(&renewed), RUNS);
+    }
+
+    #[test]
+    fn what_nobody_attends_to_for_as_long_as_the_lease_may_be_missing_is_killed() {
+        let office = Office {
+            unattended_since: Some(at(1_000)),
+            demote_after: Span::from_ms(10_000),
+            ..held()
+        };
+        assert_eq!(sight(10_999, None).duty(&office), STANDS);
+        assert_eq!(sight(11_000, None).duty(&office), Duty { kill: true, ..STANDS });
+        assert_eq!(sight(11_000, Some(0)).duty(&office), Duty { kill: true, ..STANDS });
+        assert!(!sight(11_000, Some(11_000)).duty(&office).kill, "the daemon lives");
+        let renewed = Office { until: Some(at(11_900)), ..office };
+        assert_eq!(sight(11_000, None).duty(&renewed), RUNS);
     }
 
     #[test]

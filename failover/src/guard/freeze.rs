@@ -20,28 +20,59 @@ const NAME_BYTES_MAX: usize = 16;
 const CHUNK_BYTES: usize = 4096;
 const PROC: &[u8] = b"/proc/";
 
-/// Stops a group, or lets it go on. `Ok(false)`: not yet, look again; `Ok(true)`: it is so, or
-/// nothing of it is left.
-pub fn set_frozen(group: &[u8], is_frozen: bool) -> io::Result<bool> {
+/// How a group stands after it was acted upon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// Not yet as it is to be: look again.
+    NotYet,
+    /// As it is to be, or there is nothing in it now.
+    Done,
+    /// A process group that has ended: its number may be somebody else's by the next look.
+    Gone,
+}
+
+/// Stops a group, or lets it go on.
+pub fn set_frozen(group: &[u8], is_frozen: bool) -> io::Result<Seen> {
     if let Some(number) = group.strip_prefix(PROC) {
-        return stop_process_group(number, is_frozen);
+        return signal_process_group(number, signal(is_frozen));
     }
     match write_file(group, b"/cgroup.freeze", if is_frozen { b"1" } else { b"0" }) {
-        Ok(()) => says_frozen(group).map(|frozen| frozen == is_frozen),
-        Err(Errno::ENOENT) if !exists(group) => Ok(true),
+        Ok(()) => match says_frozen(group) {
+            Ok(frozen) if frozen == is_frozen => Ok(Seen::Done),
+            Ok(_) => Ok(Seen::NotYet),
+            // Removed under our eyes: it was empty.
+            Err(_) if !exists(group) => Ok(Seen::Done),
+            Err(error) => Err(error),
+        },
+        Err(Errno::ENOENT | Errno::ENODEV) if !exists(group) => Ok(Seen::Done),
         // cgroup v1, or the root.
-        Err(Errno::ENOENT) => stop_each(group, is_frozen),
+        Err(Errno::ENOENT) => signal_each(group, signal(is_frozen)),
         Err(error) => Err(error.into()),
     }
 }
 
-fn stop_process_group(number: &[u8], is_frozen: bool) -> io::Result<bool> {
+/// Kills everything in a group, whether it stands still or not.
+pub fn kill_all(group: &[u8]) -> io::Result<Seen> {
+    if let Some(number) = group.strip_prefix(PROC) {
+        return signal_process_group(number, Signal::SIGKILL);
+    }
+    match write_file(group, b"/cgroup.kill", b"1") {
+        Ok(()) => Ok(Seen::Done),
+        Err(Errno::ENOENT | Errno::ENODEV) if !exists(group) => Ok(Seen::Done),
+        // Before Linux 5.14, or cgroup v1.
+        Err(Errno::ENOENT) => signal_each(group, Signal::SIGKILL),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn signal_process_group(number: &[u8], signal: Signal) -> io::Result<Seen> {
     let pid = std::str::from_utf8(number).ok().and_then(|text| text.parse().ok());
     let Some(pid) = pid.filter(|pid: &i32| *pid > 1) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    match killpg(Pid::from_raw(pid), signal(is_frozen)) {
-        Ok(()) | Err(Errno::ESRCH) => Ok(true),
+    match killpg(Pid::from_raw(pid), signal) {
+        Ok(()) => Ok(Seen::Done),
+        Err(Errno::ESRCH) => Ok(Seen::Gone),
         Err(error) => Err(error.into()),
     }
 }
@@ -59,7 +90,7 @@ fn says_frozen(group: &[u8]) -> io::Result<bool> {
 }
 
 /// Twice, since a process may have been born between.
-fn stop_each(group: &[u8], is_frozen: bool) -> io::Result<bool> {
+fn signal_each(group: &[u8], signal: Signal) -> io::Result<Seen> {
     for _ in 0..2 {
         let file = open_in(group, b"/cgroup.procs", OFlag::O_RDONLY)?;
         let mut bytes = [0; CHUNK_BYTES];
@@ -74,7 +105,7 @@ fn stop_each(group: &[u8], is_frozen: bool) -> io::Result<bool> {
                     b'0'..=b'9' => {
                         number = number.saturating_mul(10).saturating_add(i32::from(byte - b'0'));
                     }
-                    _ if number > 1 => match kill(Pid::from_raw(number), signal(is_frozen)) {
+                    _ if number > 1 => match kill(Pid::from_raw(number), signal) {
                         Ok(()) | Err(Errno::ESRCH) => number = 0,
                         Err(error) => return Err(error.into()),
                     },
@@ -83,7 +114,7 @@ fn stop_each(group: &[u8], is_frozen: bool) -> io::Result<bool> {
             }
         }
     }
-    Ok(true)
+    Ok(Seen::Done)
 }
 
 fn exists(group: &[u8]) -> bool {
@@ -136,19 +167,22 @@ mod tests {
     fn a_process_group_stops_and_goes_on() {
         let mut child = sleeper();
         let group = format!("/proc/{}", child.id());
-        assert!(set_frozen(group.as_bytes(), true).unwrap());
+        assert_eq!(set_frozen(group.as_bytes(), true).unwrap(), Seen::Done);
         wait_for("stopped", || state(child.id()) == 'T');
-        assert!(set_frozen(group.as_bytes(), false).unwrap());
+        assert_eq!(set_frozen(group.as_bytes(), false).unwrap(), Seen::Done);
         wait_for("going on", || state(child.id()) != 'T');
-        child.kill().unwrap();
+        assert_eq!(set_frozen(group.as_bytes(), true).unwrap(), Seen::Done);
+        assert_eq!(kill_all(group.as_bytes()).unwrap(), Seen::Done);
         child.wait().unwrap();
-        assert!(set_frozen(group.as_bytes(), true).unwrap(), "nothing of it is left");
+        assert_eq!(set_frozen(group.as_bytes(), true).unwrap(), Seen::Gone);
+        assert_eq!(kill_all(group.as_bytes()).unwrap(), Seen::Gone);
     }
 
     #[test]
     fn process_1_and_no_process_are_never_stopped() {
         for group in ["/proc/1", "/proc/0", "/proc/self", "/proc/-5", "/proc/"] {
             assert!(set_frozen(group.as_bytes(), true).is_err(), "{group}");
+            assert!(kill_all(group.as_bytes()).is_err(), "{group}");
         }
     }
 
@@ -161,15 +195,16 @@ mod tests {
         let [one, other] = [children[0].id(), children[1].id()];
         fs::write(dir.join("cgroup.procs"), format!("{one}\n{other}\n")).unwrap();
         let group = dir.to_str().unwrap().as_bytes();
-        assert!(set_frozen(group, true).unwrap());
+        assert_eq!(set_frozen(group, true).unwrap(), Seen::Done);
         wait_for("both stopped", || state(one) == 'T' && state(other) == 'T');
-        assert!(set_frozen(group, false).unwrap());
+        assert_eq!(set_frozen(group, false).unwrap(), Seen::Done);
         wait_for("both going on", || state(one) != 'T' && state(other) != 'T');
+        assert_eq!(set_frozen(group, true).unwrap(), Seen::Done);
+        assert_eq!(kill_all(group).unwrap(), Seen::Done);
         for child in &mut children {
-            child.kill().unwrap();
             child.wait().unwrap();
         }
         fs::remove_dir_all(&dir).unwrap();
-        assert!(set_frozen(group, true).unwrap(), "the group is gone");
+        assert_eq!(set_frozen(group, true).unwrap(), Seen::Done, "it may be made again");
     }
 }

@@ -16,7 +16,7 @@ use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::freeze::set_frozen;
+use super::freeze::{Seen, kill_all, set_frozen};
 use super::table::{ADDRESSES_MAX, GROUPS_MAX, Group, OFFICES_MAX, Shared, Table, WatchdogFacts};
 use super::watchdog::{self, Kernel, Watchdog, WatchdogWish};
 use super::{END_WITHIN, open_lock};
@@ -37,7 +37,8 @@ const OOM_SCORE: &str = "-1000";
 /// What the guard does to the machine.
 trait Machine {
     fn remove_address(&mut self, place: &Place) -> io::Result<bool>;
-    fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<bool>;
+    fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<Seen>;
+    fn kill_all(&mut self, group: &[u8]) -> io::Result<Seen>;
 }
 
 struct Kernels {
@@ -49,8 +50,12 @@ impl Machine for Kernels {
         self.requests.remove_address(place)
     }
 
-    fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<bool> {
+    fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<Seen> {
         set_frozen(group, is_frozen)
+    }
+
+    fn kill_all(&mut self, group: &[u8]) -> io::Result<Seen> {
+        kill_all(group)
     }
 }
 
@@ -190,6 +195,8 @@ struct FrozenGroup {
     is_frozen: bool,
     /// Whether the kernel has said so.
     is_settled: bool,
+    /// A process group that has ended.
+    is_gone: bool,
     looked_at: Option<Time>,
 }
 
@@ -199,6 +206,7 @@ struct Watch<M> {
     watchdog: Option<Watchdog<Kernel>>,
     fed_at: Option<Time>,
     offices: Vec<Option<(Office, Duty)>>,
+    unattended_since: Vec<Option<Time>>,
     addresses: Vec<RemovedAddress>,
     groups: Vec<FrozenGroup>,
 }
@@ -216,6 +224,7 @@ impl<M: Machine> Watch<M> {
             watchdog,
             fed_at: None,
             offices: vec![None; OFFICES_MAX],
+            unattended_since: vec![None; OFFICES_MAX],
             addresses: vec![RemovedAddress::default(); ADDRESSES_MAX],
             groups: (0..GROUPS_MAX).map(|_| FrozenGroup::default()).collect(),
         }
@@ -264,12 +273,22 @@ impl<M: Machine> Watch<M> {
     /// Looks at everything once and does what is due.
     fn step(&mut self, now: Time, has_daemon: bool) {
         let table = self.table;
-        let heartbeat = has_daemon.then(|| table.heartbeat());
-        let sight = Sight { now, heartbeat, lease: table.lease() };
         for (row, known) in self.offices.iter_mut().enumerate() {
+            let since = &mut self.unattended_since[row];
             *known = table.office(row).map(|(until, is_given_up)| {
-                let office = Office { until, is_given_up, is_withdrawn: true };
-                (office, sight.duty(&office))
+                let demote_after = table.demote_after(row);
+                let mut office = Office {
+                    until,
+                    is_given_up,
+                    is_withdrawn: true,
+                    unattended_since: *since,
+                    demote_after,
+                };
+                let duty = Self::sight(table, row, now, has_daemon).duty(&office);
+                let is_unattended = duty.freeze == Some(true);
+                *since = is_unattended.then(|| since.unwrap_or(now));
+                office.unattended_since = *since;
+                (office, duty)
             });
         }
         for row in 0..ADDRESSES_MAX {
@@ -278,8 +297,16 @@ impl<M: Machine> Watch<M> {
         for row in 0..GROUPS_MAX {
             self.look_after_group(row, now);
         }
-        self.feed(&sight);
+        self.feed(now, has_daemon);
         table.guard_beat(now);
+    }
+
+    /// What is known of the daemon, for one office. A process of which no thread gave a sign yet
+    /// has just begun.
+    fn sight(table: Shared, row: usize, now: Time, has_daemon: bool) -> Sight {
+        let given = table.heartbeat(row);
+        let heartbeat = has_daemon.then(|| given.unwrap_or(now));
+        Sight { now, heartbeat, lease: table.lease() }
     }
 
     fn look_after_address(&mut self, row: usize, now: Time) {
@@ -318,39 +345,46 @@ impl<M: Machine> Watch<M> {
             _ => false,
         };
         if !is_same {
-            // Whoever takes a group out of our hands, or puts one in, has it run.
-            if let Some(group) = known.group.take()
-                && known.is_frozen
-            {
-                let _ = self.machine.set_frozen(group.path(), false);
-            }
+            // Whoever takes a group out of our hands has stopped what was in it.
             *known = FrozenGroup { group: found, ..FrozenGroup::default() };
         }
         let Some(group) = &known.group else { return };
         let Some(Some((office, duty))) = self.offices.get_mut(group.office) else { return };
+        if known.is_gone {
+            return;
+        }
         let is_new = known.looked_at.is_none();
         let is_due = known.looked_at.is_some_and(|at| now.since(at) >= AGAIN_AFTER);
         let freeze = duty.freeze.unwrap_or(known.is_frozen);
         let is_changed = known.is_frozen != freeze || !known.is_settled;
         // A group that a former guard froze is new to us. Frozen processes may have been joined by
-        // others, where the group is none of cgroup v2.
-        if (is_new && duty.freeze.is_some()) || (!is_new && is_changed) || (freeze && is_due) {
-            let done = self.machine.set_frozen(group.path(), freeze);
+        // others, where the group is none of cgroup v2. A daemon that lives may thaw what it stops.
+        let is_ours = duty.freeze == Some(true);
+        if (is_new && duty.freeze.is_some()) || (!is_new && is_changed) || (is_ours && is_due) {
+            let mut done = self.machine.set_frozen(group.path(), freeze);
+            if duty.kill && done.is_ok() {
+                done = self.machine.kill_all(group.path());
+            }
             known.is_frozen = freeze;
-            known.is_settled = done.unwrap_or(false);
+            known.is_settled = done.as_ref().is_ok_and(|seen| *seen != Seen::NotYet);
+            known.is_gone = matches!(done, Ok(Seen::Gone));
             known.looked_at = Some(now);
         }
         office.is_withdrawn &= known.is_frozen && known.is_settled;
     }
 
-    fn feed(&mut self, sight: &Sight) {
+    fn feed(&mut self, now: Time, has_daemon: bool) {
         let Some(watchdog) = &mut self.watchdog else { return };
-        if self.fed_at.is_some_and(|at| sight.now.since(at) < FEED_EVERY) {
+        if self.fed_at.is_some_and(|at| now.since(at) < FEED_EVERY) {
             return;
         }
-        let offices = self.offices.iter().flatten().map(|(office, _)| *office);
-        if sight.may_feed(offices, watchdog.timeout()) && watchdog.feed().is_ok() {
-            self.fed_at = Some(sight.now);
+        let timeout = watchdog.timeout();
+        let may_feed = self.offices.iter().enumerate().all(|(row, known)| {
+            let sight = Self::sight(self.table, row, now, has_daemon);
+            sight.may_feed(known.iter().map(|(office, _)| *office), timeout)
+        });
+        if may_feed && watchdog.feed().is_ok() {
+            self.fed_at = Some(now);
         }
     }
 
@@ -360,16 +394,9 @@ impl<M: Machine> Watch<M> {
             && (0..GROUPS_MAX).all(|row| self.table.group(row).is_none())
     }
 
-    /// Lets go what it froze and switches the watchdog off.
+    /// Switches the watchdog off. What it froze stays as it is: the next daemon, which knows
+    /// whether it may go on, finds it so; after an orderly end nothing is left.
     fn end(&mut self) -> io::Result<()> {
-        for known in &mut self.groups {
-            if let Some(group) = known.group.take()
-                && known.is_frozen
-            {
-                // It is the next daemon's business, which finds it as it is.
-                let _ = self.machine.set_frozen(group.path(), false);
-            }
-        }
         match &mut self.watchdog {
             Some(watchdog) => watchdog.disarm(),
             None => Ok(()),
@@ -383,17 +410,20 @@ mod tests {
 
     use failover_core::guard::{STALE_AFTER, grace};
 
+    use super::super::Registry;
     use super::super::table::create;
-    use super::super::{Part, Registry};
     use super::*;
 
     const LEASE: Span = Span::from_ms(1_000);
+    const DEMOTE_AFTER: Span = Span::from_ms(10_000);
     const GROUP: &str = "/sys/fs/cgroup/replicator/demo";
 
     #[derive(Default)]
     struct Fake {
         there: BTreeSet<std::net::IpAddr>,
         frozen: BTreeMap<Vec<u8>, bool>,
+        ended: BTreeSet<Vec<u8>>,
+        looks: u32,
         refuses: bool,
     }
 
@@ -405,12 +435,18 @@ mod tests {
             Ok(self.there.remove(&place.address))
         }
 
-        fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<bool> {
+        fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<Seen> {
             if self.refuses {
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
             self.frozen.insert(group.to_vec(), is_frozen);
-            Ok(true)
+            self.looks += 1;
+            Ok(if self.ended.contains(group) { Seen::Gone } else { Seen::Done })
+        }
+
+        fn kill_all(&mut self, group: &[u8]) -> io::Result<Seen> {
+            self.ended.insert(group.to_vec());
+            Ok(Seen::Done)
         }
     }
 
@@ -432,6 +468,7 @@ mod tests {
         fn new() -> Self {
             let table = Table::map(&create().unwrap()).unwrap();
             table.begin(LEASE, 1);
+            table.set_demote_after(0, DEMOTE_AFTER);
             let machine = Fake { there: [place().address].into(), ..Fake::default() };
             let watch = Watch::new(table, machine, None);
             Self { registry: Registry::over(table), table, watch }
@@ -439,7 +476,7 @@ mod tests {
 
         fn renewed(&self, ms: u64) {
             self.registry.set_lease("demo", Some(at(ms + 900)));
-            self.table.beat(Part::Cluster, at(ms));
+            self.table.beat(at(ms));
         }
 
         fn is_there(&self) -> bool {
@@ -484,7 +521,7 @@ mod tests {
         let _slot = world.registry.guard_address("demo", &place());
         let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
         for ms in (0..5_000).step_by(20) {
-            world.table.beat(Part::Cluster, at(ms));
+            world.table.beat(at(ms));
             world.watch.step(at(ms), true);
         }
         assert!(!world.is_there(), "an address it forgot is removed all the same");
@@ -498,12 +535,14 @@ mod tests {
         let groups = world.registry.guard_groups("demo", &[GROUP.into()]);
         world.watch.step(at(2_000), true);
         assert_eq!(world.is_frozen(), Some(true));
-        world.table.beat(Part::Cluster, at(2_500));
+        world.table.beat(at(2_500));
         world.watch.step(at(2_520), true);
         assert_eq!(world.is_frozen(), Some(true));
+        let looks = world.watch.machine.looks;
+        world.table.beat(at(3_000));
+        world.watch.step(at(3_020), true);
+        assert_eq!(world.watch.machine.looks, looks, "a daemon that lives may thaw what it stops");
         drop(groups);
-        world.watch.step(at(2_540), true);
-        assert_eq!(world.is_frozen(), Some(false), "it is to be stopped by the daemon");
     }
 
     #[test]
@@ -511,7 +550,7 @@ mod tests {
         let mut world = World::new();
         world.renewed(0);
         let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        world.table.beat(Part::Cluster, at(1_000));
+        world.table.beat(at(1_000));
         world.watch.step(at(1_001), false);
         assert_eq!(world.is_frozen(), Some(true));
     }
@@ -543,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_out_of_its_hands_goes_on_and_so_does_everything_at_its_end() {
+    fn what_it_froze_stays_so_when_it_ends_since_the_lease_may_be_another_nodes() {
         let mut world = World::new();
         world.renewed(0);
         let groups = world.registry.guard_groups("demo", &[GROUP.into()]);
@@ -551,12 +590,64 @@ mod tests {
         assert_eq!(world.is_frozen(), Some(true));
         drop(groups);
         world.watch.step(at(5_020), true);
-        assert_eq!(world.is_frozen(), Some(false));
-        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        world.watch.step(at(5_040), true);
-        assert_eq!(world.is_frozen(), Some(true));
         world.watch.end().unwrap();
-        assert_eq!(world.is_frozen(), Some(false));
+        assert_eq!(world.is_frozen(), Some(true));
+    }
+
+    #[test]
+    fn services_of_a_daemon_that_does_not_come_back_are_killed() {
+        let mut world = World::new();
+        world.renewed(0);
+        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
+        let is_killed = |world: &World| world.watch.machine.ended.contains(GROUP.as_bytes());
+        let (frozen, ends) = (1_100, 1_100 + DEMOTE_AFTER.as_ms());
+        for ms in (frozen..ends).step_by(20) {
+            world.watch.step(at(ms), false);
+        }
+        assert!(world.is_frozen() == Some(true) && !is_killed(&world));
+        world.watch.step(at(ends + 200), false);
+        assert!(is_killed(&world));
+    }
+
+    #[test]
+    fn time_in_which_the_daemon_was_there_does_not_count_as_unattended() {
+        let mut world = World::new();
+        world.renewed(0);
+        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
+        world.watch.step(at(2_000), true);
+        world.table.beat(at(9_000));
+        world.watch.step(at(9_020), true);
+        world.watch.step(at(12_500), true);
+        assert!(world.watch.machine.ended.is_empty());
+    }
+
+    #[test]
+    fn the_number_of_a_process_group_that_ended_is_never_used_again() {
+        let mut world = World::new();
+        world.renewed(0);
+        let groups = world.registry.guard_groups("demo", &["/proc/4711".into()]);
+        world.watch.machine.ended.insert(b"/proc/4711".to_vec());
+        world.watch.step(at(2_000), false);
+        let looks = world.watch.machine.looks;
+        for ms in (2_020..20_000).step_by(20) {
+            world.watch.step(at(ms), false);
+        }
+        assert_eq!((world.watch.machine.looks, looks), (1, 1));
+        assert!(world.is_withdrawn());
+        drop(groups);
+    }
+
+    #[test]
+    fn a_thread_of_services_that_stands_still_makes_the_daemon_stuck() {
+        let mut world = World::new();
+        world.renewed(0);
+        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
+        world.table.beat_services(0, at(0));
+        for ms in (0..2_000).step_by(20) {
+            world.table.beat(at(ms));
+            world.watch.step(at(ms), true);
+        }
+        assert_eq!(world.is_frozen(), Some(true));
     }
 
     #[test]

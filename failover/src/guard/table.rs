@@ -17,10 +17,10 @@ use failover_core::{Span, Time};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 
-use super::{Part, words};
+use super::words;
 use crate::netlink::Place;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"RPLGRD01");
+const MAGIC: u64 = u64::from_le_bytes(*b"RPLGRD02");
 /// Resources of one node that have services.
 pub const OFFICES_MAX: usize = 128;
 /// Floating addresses of one node.
@@ -43,7 +43,6 @@ pub struct Table {
     magic: AtomicU64,
     lease_ns: AtomicU64,
     cluster_heartbeat_ns: AtomicU64,
-    services_heartbeat_ns: AtomicU64,
     guard_heartbeat_ns: AtomicU64,
     daemon_pid: AtomicU32,
     is_ended: AtomicU32,
@@ -69,6 +68,8 @@ struct OfficeRow {
     state: AtomicU32,
     is_given_up: AtomicU32,
     until_ns: AtomicU64,
+    demote_after_ns: AtomicU64,
+    services_heartbeat_ns: AtomicU64,
 }
 
 #[repr(C)]
@@ -158,13 +159,19 @@ impl Table {
         self.is_ended.store(1, Ordering::Release);
     }
 
-    /// A sign of life.
-    pub fn beat(&self, part: Part, at: Time) {
-        let cell = match part {
-            Part::Cluster => &self.cluster_heartbeat_ns,
-            Part::Services => &self.services_heartbeat_ns,
-        };
-        cell.store(at.0, Ordering::Release);
+    /// A sign of life of the thread that renews the lease.
+    pub fn beat(&self, at: Time) {
+        self.cluster_heartbeat_ns.store(at.0, Ordering::Release);
+    }
+
+    /// A sign of life of the thread that carries out what is ordered of an office's services.
+    pub fn beat_services(&self, row: usize, at: Time) {
+        self.offices[row].services_heartbeat_ns.store(at.0, Ordering::Release);
+    }
+
+    /// After how long without a lease the services of an office stop.
+    pub fn set_demote_after(&self, row: usize, span: Span) {
+        self.offices[row].demote_after_ns.store(span.0, Ordering::Release);
     }
 
     /// The office of a resource; `None` when there is no room.
@@ -290,11 +297,13 @@ impl Table {
         self.is_ended.load(Ordering::Acquire) != 0
     }
 
-    /// The oldest sign of life of all parts of the daemon that ever gave one.
-    pub fn heartbeat(&self) -> Time {
-        let parts = [&self.cluster_heartbeat_ns, &self.services_heartbeat_ns];
-        let given = parts.iter().map(|cell| cell.load(Ordering::Acquire)).filter(|at| *at != 0);
-        Time(given.min().unwrap_or(0))
+    /// The oldest sign of life of those threads of the daemon that an office depends on and that
+    /// ever gave one; `None`: there was none.
+    pub fn heartbeat(&self, row: usize) -> Option<Time> {
+        let of_office = self.offices.get(row).map(|row| &row.services_heartbeat_ns);
+        let parts = [Some(&self.cluster_heartbeat_ns), of_office];
+        let given = parts.into_iter().flatten().map(|cell| cell.load(Ordering::Acquire));
+        given.filter(|at| *at != 0).min().map(Time)
     }
 
     /// The last sign of life of the guard.
@@ -321,6 +330,11 @@ impl Table {
     /// What the kernel refused to the guard, one a line.
     pub fn warnings(&self) -> Vec<String> {
         self.warning.get().lines().map(str::to_owned).collect()
+    }
+
+    /// After how long without a lease the services of an office stop.
+    pub fn demote_after(&self, row: usize) -> Span {
+        Span(self.offices[row].demote_after_ns.load(Ordering::Acquire))
     }
 
     /// An office in use: the end of its lease, and whether only a reset is left.
@@ -441,10 +455,12 @@ mod tests {
     #[test]
     fn the_oldest_heartbeat_of_the_parts_that_beat_counts() {
         let (daemon, guard) = two_views();
-        daemon.beat(Part::Cluster, Time(5));
-        assert_eq!(guard.heartbeat(), Time(5));
-        daemon.beat(Part::Services, Time(3));
-        assert_eq!(guard.heartbeat(), Time(3));
+        assert_eq!(guard.heartbeat(0), None);
+        daemon.beat(Time(5));
+        assert_eq!(guard.heartbeat(0), Some(Time(5)));
+        daemon.beat_services(0, Time(3));
+        daemon.beat_services(1, Time(7));
+        assert_eq!([guard.heartbeat(0), guard.heartbeat(1)], [Some(Time(3)), Some(Time(5))]);
     }
 
     #[test]

@@ -21,11 +21,11 @@ pub enum WatchdogWish {
     /// One that is free; none is a warning.
     #[default]
     Auto,
-    /// One that is free; without it no services start here.
+    /// One that is free; a node without it takes no office that another node can have.
     Required,
     /// None.
     Off,
-    /// This one; without it no services start here.
+    /// This one; as required as the one before.
     Device(PathBuf),
 }
 
@@ -50,7 +50,7 @@ impl WatchdogWish {
         }
     }
 
-    /// Whether services may not start without one.
+    /// Whether a node without one says that services should not run on it.
     pub fn is_required(&self) -> bool {
         matches!(self, Self::Required | Self::Device(_))
     }

@@ -150,6 +150,9 @@ impl Commands {
 
     async fn condition(&self, action: Action) -> Result<Condition, Failure> {
         self.words[Action::Start as usize].bound();
+        if self.body.is_suspended() {
+            return Ok(Condition::Running);
+        }
         let Some(monitor) = &self.monitor else {
             let runs = !self.body.processes().is_empty() || self.left_nothing.load(Relaxed);
             return Ok(if runs { Condition::Running } else { Condition::Stopped });
@@ -303,7 +306,7 @@ impl Service for Commands {
         Box::pin(async move { self.body.suspend(is_suspended) })
     }
 
-    fn cgroups(&self) -> Vec<std::path::PathBuf> {
-        [&self.body, &self.asking, &self.looking].into_iter().filter_map(Scope::cgroup).collect()
+    fn groups(&self) -> Vec<std::path::PathBuf> {
+        [&self.body, &self.asking, &self.looking].into_iter().flat_map(Scope::groups).collect()
     }
 }

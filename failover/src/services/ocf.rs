@@ -236,6 +236,9 @@ impl Ocf {
 
     async fn condition(&self) -> Result<Condition, Failure> {
         self.words[Action::Start as usize].bound();
+        if self.body.is_suspended() {
+            return Ok(Condition::Running);
+        }
         let run = self.act(Action::Monitor).await?;
         self.judge(Action::Monitor, &run)
     }
@@ -374,8 +377,8 @@ impl Service for Ocf {
         Box::pin(async move { self.body.suspend(is_suspended) })
     }
 
-    fn cgroups(&self) -> Vec<PathBuf> {
-        [&self.body, &self.asking, &self.looking].into_iter().filter_map(Scope::cgroup).collect()
+    fn groups(&self) -> Vec<PathBuf> {
+        [&self.body, &self.asking, &self.looking].into_iter().flat_map(Scope::groups).collect()
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Process {
     pub is_zombie: bool,
     /// A thread of the kernel: it has no memory of its own, and nobody kills it.
     pub is_kernel_thread: bool,
+    /// A signal made it stand still.
+    pub is_stopped: bool,
 }
 
 /// The kernel's flag of its own threads, in `/proc/PID/stat`. Their numbers tell nothing: in a
@@ -52,8 +54,9 @@ fn parse(pid: i32, stat: &str) -> Option<Process> {
     let flags: u32 = fields.nth(4)?.parse().ok()?;
     let began = fields.nth(12)?.parse().ok()?;
     let is_zombie = matches!(state, "Z" | "X");
+    let is_stopped = state == "T";
     let is_kernel_thread = flags & PF_KTHREAD != 0;
-    Some(Process { pid, parent, began, name, is_zombie, is_kernel_thread })
+    Some(Process { pid, parent, began, name, is_zombie, is_stopped, is_kernel_thread })
 }
 
 /// The numbers of all processes.
@@ -119,7 +122,8 @@ mod tests {
         let stat = "712 (a) b (x) S 1 712 712 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 5511 1 1";
         let process = parse(712, stat).unwrap();
         assert_eq!((process.name.as_str(), process.parent, process.began), ("a) b (x", 1, 5511));
-        assert!(!process.is_zombie && !process.is_kernel_thread);
+        assert!(!process.is_zombie && !process.is_kernel_thread && !process.is_stopped);
+        assert!(parse(712, &stat.replace(") S ", ") T ")).unwrap().is_stopped);
         assert_eq!(parse(712, "712 (a"), None);
     }
 
@@ -149,6 +153,7 @@ mod tests {
             name: format!("p{pid}"),
             is_zombie: false,
             is_kernel_thread: false,
+            is_stopped: false,
         };
         let all = [process(10, 1), process(11, 10), process(12, 11), process(20, 1)];
         let found: Vec<i32> = roots(&all).iter().map(|root| root.pid).collect();

@@ -5,7 +5,6 @@
 //! of that service begins when that is done.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use std::time::Duration;
 use failover_core::facts::Hindrance;
 use failover_core::services::report::State;
 use failover_core::services::{
-    Action, Answer, Change, Effect, Engine, Failure, Input, Note, Release, Settings,
+    Action, Answer, Change, Effect, Engine, Failure, Input, Note, Place, Release, Settings,
 };
 use failover_core::{Span, Time};
 use tokio::runtime::Builder;
@@ -21,11 +20,15 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::guarded::Guarded;
 use super::{Service, Site};
+use crate::guard::Registry;
 use crate::node::now;
 
 /// The engine looks at least so often; a machine that slept notices then.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The guard hears so often that the thread lives.
+const BEAT_EVERY: Duration = Duration::from_millis(100);
 /// How long what can be checked beforehand may take, before everything else begins.
 const PREPARE_LIMIT: Duration = Duration::from_secs(10);
 /// A watch that ended begins again after this.
@@ -47,6 +50,8 @@ pub struct Setup {
     pub services: Vec<Arc<dyn Service>>,
     /// What the resource gives to them.
     pub site: Site,
+    /// Where the guard is told of them.
+    pub registry: Registry,
 }
 
 enum Letter {
@@ -59,7 +64,6 @@ enum Letter {
 pub struct Runner {
     letters: UnboundedSender<Letter>,
     engine: Arc<Mutex<Engine>>,
-    services: Vec<Arc<dyn Service>>,
 }
 
 impl Runner {
@@ -68,8 +72,13 @@ impl Runner {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let name = format!("run {}", setup.settings.resource);
         let (letters, inbox) = unbounded_channel();
+        let specs = setup.settings.services.iter();
+        let guarded = setup.services.iter().zip(specs).filter(|(_, it)| it.place == Place::Primary);
+        let guarded = guarded.map(|(service, _)| service.clone()).collect();
+        let registry = setup.registry;
+        registry.set_demote_after(&setup.settings.resource, setup.settings.demote_after);
+        let guarded = Guarded::new(registry, &setup.settings.resource, guarded);
         let engine = Arc::new(Mutex::new(Engine::new(now(), setup.settings)));
-        let services = setup.services.clone();
         let thread = RunnerThread {
             engine: engine.clone(),
             jobs: setup.services.iter().map(|_| None).collect(),
@@ -77,11 +86,12 @@ impl Runner {
             services: setup.services,
             site: Arc::new(setup.site),
             listener: Box::new(listener),
+            guarded,
             own: letters.clone(),
             waiting: Vec::new(),
         };
         thread::Builder::new().name(name).spawn(move || runtime.block_on(thread.run(inbox)))?;
-        Ok(Self { letters, engine, services })
+        Ok(Self { letters, engine })
     }
 
     /// Tells the engine a fact.
@@ -125,25 +135,22 @@ impl Runner {
         self.engine().is_all_stopped()
     }
 
-    /// Whether a stop hangs that a watchdog is to end: it is not to be fed any more.
-    pub fn must_reset(&self) -> bool {
-        self.engine().must_reset()
-    }
-
     /// How long an orderly stop of everything takes at most, by its deadlines.
     pub fn stop_limit(&self) -> Span {
         self.engine().stop_limit()
-    }
-
-    /// Cgroups of everything that runs, for those who freeze.
-    pub fn cgroups(&self) -> Vec<PathBuf> {
-        self.services.iter().flat_map(|service| service.cgroups()).collect()
     }
 }
 
 struct Job {
     ticket: u64,
+    action: Action,
     task: JoinHandle<()>,
+}
+
+impl Job {
+    fn is_start(&self) -> bool {
+        self.action == Action::Start && !self.task.is_finished()
+    }
 }
 
 struct RunnerThread {
@@ -151,6 +158,7 @@ struct RunnerThread {
     services: Vec<Arc<dyn Service>>,
     site: Arc<Site>,
     listener: Box<dyn Listener>,
+    guarded: Guarded,
     own: UnboundedSender<Letter>,
     jobs: Vec<Option<Job>>,
     /// The last job that was dropped, until it is gone.
@@ -166,6 +174,12 @@ impl RunnerThread {
             tokio::spawn(watch(at, service.clone(), self.own.clone()));
         }
         loop {
+            self.guarded.beat();
+            // What a start has made so far is the guard's business too.
+            let starts = |job: &Option<Job>| job.as_ref().is_some_and(Job::is_start);
+            if self.jobs.iter().any(starts) {
+                self.guarded.look_at(now(), true);
+            }
             let pause = self.pause();
             tokio::select! {
                 letter = inbox.recv() => match letter {
@@ -205,12 +219,21 @@ impl RunnerThread {
 
     fn pause(&self) -> Duration {
         let due = self.locked().next_deadline().unwrap_or(Time(u64::MAX));
-        Duration::from_nanos(due.since(now()).0).min(LOOK_EVERY)
+        let longest = if self.guarded.is_told() { BEAT_EVERY } else { LOOK_EVERY };
+        Duration::from_nanos(due.since(now()).0).min(longest)
     }
 
     fn step(&mut self, input: Input) {
+        let has_changed = matches!(input, Input::Ended { .. } | Input::Changed { .. });
         let mut effects = Vec::new();
-        self.locked().step(now(), input, &mut effects);
+        let must_reset = {
+            let mut engine = self.locked();
+            engine.step(now(), input, &mut effects);
+            engine.must_reset()
+        };
+        // The guard knows of processes before anything else is done with them.
+        self.guarded.look_at(now(), has_changed);
+        self.guarded.give_up(must_reset);
         for effect in effects {
             self.carry_out(effect);
         }
@@ -266,7 +289,7 @@ impl RunnerThread {
             };
             let _ = own.send(Letter::Tell(Input::Ended { service: at, ticket, result }));
         });
-        self.jobs[at] = Some(Job { ticket, task });
+        self.jobs[at] = Some(Job { ticket, action, task });
     }
 }
 

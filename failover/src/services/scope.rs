@@ -5,9 +5,12 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpgid, getpgrp};
 
 use super::pidfd::PidFd;
 use super::processes::{self, Process};
@@ -25,6 +28,8 @@ pub struct Scope {
     /// The value of [`MARK`]: the same after a restart of the daemon.
     id: String,
     cgroup: Option<PathBuf>,
+    /// The kernel did not let us make it.
+    is_refused: Arc<AtomicBool>,
 }
 
 impl Scope {
@@ -35,7 +40,7 @@ impl Scope {
         let id = format!("{daemon:08x}/{name}.{part}");
         let cgroup = own_cgroup()
             .map(|own| own.join(format!("replicator-{daemon:08x}")).join(format!("{name}.{part}")));
-        Self { id, cgroup }
+        Self { id, cgroup, is_refused: Arc::default() }
     }
 
     /// Makes the cgroup, if that can be: the path, for the process that goes into it.
@@ -43,6 +48,7 @@ impl Scope {
         let cgroup = self.cgroup.as_ref()?;
         // Another service may remove the directory above in between.
         let made = (0..3).any(|_| fs::create_dir_all(cgroup).is_ok());
+        self.is_refused.store(!made, Relaxed);
         // One that was frozen while the lease was over would freeze what is started in it.
         let _ = fs::write(cgroup.join("cgroup.freeze"), "0");
         made.then(|| cgroup.clone())
@@ -53,8 +59,45 @@ impl Scope {
         (MARK, &self.id)
     }
 
+    /// Where its processes are: the cgroup, also before something is in it; where there is none,
+    /// the process groups that there are now, as `/proc/NUMBER`.
+    pub fn groups(&self) -> Vec<PathBuf> {
+        match &self.cgroup {
+            Some(cgroup) if !self.is_refused.load(Relaxed) => vec![cgroup.clone()],
+            _ => self.process_groups(),
+        }
+    }
+
+    fn process_groups(&self) -> Vec<PathBuf> {
+        let own = getpgrp();
+        let group_of = |process: &Process| getpgid(Some(Pid::from_raw(process.pid))).ok();
+        let mut groups: Vec<Pid> = self.processes().iter().filter_map(group_of).collect();
+        groups.retain(|group| *group != own && group.as_raw() > 1);
+        groups.sort();
+        groups.dedup();
+        groups.iter().map(|group| format!("/proc/{group}").into()).collect()
+    }
+
+    /// Whether it was made to stand still, by us, by an earlier daemon or by the guard: then it can
+    /// say nothing about itself, and it is there.
+    pub fn is_suspended(&self) -> bool {
+        let is_frozen = |cgroup: PathBuf| {
+            let word = fs::read_to_string(cgroup.join("cgroup.freeze")).unwrap_or_default();
+            word.trim() == "1" && !self.in_cgroup().is_empty()
+        };
+        if self.cgroup().is_some_and(is_frozen) {
+            return true;
+        }
+        // Where there is a cgroup, nobody stops its processes one by one.
+        if self.cgroup.is_some() && !self.is_refused.load(Relaxed) {
+            return false;
+        }
+        let processes = self.processes();
+        !processes.is_empty() && processes.iter().all(|process| process.is_stopped)
+    }
+
     /// Its cgroup, if there is one now.
-    pub fn cgroup(&self) -> Option<PathBuf> {
+    fn cgroup(&self) -> Option<PathBuf> {
         self.cgroup.clone().filter(|cgroup| cgroup.join("cgroup.procs").exists())
     }
 

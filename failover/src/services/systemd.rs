@@ -585,7 +585,7 @@ impl Service for Unit {
         Box::pin(self.watch_it(changes))
     }
 
-    fn cgroups(&self) -> Vec<PathBuf> {
+    fn groups(&self) -> Vec<PathBuf> {
         self.directory().into_iter().collect()
     }
 }

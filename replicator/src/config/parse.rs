@@ -7,12 +7,14 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use failover::guard::WatchdogWish;
 use failover::http::{HttpConfig, Network};
 use replicator_core::{Span, Timing, limits};
 use toml::de::DeTable;
 
 use super::problem::{Problem, suggestion};
 use super::reader::{Placed, Problems, Section, absolute};
+use super::watchdog::watchdog;
 use super::{
     AttachWish, ClusterConfig, CopyConfig, NodeConfig, ResourceConfig, TestBackingWish, defaults,
     etcd, fence, services,
@@ -35,6 +37,7 @@ struct NodeDefaults {
     nbd_port: u16,
     http_port: u16,
     http_allow: Vec<Network>,
+    watchdog: WatchdogWish,
 }
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<ClusterConfig, Vec<Problem>> {
@@ -81,6 +84,7 @@ fn top_level(
         nbd_port: port(&mut top, "nbd_port").unwrap_or(defaults::NBD_PORT),
         http_port: http_port(&mut top).unwrap_or(defaults::HTTP_PORT),
         http_allow: networks(&mut top, "http_allow").unwrap_or_default(),
+        watchdog: watchdog(&mut top, &WatchdogWish::default()),
     };
     let lease_ms = top.number("lease_ms", LEASE_RANGE_MS);
     let chosen = etcd::register(&mut top, cluster.as_ref().map_or("", |name| &name.value));
@@ -263,6 +267,7 @@ fn node(
         device_dir: section.path("device_dir").unwrap_or_else(|| from.device_dir.clone()),
         run_dir,
         fence: fence::fence(&name.value, &mut section, witness),
+        watchdog: watchdog(&mut section, &from.watchdog),
     };
     section.finish();
     Some(node)

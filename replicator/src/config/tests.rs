@@ -298,3 +298,18 @@ fn what_does_not_go_with_etcd_is_refused_with_the_cure() {
     let bare = WITH_ETCD.replace("[etcd]\nendpoints", "# endpoints");
     assert!(refusal(&bare).contains("`[etcd]` is missing"), "{}", refusal(&bare));
 }
+
+#[test]
+fn the_watchdog_is_that_of_the_top_level_unless_a_node_has_its_own() {
+    use failover::guard::WatchdogWish;
+
+    assert_eq!(parse(GOOD).unwrap().node("alpha").unwrap().watchdog, WatchdogWish::Auto);
+    let text = GOOD.replace("[node.alpha]", "watchdog = \"required\"\n[node.alpha]");
+    let text = text.replace("[node.beta]", "[node.beta]\nwatchdog = \"/dev/watchdog1\"");
+    let config = parse(&text).unwrap();
+    assert_eq!(config.node("alpha").unwrap().watchdog, WatchdogWish::Required);
+    let device = WatchdogWish::Device("/dev/watchdog1".into());
+    assert_eq!(config.node("beta").unwrap().watchdog, device);
+    let wrong = refusal(&GOOD.replace("[node.alpha]", "watchdog = \"requird\"\n[node.alpha]"));
+    assert!(wrong.contains("did you mean \"required\"?"), "{wrong}");
+}

@@ -227,6 +227,7 @@ mod tests {
             pid: 1,
             up_ms: 5_000,
             warnings: Vec::new(),
+            guard: None,
             refused_greetings: Vec::new(),
             cluster_state: Some(ClusterReport {
                 has_majority: true,

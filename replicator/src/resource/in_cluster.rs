@@ -177,6 +177,7 @@ impl Resource {
     /// Until when this node may act as primary.
     pub fn lease_changed(&self, until: Option<Time>) {
         self.lease.set(until);
+        self.tell_guard_of_lease(until);
         self.tell_services(ServicesInput::LeaseChanged { until });
         if let Some(run) = &self.lock().run {
             run.handle.wake();

@@ -22,6 +22,7 @@ use replicator_core::register::RegisterState;
 use super::Resource;
 use crate::control::{RefusalReport, Reply};
 use crate::events::Weight;
+use crate::guard::Guarding;
 use crate::report::{ServiceReport, ServicesReport};
 
 /// How much longer than all its deadlines a stop of services is waited for.
@@ -29,10 +30,19 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 
 impl Resource {
     /// Makes its services. Nothing is started.
-    pub fn make_services(self: &Arc<Self>, systemd: &Arc<Systemd>) -> std::io::Result<()> {
+    pub fn make_services(
+        self: &Arc<Self>,
+        systemd: &Arc<Systemd>,
+        guarding: Option<&Arc<Guarding>>,
+    ) -> std::io::Result<()> {
         let specs = &self.config.services.specs;
         if specs.is_empty() {
             return Ok(());
+        }
+        let registry = guarding.map_or_else(Registry::none, |guarding| guarding.registry());
+        if let Some(guarding) = guarding {
+            // Set once, before the resource starts.
+            let _ = self.guarding.set(guarding.clone());
         }
         let device = self.node.device_dir.join(self.name());
         let home = Home {
@@ -54,7 +64,7 @@ impl Resource {
                         lease: Span::from_ms(self.cluster.lease_ms),
                         peers: self.addresses_of_others(),
                     };
-                    Ok(Arc::new(Address::new(config, Registry::none())?))
+                    Ok(Arc::new(Address::new(config, registry.clone())?))
                 }
                 _ => {
                     let made = services::make(spec, self.name(), &home);
@@ -74,6 +84,7 @@ impl Resource {
             },
             services: specs.iter().map(make).collect::<std::io::Result<_>>()?,
             site: Site { device, resource: self.name().to_owned(), node: self.node.name.clone() },
+            registry: registry.clone(),
         };
         let story = Story { resource: self.clone(), phases: Mutex::default() };
         let runner = Runner::start(setup, story)?;
@@ -122,7 +133,9 @@ impl Resource {
             .map_or(Gain::TakenFromSilent, |before| gain(tenure, &before.0, before.1));
         if !self.is_in_cluster() {
             // Without a majority there is no lease: the authority has the office until it gives it.
-            self.tell_services(Input::LeaseChanged { until: Some(Time(u64::MAX)) });
+            let until = Some(Time(u64::MAX));
+            self.tell_guard_of_lease(until);
+            self.tell_services(Input::LeaseChanged { until });
         }
         self.tell_services(Input::OfficeGained { tenure, how });
     }
@@ -177,7 +190,27 @@ impl Resource {
 
     /// Why services cannot run on this node, if so.
     pub fn trouble(&self) -> Option<Hindrance> {
-        self.services().and_then(Runner::trouble)
+        let missing = self.guarding.get().and_then(|guarding| guarding.hindrance());
+        let missing = missing.map(|why| Hindrance {
+            code: "watchdog_missing".into(),
+            rule: "L4".into(),
+            why,
+            next: "load a driver, or write watchdog = \"auto\"".into(),
+        });
+        missing.or_else(|| self.services().and_then(Runner::trouble))
+    }
+
+    // ------------------------------------------------------------------ the guard
+
+    /// Whoever guards this node, if anybody does.
+    pub fn guarding(&self) -> Option<&Arc<Guarding>> {
+        self.guarding.get()
+    }
+
+    pub(super) fn tell_guard_of_lease(&self, until: Option<Time>) {
+        if let Some(guarding) = self.guarding.get() {
+            guarding.registry().set_lease(self.name(), until);
+        }
     }
 
     // ------------------------------------------------------------------ operators

@@ -8,7 +8,7 @@ use replicator::config::{ClusterConfig, NodeConfig};
 use replicator::control::RefusalReport;
 use replicator::dump::Dump;
 use replicator::report::{
-    EventReport, PeerReport, ReplicaReport, ResourceReport, StatusReport, WaitReport,
+    EventReport, GuardReport, PeerReport, ReplicaReport, ResourceReport, StatusReport, WaitReport,
 };
 
 use crate::show_cluster;
@@ -99,6 +99,9 @@ pub fn status(report: &StatusReport, before: Option<(&StatusReport, Duration)>) 
     if let Some(fence) = &report.fence {
         show_fence::status(&mut out, fence);
     }
+    if let Some(guard) = &report.guard {
+        let _ = writeln!(out, "guard: {}", describe_guard(guard));
+    }
     for refused in &report.refused_greetings {
         let _ = writeln!(
             out,
@@ -110,6 +113,22 @@ pub fn status(report: &StatusReport, before: Option<(&StatusReport, Duration)>) 
         let _ = writeln!(out, "warning: {warning}");
     }
     out
+}
+
+/// The guard and the watchdog in one line.
+fn describe_guard(guard: &GuardReport) -> String {
+    let watchdog = &guard.watchdog;
+    let restarts = match guard.restarts {
+        0 => String::new(),
+        1 => ", started again once".to_owned(),
+        count => format!(", started again {count} times"),
+    };
+    let watched = if watchdog.is_armed {
+        format!("watchdog {} armed, {}", watchdog.device, watchdog.why)
+    } else {
+        "no watchdog".to_owned()
+    };
+    format!("process {}{restarts}; {watched}", guard.pid)
 }
 
 fn one_resource(

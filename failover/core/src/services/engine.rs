@@ -188,12 +188,22 @@ impl Engine {
             Office::Unknown => {
                 self.tenure = tenure;
                 self.enter(Office::NotHeld);
+                // What an earlier process left runs beside the new primary's.
+                let is_left = |it: &&mut Service| {
+                    it.is_primary_only() && (it.is_suspended || it.phase == Phase::Running)
+                };
+                self.services.iter_mut().filter(is_left).for_each(Service::kill_next);
             }
             Office::Held | Office::Releasing(_) if tenure > self.tenure => {
                 self.lose("another node took the office", effects);
             }
             Office::Held | Office::Releasing(_) | Office::NotHeld | Office::Lost => {}
         }
+    }
+
+    /// Whether another node, or nobody, has the office that a service belongs to.
+    fn is_foreign(&self, at: usize) -> bool {
+        self.services[at].is_primary_only() && self.office == Office::NotHeld
     }
 
     /// Everything of the primary stops by force.
@@ -331,6 +341,9 @@ impl Engine {
                 service.monitor_at = service.next_monitor(now);
                 service.changing_since = None;
                 self.apply(at, Event::FoundRunning);
+                if was_unknown && self.is_foreign(at) {
+                    self.services[at].kill_next();
+                }
                 if was_unknown {
                     let text = "was found running".to_string();
                     self.note(effects, "service_found", Weight::Info, Some(at), text);
@@ -571,7 +584,7 @@ impl Engine {
             let waits = matches!(service.phase, Phase::Stopped | Phase::StopHangs);
             let retry = Some(service.retry_at).filter(|_| waits);
             let address = Some(self.address_from).filter(|_| waits && service.is_address());
-            [job, monitor, retry, address]
+            [job, monitor, retry, address, self.unasked_until(service)]
         });
         let lease = self.lease_until.filter(|until| {
             self.holds() && self.lapsed_since.is_none() && *until != Time(u64::MAX)

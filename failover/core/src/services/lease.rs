@@ -10,10 +10,14 @@ use replicator_core::{Span, Time};
 use super::address::others_from;
 use super::engine::{Engine, Office};
 use super::port::{Effect, Weight};
-use super::service::{Action, Phase};
+use super::service::{Action, Phase, Service};
 
 /// A lease without end is told to addresses again so often.
 const REFRESH: Span = Span::from_ms(250);
+
+/// What an earlier process left and does not say within so long what it is, is frozen until it is
+/// known whether it may go on.
+const UNASKED: Span = Span::from_ms(300);
 
 /// How much longer than the replica the services wait before they give up an office without lease.
 const REPLICA_FIRST: Span = Span::from_ms(2_000);
@@ -128,22 +132,30 @@ impl Engine {
         }
     }
 
+    /// When a service that an earlier process left has had its time to say what it is.
+    pub(super) fn unasked_until(&self, service: &Service) -> Option<Time> {
+        let is_open = self.office == Office::Unknown && service.phase == Phase::Unknown;
+        service.asked_since().filter(|_| is_open).map(|since| since + UNASKED)
+    }
+
     /// Freezes what must not go on without a lease, and thaws it. Addresses are withdrawn instead;
     /// a renewal brings them back.
     pub(super) fn suspend(&mut self, effects: &mut Vec<Effect>) {
         // What an earlier process left has no lease before the office is resumed.
         let is_unknown = self.office == Office::Unknown && !self.has_lease();
         let lapsed = self.lapsed_since.is_some() || is_unknown;
-        let is_lost = self.office == Office::Lost;
+        let is_over = matches!(self.office, Office::Lost | Office::NotHeld);
+        let now = self.now;
         for (at, service) in self.services.iter_mut().enumerate() {
             let is_address = service.is_address();
             let is_there = match service.phase {
                 Phase::Stopped => false,
-                Phase::Unknown => is_address,
+                Phase::Unknown if is_address || service.is_suspended => true,
+                Phase::Unknown => service.asked_since().is_some_and(|at| now.since(at) >= UNASKED),
                 _ => true,
             };
             // What is killed is killed as it is.
-            let stays = is_lost && service.is_suspended;
+            let stays = is_over && service.is_suspended;
             let wanted = service.is_primary_only()
                 && !service.is_witness_only()
                 && is_there

@@ -371,6 +371,18 @@ impl Service {
         Span(self.spec.timing.stop.0 + 2 * KILL_LIMIT.0)
     }
 
+    /// Since when it is being asked what it is.
+    pub(super) fn asked_since(&self) -> Option<Time> {
+        let job = self.job.as_ref().filter(|job| job.action == Action::Monitor);
+        job.map(|job| job.since)
+    }
+
+    /// It runs where it must not: its next stop is by force.
+    pub(super) fn kill_next(&mut self) {
+        self.is_suspect = true;
+        self.stop_from = self.stop_from.max(Force::Kill);
+    }
+
     /// It failed: when it is tried again, and whether it is given up here.
     pub(super) fn count_failure(&mut self, now: Time, failure: Failure) -> bool {
         if self.phase == Phase::Running && now.since(self.since) >= STABLE {

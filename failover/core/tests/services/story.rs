@@ -52,6 +52,7 @@ pub fn usual() -> Vec<ServiceSpec> {
 }
 
 /// The engine with its clock.
+#[derive(Clone)]
 pub struct Story {
     pub engine: Engine,
     pub now: Time,

@@ -115,6 +115,43 @@ fn what_an_earlier_process_left_stops_when_nobody_says_whose_office_it_is() {
     assert_eq!(ignore_asks(story.orders()), ["kill a"]);
 }
 
+/// L4: it was frozen by the guard, or is now; it never goes on beside the new primary's.
+#[test]
+fn what_an_earlier_process_left_is_killed_as_it_is_when_another_node_has_the_office() {
+    let mut story = Story::new(vec![command("a", 0), command("b", 1)]);
+    story.tell(Input::ResourceUp);
+    story.is("a", Condition::Running);
+    story.expect(&["ask a", "ask b", "freeze a"]);
+    story.tell(Input::NotHeld { tenure: 3 });
+    story.expect(&["kill a"]);
+    story.is("b", Condition::Running);
+    story.expect(&["kill b"]);
+    story.done("a");
+    story.done("b");
+    // Only when nothing of it is left.
+    story.expect(&["thaw a"]);
+    assert!(story.engine.is_all_stopped());
+}
+
+#[test]
+fn what_an_earlier_process_left_and_does_not_answer_stands_still_until_the_office_is_known() {
+    let mut story = Story::new(vec![command("a", 0)]);
+    story.tell(Input::ResourceUp);
+    story.expect(&["ask a"]);
+    story.wait(ms(299));
+    story.expect(&[]);
+    story.wait(ms(1));
+    story.expect(&["freeze a"]);
+    let mut resumed = story.clone();
+    resumed.lease(FOREVER);
+    resumed.gain(2, Gain::Resumed);
+    resumed.expect(&["thaw a"]);
+    resumed.is("a", Condition::Running);
+    resumed.expect(&[]);
+    story.tell(Input::NotHeld { tenure: 3 });
+    story.expect(&["drop a", "kill a"]);
+}
+
 #[test]
 fn what_is_missing_after_a_resumed_office_is_started_in_order() {
     let mut story = Story::new(usual());
@@ -136,7 +173,8 @@ fn what_runs_where_it_must_not_is_stopped() {
     story.tell(Input::NotHeld { tenure: 3 });
     story.orders();
     story.is("db", Condition::Running);
-    story.expect(&["stop db"]);
+    // It runs beside the primary's: there is no time for an orderly stop.
+    story.expect(&["kill db"]);
     story.is("fs", Condition::Stopped);
     story.is("address", Condition::Stopped);
     story.done("db");

@@ -1,0 +1,78 @@
+//! The guard of this node: started before the services, told of the lease, shown in status. What it
+//! does is `failover::guard`.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use failover::core::Span;
+use failover::guard::{Guard, GuardOptions, GuardReport, Registry};
+
+use crate::config::NodeConfig;
+
+/// The guard, or why there is none.
+pub struct Guarding {
+    guard: Option<Guard>,
+    problem: Option<String>,
+}
+
+impl Guarding {
+    /// Starts one; without one services run all the same, and status says so.
+    pub fn start(node: &NodeConfig, lease_ms: u64) -> Arc<Self> {
+        let program =
+            std::env::current_exe().unwrap_or_else(|_| OsString::from("replicatord").into());
+        let started = Guard::start(GuardOptions {
+            command: vec![program.into(), "guard".into()],
+            run_dir: node.run_dir.clone(),
+            lease: Span::from_ms(lease_ms),
+            watchdog: node.watchdog.clone(),
+        });
+        Arc::new(match started {
+            Ok(guard) => Self { guard: Some(guard), problem: None },
+            Err(error) => {
+                let text = format!(
+                    "there is no guard ({error}): when this daemon stands still, nothing but the \
+                     kernel withdraws its addresses, and nothing freezes its services"
+                );
+                tracing::error!("{text}");
+                Self { guard: None, problem: Some(text) }
+            }
+        })
+    }
+
+    /// Where services note what they start.
+    pub fn registry(&self) -> Registry {
+        self.guard.as_ref().map_or_else(Registry::none, |guard| guard.registry().clone())
+    }
+
+    /// How it stands.
+    pub fn report(&self) -> Option<GuardReport> {
+        self.guard.as_ref().map(Guard::report)
+    }
+
+    /// What an operator should know, now.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = self.problem.iter().cloned().collect();
+        if let Some(report) = self.report() {
+            warnings.extend(report.warnings);
+            let watchdog = &report.watchdog;
+            if !watchdog.is_armed {
+                warnings.push(format!("no watchdog: {}", watchdog.why));
+            } else if !watchdog.is_in_time {
+                warnings.push(format!("the watchdog {} is {}", watchdog.device, watchdog.why));
+            }
+        }
+        warnings
+    }
+
+    /// Why services should not run here, if so.
+    pub fn hindrance(&self) -> Option<String> {
+        self.report().and_then(|report| report.watchdog.hindrance())
+    }
+
+    /// The daemon ends orderly.
+    pub fn end(&self) {
+        if let Some(guard) = &self.guard {
+            guard.end();
+        }
+    }
+}
