@@ -9,6 +9,8 @@
 //!   whole cluster; `REPLICATOR_TIME_MS`: when, in milliseconds since 1970.
 //! - `REPLICATOR_WHAT`, `REPLICATOR_WHY`: in words; for `register_changed` the kind of change
 //!   (`takeover`, `shrink`, `grow`, ...) and its cause.
+//! - `REPLICATOR_SERVICE`: for `service_failed` the service. It is told each time a service fails,
+//!   is restarted or not, and when a stop of it fails.
 //! - `REPLICATOR_GENERATION`, `REPLICATOR_PRIMARY`, `REPLICATOR_IN_SYNC`: the register afterwards,
 //!   where it changed.
 //! - `REPLICATOR_BY`: the node that made the change. Every node tells it; a hook that must act once
@@ -59,6 +61,8 @@ pub struct HookEvent {
     pub what: String,
     /// Why, in words.
     pub why: String,
+    /// The service, if it is about one.
+    pub service: String,
     /// The generation afterwards; 0: does not apply.
     pub generation: u64,
     /// The primary's node afterwards.
@@ -125,6 +129,7 @@ fn run_one(
     tell("TIME_MS", &at_ms.to_string());
     tell("WHAT", &event.what);
     tell("WHY", &event.why);
+    tell("SERVICE", &event.service);
     tell("GENERATION", &event.generation.to_string());
     tell("PRIMARY", &event.primary);
     tell("IN_SYNC", &event.in_sync.join(" "));
@@ -184,6 +189,7 @@ mod tests {
             resource: "db".into(),
             what: "takeover".into(),
             why: "alpha is lost".into(),
+            service: String::new(),
             generation: 12,
             primary: "beta".into(),
             in_sync: vec!["beta".into(), "delta".into()],

@@ -236,6 +236,7 @@ impl From<HistoryEntry> for HookEvent {
             resource: entry.resource,
             what: entry.what,
             why: entry.why,
+            service: String::new(),
             generation: entry.generation,
             primary: entry.primary,
             in_sync: entry.in_sync,

@@ -23,6 +23,7 @@ use super::Resource;
 use crate::control::{RefusalReport, Reply};
 use crate::events::Weight;
 use crate::guard::Guarding;
+use crate::hooks::HookEvent;
 use crate::report::{ServiceReport, ServicesReport};
 
 /// How much longer than all its deadlines a stop of services is waited for.
@@ -315,6 +316,9 @@ impl Listener for Story {
             None => format!("services: {}", note.text),
         };
         self.resource.emit(weight, text);
+        if let Some(event) = hook_event(self.resource.name(), service, note) {
+            self.resource.events.tell_hooks(|| event);
+        }
         let took = note.took.map_or(0, Span::as_ms);
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
         match (note.code, service) {
@@ -341,6 +345,24 @@ impl Listener for Story {
             resource.tell_services(Input::DeviceFailed);
         });
     }
+}
+
+/// What hooks are told of a note.
+fn hook_event(resource: &str, service: Option<&str>, note: &Note) -> Option<HookEvent> {
+    let what = match note.code {
+        "service_failed" => "failed",
+        "stop_failed" => "stop failed",
+        _ => return None,
+    };
+    let service = service?.to_owned();
+    Some(HookEvent {
+        event: "service_failed",
+        resource: resource.to_owned(),
+        what: format!("{service} {what}"),
+        why: note.text.clone(),
+        service,
+        ..HookEvent::default()
+    })
 }
 
 /// Steps of one change of office that are remembered.
