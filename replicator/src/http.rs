@@ -4,6 +4,7 @@
 //! ```text
 //!   roles.rs       /primary, /replica, /sync, /health, ...: 200 or 503 and why
 //!   metrics.rs     /metrics: what Prometheus is told
+//!   services.rs    what it says of services, guard and watchdog
 //!   families.rs    metrics on their way into the text format
 //!   drbd_names.rs  /metrics?names=drbd: the names that drbd-reactor has
 //!   page.html      /: a picture of the cluster that looks again every second
@@ -13,6 +14,7 @@ mod drbd_names;
 mod families;
 mod metrics;
 mod roles;
+mod services;
 
 use std::sync::{Arc, Weak};
 

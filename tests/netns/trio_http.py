@@ -10,6 +10,7 @@ import time
 from cluster import ROOT, Skip, expect, run, wait_until
 from nbd_client import Client, Failed, Lost, Refused as NbdRefused
 from trio import CLIENT_ADDRESS, Trio
+from trio_services import Served
 
 PORT = 7790
 GET = ("import http.client, sys\n"
@@ -72,8 +73,10 @@ def endpoints_follow_the_primary_and_say_why_not():
 
 
 def metrics_are_well_formed_and_true():
-    with Trio() as cluster:
-        alpha, beta, _ = cluster.start(watched=False).nodes.values()
+    with Served() as cluster:
+        alpha, beta, _ = cluster.start().nodes.values()
+        wait_until("alpha says that its services run", lambda: all(
+            cluster.service("alpha", name)["state"] == "running" for name in ("one", "two")), 20)
         with alpha.client() as client:
             for block in range(40):
                 client.write(block * 4096, b"x" * 4096)
@@ -93,6 +96,11 @@ def metrics_are_well_formed_and_true():
             'replicator_request_duration_seconds_bucket{resource="demo",operation="write",'
             'le="+Inf"}': 40,
             'replicator_verdict{resource="demo"}': 0,
+            'replicator_service_state{resource="demo",service="two",state="running"}': 1,
+            'replicator_service_wanted{resource="demo",service="two"}': 1,
+            'replicator_services_need_reset{resource="demo"}': 0,
+            'replicator_guard_running': 1,
+            'replicator_guard_restarts_total': 0,
         }.items():
             expect(found.get(name) == value, f"{name} is {found.get(name)}, not {value}\n{page}")
         expect(0 < found['replicator_lease_remaining_seconds{resource="demo"}'] <= 1, "the lease")

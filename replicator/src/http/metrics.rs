@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use failover::http::Page;
 
 use super::families::{Families, Labels};
+use super::services;
 use crate::cluster::{ClusterReport, HistoryEntry, OfficeReport};
 use crate::daemon::Daemon;
 use crate::data_loop::LoopStatus;
@@ -33,12 +34,16 @@ pub fn page(daemon: &Daemon) -> Page {
     let report = daemon.report(None);
     let mut out = Families::default();
     node(&mut out, &report);
+    services::guard(&mut out, &report);
     if let Some(cluster) = &report.cluster_state {
         control_plane(&mut out, cluster);
     }
     for resource in &report.resources {
         let loop_status = daemon.resource(&resource.name).and_then(|it| it.loop_status());
         of_resource(&mut out, resource, &report.node);
+        if let Some(of_resource) = &resource.services {
+            services::of_resource(&mut out, &resource.name, of_resource);
+        }
         if let Some(status) = &loop_status {
             data_loop(&mut out, &resource.name, status);
         }
@@ -49,11 +54,11 @@ pub fn page(daemon: &Daemon) -> Page {
     out.into_page()
 }
 
-fn named(resource: &str) -> Labels {
+pub(super) fn named(resource: &str) -> Labels {
     vec![("resource", resource.to_owned())]
 }
 
-fn with(labels: &Labels, label: &'static str, value: &str) -> Labels {
+pub(super) fn with(labels: &Labels, label: &'static str, value: &str) -> Labels {
     let mut labels = labels.clone();
     labels.push((label, value.to_owned()));
     labels
