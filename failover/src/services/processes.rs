@@ -1,6 +1,7 @@
 //! What `/proc` tells of the processes of this machine. Everything here may be gone a moment later,
 //! so nothing is an error: what cannot be read is left out.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -90,6 +91,36 @@ pub fn with_environment(line: &str) -> Vec<Process> {
     }
 }
 
+/// All processes whose environment at their start had a line that begins so, with that line, and
+/// all their descendants.
+pub fn marked(beginning: &str) -> BTreeMap<i32, String> {
+    let own = std::process::id() as i32;
+    let mut found = BTreeMap::new();
+    let mut rest = Vec::new();
+    for process in all().into_iter().filter_map(Process::of).filter(|it| it.pid != own) {
+        let bytes = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        let mut lines = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        match lines.find(|line| line.starts_with(beginning)) {
+            Some(line) => drop(found.insert(process.pid, line.into_owned())),
+            None => rest.push(process),
+        }
+    }
+    // A descendant may have cleaned its environment.
+    loop {
+        let before = rest.len();
+        rest.retain(|process| match found.get(&process.parent).cloned() {
+            Some(line) => {
+                found.insert(process.pid, line);
+                false
+            }
+            None => true,
+        });
+        if rest.len() == before {
+            return found;
+        }
+    }
+}
+
 /// Those whose parent is not among them: what the others hang on.
 pub fn roots(processes: &[Process]) -> Vec<Process> {
     let is_inside = |it: &&Process| !processes.iter().any(|other| other.pid == it.parent);
@@ -115,6 +146,8 @@ pub fn waits_in(pid: i32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::Signal;
+
     use super::*;
 
     #[test]
@@ -142,6 +175,27 @@ mod tests {
         assert!(own.lives() && own.began > 0);
         assert!(Process::of(i32::MAX).is_none());
         assert!(all().contains(&own.pid));
+    }
+
+    #[test]
+    fn marked_processes_are_found_with_their_mark_and_their_children() {
+        let mark = format!("REPLICATOR_TEST_MARK=m{}", std::process::id());
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "env -i sleep 60 & echo $!; wait"])
+            .env("REPLICATOR_TEST_MARK", format!("m{}", std::process::id()))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut text = String::new();
+        let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut out, &mut text).unwrap();
+        let sleeper: i32 = text.trim().parse().unwrap();
+        let found = marked("REPLICATOR_TEST_MARK=");
+        let pid = child.id() as i32;
+        assert_eq!([found.get(&pid), found.get(&sleeper)], [Some(&mark), Some(&mark)]);
+        assert!(!found.contains_key(&1));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper), Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Runner {
         let guarded = guarded.map(|(service, _)| service.clone()).collect();
         let registry = setup.registry;
         registry.set_demote_after(&setup.settings.resource, setup.settings.demote_after);
-        let guarded = Guarded::new(registry, &setup.settings.resource, guarded);
+        let guarded = Guarded::new(registry, &setup.settings.resource, guarded)?;
         let engine = Arc::new(Mutex::new(Engine::new(now(), setup.settings)));
         let thread = RunnerThread {
             engine: engine.clone(),
@@ -178,7 +178,7 @@ impl RunnerThread {
             // What a start has made so far is the guard's business too.
             let starts = |job: &Option<Job>| job.as_ref().is_some_and(Job::is_start);
             if self.jobs.iter().any(starts) {
-                self.guarded.look_at(now(), true);
+                self.guarded.look_soon();
             }
             let pause = self.pause();
             tokio::select! {
@@ -231,8 +231,9 @@ impl RunnerThread {
             engine.step(now(), input, &mut effects);
             engine.must_reset()
         };
-        // The guard knows of processes before anything else is done with them.
-        self.guarded.look_at(now(), has_changed);
+        if has_changed {
+            self.guarded.look_soon();
+        }
         self.guarded.give_up(must_reset);
         for effect in effects {
             self.carry_out(effect);

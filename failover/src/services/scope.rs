@@ -2,11 +2,12 @@
 //! v2 lets us make one, else what carries its mark in the environment. It is found again by a
 //! daemon that was restarted.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -21,6 +22,11 @@ pub const MARK: &str = "REPLICATOR_SCOPE";
 const KILL_PASSES: u32 = 50;
 /// How long a killed cgroup is waited for where that is done without a runtime.
 const EMPTY_PATIENCE: Duration = Duration::from_millis(200);
+
+/// One look at all processes of the machine serves all scopes for so long.
+const MARKED_FOR: Duration = Duration::from_millis(100);
+type Marked = (Instant, BTreeSet<(String, i32)>);
+static MARKED: Mutex<Option<Marked>> = Mutex::new(None);
 
 /// A place for processes. Making one makes nothing on the machine; [`Scope::ready`] does.
 #[derive(Clone, Debug)]
@@ -69,13 +75,16 @@ impl Scope {
     }
 
     fn process_groups(&self) -> Vec<PathBuf> {
-        let own = getpgrp();
-        let group_of = |process: &Process| getpgid(Some(Pid::from_raw(process.pid))).ok();
-        let mut groups: Vec<Pid> = self.processes().iter().filter_map(group_of).collect();
-        groups.retain(|group| *group != own && group.as_raw() > 1);
-        groups.sort();
-        groups.dedup();
-        groups.iter().map(|group| format!("/proc/{group}").into()).collect()
+        let line = format!("{MARK}={}", self.id);
+        let mut marked = MARKED.lock().unwrap_or_else(PoisonError::into_inner);
+        if marked.as_ref().is_none_or(|(at, _)| at.elapsed() > MARKED_FOR) {
+            let found = groups_of_all();
+            // Counted from the end: a look may take long.
+            *marked = Some((Instant::now(), found));
+        }
+        let all = marked.iter().flat_map(|(_, groups)| groups);
+        let own = all.filter(|(mark, _)| *mark == line);
+        own.map(|(_, group)| format!("/proc/{group}").into()).collect()
     }
 
     /// Whether it was made to stand still, by us, by an earlier daemon or by the guard: then it can
@@ -175,6 +184,17 @@ impl Scope {
         // The directory of all services of this daemon goes with the last of them.
         let _ = cgroup.parent().map(fs::remove_dir);
     }
+}
+
+/// The process groups of all scopes, with their marks.
+fn groups_of_all() -> BTreeSet<(String, i32)> {
+    let own = getpgrp();
+    let marked = processes::marked(&format!("{MARK}=")).into_iter();
+    let grouped = marked.filter_map(|(pid, mark)| {
+        let group = getpgid(Some(Pid::from_raw(pid))).ok()?;
+        (group != own && group.as_raw() > 1).then_some((mark, group.as_raw()))
+    });
+    grouped.collect()
 }
 
 fn send(process: &Process, signal: Signal) {
