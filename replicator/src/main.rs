@@ -24,7 +24,7 @@ use nbd_frontend::attach::{Keeper, holder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use replicator::config::{ClusterConfig, DEFAULT_PATH, Directory, NodeConfig};
+use replicator::config::{ClusterConfig, DEFAULT_PATH, Directory, NodeConfig, services};
 use replicator::daemon::{Daemon, StartError};
 use replicator::process;
 use sd_notify::NotifyState;
@@ -123,6 +123,9 @@ fn main() -> ExitCode {
         Ok(node) => node.clone(),
         Err(error) => return complain(EXIT_USAGE, &error),
     };
+    if !node.witness {
+        services::local::complete(&mut config, &node.run_dir);
+    }
     run(vec![(config, node)], Vec::new())
 }
 

@@ -313,7 +313,7 @@ fn deadlines_of_agents_are_what_they_advise_unless_the_file_says_otherwise() {
         r#"  { ocf = "heartbeat:exportfs", start_timeout_ms = 7000, params = { fsid = 1 } },"#,
     );
     let mut config = parse(&text).unwrap();
-    services::local::complete(&mut config);
+    services::local::complete(&mut config, &std::env::temp_dir());
     let timing = config.resource("db").unwrap().services.specs[0].timing;
     let ms = [timing.start, timing.stop, timing.monitor, timing.monitor_every].map(Span::as_ms);
     assert_eq!(ms, [7_000, 120_000, 20_000, 10_000]);

@@ -2,10 +2,11 @@
 //! what is missing here is a warning and not a mistake of the file. And what resource agents advise
 //! about their deadlines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::thread;
 
 use failover::core::services::{Kind, ServiceSpec};
 use failover::services::OCF_ROOT;
@@ -83,20 +84,39 @@ fn agent_in_use(
 }
 
 /// Takes the deadlines that agents advise in their meta-data, where the file gives none and the
-/// agent is installed. Asks every agent, so it is for the start of the daemon and for `check`.
-pub fn complete(config: &mut ClusterConfig) {
-    let mut known: BTreeMap<String, Option<Metadata>> = BTreeMap::new();
+/// agent is installed. Asks every agent once, all at the same time; `run_dir` is this node's.
+pub fn complete(config: &mut ClusterConfig, run_dir: &Path) {
+    let known = ask_agents(config, run_dir);
     for resource in &mut config.resources {
         let services = &mut resource.services;
         for (spec, place) in services.specs.iter_mut().zip(&services.places) {
             let Kind::Ocf { provider, agent, .. } = &spec.kind else { continue };
-            let agent = Agent { root: Path::new(OCF_ROOT), provider, agent };
-            let ask = || agent.metadata_now(&std::env::temp_dir()).ok().flatten();
-            if let Some(metadata) = known.entry(agent.label()).or_insert_with(ask) {
+            if let Some(metadata) = known.get(&(provider.clone(), agent.clone())) {
                 take_advice(spec, place, metadata);
             }
         }
     }
+}
+
+/// The meta-data of all agents in the file that tell some, by provider and name.
+fn ask_agents(config: &ClusterConfig, run_dir: &Path) -> BTreeMap<(String, String), Metadata> {
+    let specs = config.resources.iter().flat_map(|resource| &resource.services.specs);
+    let agents: BTreeSet<(&str, &str)> = specs
+        .filter_map(|spec| match &spec.kind {
+            Kind::Ocf { provider, agent, .. } => Some((provider.as_str(), agent.as_str())),
+            _ => None,
+        })
+        .collect();
+    thread::scope(|scope| {
+        let ask = |(provider, agent)| {
+            let asked = Agent { root: Path::new(OCF_ROOT), provider, agent };
+            let metadata = asked.metadata_now(run_dir).ok().flatten()?;
+            Some(((provider.to_owned(), agent.to_owned()), metadata))
+        };
+        let asked: Vec<_> =
+            agents.into_iter().map(|agent| scope.spawn(move || ask(agent))).collect();
+        asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
+    })
 }
 
 fn take_advice(spec: &mut ServiceSpec, place: &ServicePlace, metadata: &Metadata) {
