@@ -120,7 +120,7 @@ impl ControlPlane {
             wiring,
         )?;
         for resource in resources {
-            resource.join_cluster(cluster.clone(), history.clone(), chronicle.clone());
+            resource.join_cluster(cluster.clone(), chronicle.clone());
         }
         let plane = Arc::new(Self { cluster, config, node: node.clone(), history });
         Self::start_reporting(resources.to_vec()).map_err(io("start the thread facts"))?;
@@ -157,6 +157,13 @@ pub enum ToHistory {
     Committed(Box<ClusterState>),
     /// A change of office on this node is over: how long its parts took.
     Timed(Timed),
+    /// All services of a resource run here: how long each step took.
+    Served {
+        /// The resource.
+        resource: String,
+        /// The steps in their order, in milliseconds.
+        phases: Vec<(String, u64)>,
+    },
 }
 
 /// Notes every change of the register, on a thread of its own.
@@ -171,6 +178,10 @@ fn start_chronicle(
                 ToHistory::Committed(state) => state,
                 ToHistory::Timed(timed) => {
                     history.note_timed(timed);
+                    continue;
+                }
+                ToHistory::Served { resource, phases } => {
+                    history.note_phases(&resource, "services started", phases);
                     continue;
                 }
             };

@@ -31,7 +31,7 @@ use replicator_core::register::RegisterState;
 use replicator_core::{Answer, Note, PeerIndex, Refusal, Retry, SessionId};
 
 use crate::block_device::{BlockDevice, Shape};
-use crate::cluster::{History, LeaseCell, ToHistory};
+use crate::cluster::{LeaseCell, ToHistory};
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::data_loop::{FromLoop, LoopHandle, LoopStatus, ToLoop};
 use crate::events::{Events, Weight, describe};
@@ -74,8 +74,6 @@ pub struct Resource {
     services: OnceLock<Runner>,
     /// Who withdraws it when this process cannot.
     guarding: OnceLock<Arc<Guarding>>,
-    /// What the register went through.
-    history: OnceLock<Arc<History>>,
 }
 
 struct State {
@@ -175,7 +173,6 @@ impl Resource {
             lease: Arc::default(),
             services: OnceLock::new(),
             guarding: OnceLock::new(),
-            history: OnceLock::new(),
         }
     }
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from cluster import expect, wait_until
+from cluster import Skip, expect, wait_until
 from trio import Trio, stay
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -213,6 +213,8 @@ def a_service_that_is_killed_is_back_in_place_within_a_moment():
         with open(cluster.alpha.config, "a", encoding="utf-8") as config:
             config.write(f'\n[hooks]\ncommand = "{hook}"\nevents = ["service_failed"]\n')
         alpha = cluster.start().alpha
+        wait_until("the daemon says that it runs", lambda: cluster.service("alpha", "two")["state"]
+                   == "running", 20)
         took = []
         for round_number in range(1, 4):
             pids = cluster.pids("alpha", "two")
@@ -363,6 +365,27 @@ def an_operator_stops_starts_and_restarts_services_and_says_hands_off():
         cluster.wait_for_services("beta")
 
 
+def an_agent_has_the_deadlines_that_it_advises():
+    """Of OCF's Delay: 30 s to stop, where nothing is advised it would be 60."""
+    if not pathlib.Path("/usr/lib/ocf/resource.d/heartbeat/Delay").exists():
+        raise Skip("resource-agents is not installed")
+
+    def services(_):
+        delays = 'startdelay = "0", stopdelay = "5", mondelay = "0"'
+        return [f'{{ ocf = "heartbeat:Delay", name = "slow", params = {{ {delays} }} }}']
+    with Served(services) as cluster:
+        alpha = cluster.start().alpha
+        wait_until("it runs", lambda: cluster.service("alpha", "slow")["state"] == "running", 20)
+        alpha.ctl("stop", "demo/slow")
+
+        def stopping():
+            service = cluster.service("alpha", "slow")
+            return service["deadline_in_ms"] if service["state"] == "stopping" else None
+        left_ms = wait_until("it is being stopped", stopping, 20)
+        expect(20_000 < left_ms <= 30_000, f"it may take {left_ms} ms")
+        wait_until("it is stopped", lambda: cluster.service("alpha", "slow")["state"] == "stopped", 40)
+
+
 SCENARIOS = [
     services_start_in_order_on_the_primary_and_on_the_other_node_when_the_machine_is_gone,
     a_switchover_stops_services_bottom_up_and_starts_them_top_down,
@@ -370,6 +393,7 @@ SCENARIOS = [
     an_isolated_primary_freezes_its_services_before_others_start_and_stops_them_later,
     v1_a_service_that_does_not_start_here_moves_the_office_and_does_not_come_back_at_once,
     v2_a_stop_that_hangs_is_killed_and_a_switchover_goes_on,
+    an_agent_has_the_deadlines_that_it_advises,
 ]
 LONG = [
     a_node_on_standby_and_a_daemon_that_is_stopped_hand_their_services_over,

@@ -14,7 +14,7 @@ use replicator_core::register::RegisterState;
 use replicator_core::{Command, Input, Span, Time};
 
 use super::{Phase, Resource};
-use crate::cluster::{History, ToHistory, hindrance, hindrance_in};
+use crate::cluster::{ToHistory, hindrance, hindrance_in};
 use crate::control::{RefusalReport, Reply};
 use crate::data_loop::{FromLoop, LoopError, ToLoop};
 use crate::events::Weight;
@@ -24,22 +24,17 @@ pub(super) const DISK_HANGS_AFTER: Span = Span::from_ms(10_000);
 
 impl Resource {
     /// From now on this resource belongs to a cluster with a majority.
-    pub fn join_cluster(
-        &self,
-        cluster: Cluster,
-        history: Arc<History>,
-        chronicle: mpsc::Sender<ToHistory>,
-    ) {
+    pub fn join_cluster(&self, cluster: Cluster, chronicle: mpsc::Sender<ToHistory>) {
         // Set once, before the resource starts.
         let _ = self.cluster_handle.set(cluster);
-        let _ = self.history.set(history);
         let _ = self.chronicle.set(chronicle);
     }
 
-    /// Notes in the history how long the parts of a change of office took.
-    pub(super) fn note_phases(&self, what: &str, phases: Vec<(String, u64)>) {
-        if let Some(history) = self.history.get() {
-            history.note_phases(self.name(), what, phases);
+    /// Has something noted in the history; nothing without a control plane.
+    pub(super) fn tell_history(&self, told: ToHistory) {
+        if let Some(chronicle) = self.chronicle.get() {
+            // The thread that reads it lives as long as the process.
+            let _ = chronicle.send(told);
         }
     }
 

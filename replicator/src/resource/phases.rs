@@ -114,9 +114,7 @@ impl Resource {
     /// The change is over: history gets what was marked, or nothing when it was refused.
     pub(super) fn end_marks(&self, is_done: bool) {
         let Some(marks) = self.lock().marks.take().filter(|_| is_done) else { return };
-        let Some(chronicle) = self.chronicle.get() else { return };
-        // The thread that reads it lives as long as the process.
-        let _ = chronicle.send(ToHistory::Timed(Timed {
+        self.tell_history(ToHistory::Timed(Timed {
             resource: self.name().to_owned(),
             by: self.node.name.clone(),
             what: marks.what,

@@ -20,6 +20,7 @@ use failover::services::{self, Home, Service, Site};
 use replicator_core::register::RegisterState;
 
 use super::Resource;
+use crate::cluster::ToHistory;
 use crate::control::{RefusalReport, Reply};
 use crate::events::Weight;
 use crate::guard::Guarding;
@@ -327,9 +328,8 @@ impl Listener for Story {
             ("all_running", _) => {
                 phases.push(("all services".to_owned(), took));
                 let phases = std::mem::take(&mut *phases);
-                self.resource.in_helper("history", move |resource| {
-                    resource.note_phases("services started", phases);
-                });
+                let resource = self.resource.name().to_owned();
+                self.resource.tell_history(ToHistory::Served { resource, phases });
             }
             _ => {}
         }
