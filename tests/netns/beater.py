@@ -3,7 +3,6 @@
 
     beater.py LOG NODE NAME
 
-It goes into the background once it is ready to write, so that a start that has ended is a service that runs.
 Each line: WORD NODE NAME TIME, where WORD is `begin`, `beat` (every 10 ms) or `end` (on SIGTERM), and
 TIME is CLOCK_MONOTONIC of the machine, the same in every namespace.
 """
@@ -14,15 +13,6 @@ import sys
 import time
 
 PAUSE_S = 0.01
-
-
-def go_into_background():
-    """The process that was started ends first, so that there is never more than one that writes."""
-    parent = os.getpid()
-    if os.fork():
-        os._exit(0)
-    while os.getppid() == parent:
-        time.sleep(0.0005)
 
 
 def main():
@@ -37,7 +27,6 @@ def main():
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, end)
-    go_into_background()
     say("begin")
     while True:
         time.sleep(PAUSE_S)

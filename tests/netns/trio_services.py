@@ -88,7 +88,7 @@ class Served(Trio):
         """An entry of the list: a service that beats."""
         self.names.append(name)
         beater = (f"{sys.executable} {HERE / 'beater.py'} {self.beats.path} $REPLICATOR_NODE {name}")
-        return f'{{ command = "{name}", start = "{beater}"{more} }}'
+        return f'{{ command = "{name}", start = "{beater} &"{more} }}'
 
     def start(self, watched=False):
         super().start(watched)
