@@ -99,11 +99,15 @@ class Items:
                                      log=cluster.dir / "items.log")
         self.wait_for_more()
 
-    def promises(self):
-        """(number, began, ended) of every item that was promised."""
+    def lines(self, word):
+        """The words of every whole line of the notes that begins with `word`."""
         text = self.path.read_text()
         lines = [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
-        return [(int(line[1]), float(line[2]), float(line[3])) for line in lines if line[0] == "ok"]
+        return [line for line in lines if line[:1] == [word]]
+
+    def promises(self):
+        """(number, began, ended) of every item that was promised."""
+        return [(int(line[1]), float(line[2]), float(line[3])) for line in self.lines("ok")]
 
     def wait_for_more(self, count=20, deadline_s=60):
         """Waits until that many more items were written."""

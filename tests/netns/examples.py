@@ -66,6 +66,45 @@ class Web(Example):
         return [number for number in promised if self.get(number) == f"item {number}\n"]
 
 
+class MariaDb(Example):
+    """mariadb-command.toml."""
+
+    file, mount_point = "mariadb-command.toml", "/srv/mariadb"
+
+    def __init__(self):
+        if not shutil.which("mariadbd") or not shutil.which("mariadb-install-db"):
+            raise Skip("needs mariadb-server")
+        super().__init__()
+
+    def fill(self, place):
+        data = place / "data"
+        data.mkdir()
+        shutil.chown(data, "mysql", "mysql")
+        run("mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={data}",
+            "--auth-root-authentication-method=normal", "--skip-test-db", timeout=300)
+        run("mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}", "--bootstrap",
+            timeout=300, input="CREATE DATABASE items;\nUSE items;\n"
+            "CREATE TABLE items (number BIGINT PRIMARY KEY) ENGINE=InnoDB;\nFLUSH PRIVILEGES;\n"
+            "CREATE USER client@'10.99.0.%';\nGRANT ALL ON items.* TO client@'10.99.0.%';\n")
+
+    def ask(self, sql):
+        """What the database answers through the floating address, in lines."""
+        done = self.outside("mariadb", "--no-defaults", "-h", ADDRESS, "-u", "client", "-N",
+                            "--connect-timeout=2", "items", "-e", sql, check=False)
+        return done.stdout.split() if done.returncode == 0 else None
+
+    def is_served(self):
+        return self.ask("SELECT 1") == ["1"]
+
+    def kept(self, _):
+        """The rows that are there."""
+        return self.ask("SELECT number FROM items")
+
+
+def mariadb_goes_on_elsewhere_and_back():
+    goes_on_elsewhere_and_back(MariaDb, "sql_writer.py")
+
+
 def apache_goes_on_elsewhere_and_back():
     goes_on_elsewhere_and_back(Web, "http_writer.py")
 
@@ -79,6 +118,7 @@ SCENARIOS = [
     every_example_is_accepted_as_shipped,
     postgresql_goes_on_elsewhere_and_back,
     apache_goes_on_elsewhere_and_back,
+    mariadb_goes_on_elsewhere_and_back,
 ]
 
 

@@ -3,7 +3,7 @@
 network namespace of its own it writes 4 KiB again and again over NBD and TCP to whichever node
 serves, while a checked load runs. Defaults as shipped.
 
-    failover_times.py [--runs N] [--json FILE] [KIND...]
+    failover_times.py [--runs N] [--json FILE] [--markdown FILE] [KIND...]
 
 N is 20. KIND: killed, restarted, gone, stopped, link, switchover (all). Every run is printed, in
 seconds: the longest time without an acknowledgement that began at the fault or after it. The fault
@@ -11,14 +11,12 @@ counts from before the command that makes it. Exit code: 0 measured, 1 something
 takeover too many, a lost write), 77 it cannot be tried here.
 """
 
-import argparse
-import json
 import signal
-import statistics
 import sys
 import time
 
-from cluster import Refused, Skip, TestFailed, expect, wait_until
+from cluster import expect, wait_until
+from pauses import Kind, longest_wait, run_all
 from trio import Trio, Watch, stay
 
 SETTLED_S = 0.5
@@ -51,23 +49,14 @@ def switchover(cluster, primary, other):
     primary.ctl("switchover", "demo", "--to", other.name)
 
 
-# name: (what happens, in words, whether the office must move, goal in seconds for the worst)
 KINDS = {
-    "killed": (killed, "daemon killed, not restarted", True, 1.5),
-    "restarted": (restarted, "daemon killed, restarted at once", None, 1.5),
-    "gone": (gone, "machine gone (isolated, alive)", True, 1.5),
-    "stopped": (stopped, "daemon stopped (SIGSTOP)", True, 1.5),
-    "link": (link, "data link cut only", False, 1.0),
-    "switchover": (switchover, "switchover", True, 0.3),
+    "killed": Kind(killed, "daemon killed, not restarted", True, 1.5),
+    "restarted": Kind(restarted, "daemon killed, restarted at once", None, 1.5),
+    "gone": Kind(gone, "machine gone (isolated, alive)", True, 1.5),
+    "stopped": Kind(stopped, "daemon stopped (SIGSTOP)", True, 1.5),
+    "link": Kind(link, "data link cut only", False, 1.0),
+    "switchover": Kind(switchover, "switchover", True, 0.3),
 }
-
-
-def longest_wait(acks, since):
-    """Seconds between two acknowledgements of which the later one was seen after `since`; what was
-    already under way before counts from `since`."""
-    times = sorted(ack[2] for ack in acks)
-    seen = [since] + [at for at in times if at > since]
-    return max(two - one for one, two in zip(seen, seen[1:]))
 
 
 def one_run(cluster, kind):
@@ -87,7 +76,7 @@ def one_run(cluster, kind):
             and (ack[0] != primary.name or opened_since(cluster, ack[0], since))
             for ack in cluster.watch.acks()), BACK_WITHIN_S)
     stay(WATCHED_S if moves is False else 0.3)
-    wait = longest_wait(cluster.watch.acks(), since)
+    wait = longest_wait([ack[2] for ack in cluster.watch.acks()], since)
     cluster.heal()
     primary.signal(signal.SIGCONT)
     if not primary.is_running:
@@ -106,48 +95,17 @@ def opened_since(cluster, name, since):
                for line in cluster.watch.lines())
 
 
-def measure(kind, runs):
+def measure(kind, runs, times):
     """All runs of one kind on one cluster."""
     with Trio() as cluster:
         cluster.start(watched=False)
         cluster.watch = Watch(cluster, pause_ms=2, over_tcp=True)
-        times = []
         for _ in range(runs):
             times.append(one_run(cluster, kind))
             print(f"{times[-1]:.3f}", end=" ", flush=True)
         print()
         cluster.finish()
-    return times
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--json")
-    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], metavar="KIND")
-    given = parser.parse_args()
-    results, failed = {}, False
-    for kind in given.kinds or KINDS:
-        print(f"{KINDS[kind][1]}: ", end="", flush=True)
-        try:
-            results[kind] = measure(kind, given.runs)
-        except Skip as why:
-            print(f"skipped: {why}")
-            return 77
-        except (TestFailed, Refused) as error:
-            print(f"\nFAILED {kind}: {error}")
-            failed = True
-    print(f"\n{'kind of failure':<36} {'runs':>4} {'median':>8} {'worst':>8} {'goal':>7}")
-    for kind, times in results.items():
-        _, words, _, goal = KINDS[kind]
-        word = "" if max(times) <= goal else "  MISSED"
-        print(f"{words:<36} {len(times):>4} {statistics.median(times):>6.3f} s "
-              f"{max(times):>6.3f} s {goal:>5.1f} s{word}")
-    if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            json.dump(results, file)
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_all(__doc__, KINDS, measure))

@@ -35,7 +35,7 @@ def main():
             except psycopg2.Error as error:
                 # The outcome of this number is unknown: it is not used again.
                 number += 1
-                told.write(f"down {time.monotonic()} {str(error).splitlines()[0]}\n")
+                told.write(f"down {time.monotonic()} {' '.join(str(error).split())}\n")
                 time.sleep(0.02)
 
 

@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""How long a client of a service waits for each kind of failure: a resource with ext4, a floating address
+and a small service that makes each line durable; the client knows the address and is on a machine that
+is none of the three. Each node is a machine of its own (machine.py). Defaults as shipped.
+
+    client_pauses.py [--runs N] [--json FILE] [--markdown FILE] [KIND...]
+
+N is 20. KIND: gone, killed, service, isolated, switchover (all). Every run is printed, in seconds: the
+longest time without an answer that began at the fault or after it, the start of the service (an
+interpreter of Python) and the mount included. Exit code: 0 measured, 1 something was wrong (a lost
+line, the wrong node), 77 it cannot be tried here.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from cluster import expect, run, wait_until
+from example import ADDRESS, HERE, Items
+from pauses import Kind, longest_wait, run_all
+from trio import Trio, stay
+
+PORT = 7000
+FILE_SYSTEM_MIB = 48
+SETTLED_S = 0.5
+BACK_WITHIN_S = 40
+
+
+class Notes(Trio):
+    """Three machines, and the notes that their service keeps."""
+
+    def __init__(self):
+        super().__init__(attach="fuse", machines=True)
+        self.mount = self.dir / "srv"
+        self.mount.mkdir()
+        server = f"{sys.executable} -I -S {HERE / 'note_server.py'} {self.mount}/notes {PORT} &"
+        self.options = f"""services = [
+  {{ filesystem = "{self.mount}", type = "ext4" }},
+  {{ address = "{ADDRESS}/24", interface = "link0" }},
+  {{ command = "notes", start = "{server}" }},
+]"""
+        self.write_config()
+        self.items = None
+
+    def create(self):
+        alpha, beta = self.alpha.disk(), self.beta.disk()
+        run("mkfs.ext4", "-q", "-F", alpha, f"{FILE_SYSTEM_MIB}M")
+        run("cp", "--sparse=always", alpha, beta)
+        return super().create()
+
+    def start(self, watched=False):
+        super().start(watched=watched)
+        self.items = Items(self, "note_writer.py", more=(PORT,))
+        return self
+
+    def answers(self):
+        """(began, ended, node/process) of every answer."""
+        return [(float(began), float(ended), who)
+                for _, _, began, ended, who in self.items.lines("ok")]
+
+    def kept(self, _):
+        """The numbers that the service has written down."""
+        machine = self.primary().machine
+        text = run("nsenter", f"--mount=/proc/{machine.process_one}/ns/mnt", "cat",
+                   self.mount / "notes").stdout
+        return text.split()
+
+    def server(self, node):
+        """The process of the service on a node, by its number on this machine."""
+        inside = os.readlink(f"/proc/{node.machine.process_one}/ns/pid")
+        for entry in os.listdir("/proc"):
+            try:
+                if entry.isdigit() and os.readlink(f"/proc/{entry}/ns/pid") == inside:
+                    with open(f"/proc/{entry}/cmdline", "rb") as file:
+                        words = file.read().split(b"\0")
+                    if any(word.endswith(b"note_server.py") for word in words[:4]):
+                        return int(entry)
+            except OSError:
+                pass  # it has just ended
+        return None
+
+
+def gone(cluster, primary, other):
+    cluster.isolate(primary)
+    primary.cut_power()
+
+
+def killed(cluster, primary, other):
+    primary.kill()
+
+
+def service(cluster, primary, other):
+    os.kill(cluster.server(primary), signal.SIGKILL)
+
+
+def isolated(cluster, primary, other):
+    cluster.isolate(primary)
+
+
+def switchover(cluster, primary, other):
+    primary.ctl("switchover", "demo", "--to", other.name)
+
+
+KINDS = {
+    "gone": Kind(gone, "machine gone", True, 2.0),
+    "killed": Kind(killed, "daemon killed, not restarted", True, None),
+    "service": Kind(service, "service killed, restarted in place", False, 0.2),
+    "isolated": Kind(isolated, "primary alive, cut off from everybody", True, 2.0),
+    "switchover": Kind(switchover, "switchover", True, 1.0),
+}
+
+
+def one_run(cluster, kind):
+    """One fault and its end; how long the client waited."""
+    strike, _, moves, _ = KINDS[kind]
+    primary = cluster.primary()
+    other = next(node for node in cluster.data_nodes if node is not primary)
+    cluster.items.wait_for_more()
+    stay(SETTLED_S)
+    before = cluster.answers()[-1][2]
+    expect(before.startswith(primary.name), f"{before} answers, {primary.name} is primary")
+    since = time.monotonic()
+    strike(cluster, primary, other)
+    serves = other if moves else primary
+    wait_until("the service answers again", lambda: any(
+        began > since and who != before and who.startswith(serves.name)
+        for began, _, who in cluster.answers()), BACK_WITHIN_S)
+    stay(0.3)
+    wait = longest_wait([ended for _, ended, _ in cluster.answers()], since)
+    cluster.heal()
+    if not primary.is_running:
+        primary.start()
+    cluster.wait_in_sync()
+    if not moves:
+        # One that ends again and again is restarted after growing times; each run is the first.
+        primary.ctl("clear", "demo")
+    expect(cluster.primary() is serves, f"{cluster.primary().name} is primary after: {kind}")
+    if moves:
+        wait_until(f"{primary.name} has stopped what it had", lambda: all(
+            it["state"] == "stopped" for it in primary.status()["services"]["services"])
+            and not cluster.server(primary), BACK_WITHIN_S)
+    return wait
+
+
+def measure(kind, runs, times):
+    """All runs of one kind on one cluster."""
+    with Notes() as cluster:
+        cluster.start()
+        for _ in range(runs):
+            times.append(one_run(cluster, kind))
+            print(f"{times[-1]:.3f}", end=" ", flush=True)
+        print()
+        cluster.items.finish(cluster.kept, told=False)
+        cluster.expect_identical()
+
+
+if __name__ == "__main__":
+    sys.exit(run_all(__doc__, KINDS, measure))
