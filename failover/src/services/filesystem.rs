@@ -107,7 +107,11 @@ impl Filesystem {
 
     fn remember(&self, number: DeviceNumber) {
         self.known().device = Some(number);
-        // Without the file a restarted daemon asks the device itself.
+        // A restarted daemon must know it: the device of an office that was lost meanwhile has no
+        // name any more when its mount has to go.
+        if let Some(dir) = self.memory.parent() {
+            let _ = fs::create_dir_all(dir);
+        }
         let _ = fs::write(&self.memory, format!("{}:{}\n", number.0, number.1));
     }
 
@@ -310,7 +314,12 @@ impl Filesystem {
             Some(mount) if mount.is_read_only && !self.wants_read_only() => {
                 Condition::Degraded(format!("{} has become read-only", mount.label()))
             }
-            Some(_) => Condition::Running,
+            Some(_) => {
+                if self.known().device.is_none() {
+                    self.known().device = number;
+                }
+                Condition::Running
+            }
         }
     }
 
@@ -439,5 +448,31 @@ impl Service for Filesystem {
 
     fn watch(&self, changes: UnboundedSender<Change>) -> Doing<'_, ()> {
         Box::pin(self.tell(changes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_is_started_again_knows_the_device_that_has_no_name_any_more() {
+        let dir = std::env::temp_dir().join(format!("replicator-mount-{}", std::process::id()));
+        let home = Home {
+            run_dir: dir.clone(),
+            node: "alpha".into(),
+            device: dir.join("gone"),
+            ocf_root: "/usr/lib/ocf".into(),
+        };
+        let wish = Wish {
+            mount_point: "/srv/x",
+            fs_type: Some("ext4"),
+            options: &[],
+            fsck: FsckPolicy::Auto,
+        };
+        // Nothing was run before the first mount, so nothing else has made the directory.
+        Filesystem::new(&home, "x", "fs", wish).remember((7, 22));
+        assert_eq!(Filesystem::new(&home, "x", "fs", wish).number(), Some((7, 22)));
+        fs::remove_dir_all(dir).unwrap();
     }
 }
