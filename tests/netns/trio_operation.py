@@ -34,6 +34,10 @@ def d12_a_stale_replica_that_comes_back_alone_refuses_and_the_last_member_serves
         explained = cluster.office(beta)["explain"]["refusal"]
         expect(explained["rule"] in ("R5d", "R11a", "R11c"), f"refused by {explained}")
         print(f"    beta: {explained['rule']}: {explained['why']}")
+        told = beta.status()["verdict"]["text"]
+        expect(told.startswith("not served as far as beta knows: alpha was the only member")
+               and "bring alpha back" in told, f"the verdict of beta is: {told}")
+        expect(cluster.office(gamma)["lease_over_ms"] > 1000, "the witness takes alpha for alive")
         for command in (("switchover", "demo", "--to", "beta"),):
             refused = beta.refuses(*command)
             expect(refused.code in ("not_a_member", "stale"), f"{refused.code}: {refused}")

@@ -27,7 +27,8 @@ impl Node {
         self.granted_until(entry)
     }
 
-    /// Since when the lease of a resource's primary is over; none: it runs, or there is none.
+    /// Since when the lease of a resource's primary is over; none: it runs, or there is none. One
+    /// that holds its office without end (R5d) goes on renewing: it is silent since then.
     pub fn lapsed_since(&self, resource: &str) -> Option<Time> {
         self.lapsed.get(resource).map(|(_, since)| *since)
     }
@@ -55,7 +56,7 @@ impl Node {
         let (now, before) = (self.now, core::mem::take(&mut self.lapsed));
         let mut lapsed = Lapsed::new();
         let offices = self.newest().map_or(&[][..], |state| &state.resources);
-        for entry in offices.iter().filter(|it| it.holder.is_some() && !it.state.sole) {
+        for entry in offices.iter().filter(|it| it.holder.is_some()) {
             let until = self.lease_seen(&entry.name);
             if until.is_some_and(|until| until > now) {
                 continue;

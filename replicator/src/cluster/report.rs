@@ -87,7 +87,8 @@ pub struct OfficeReport {
     pub wanted: String,
     /// How long the lease runs here, if this node holds it; as an acceptor sees it otherwise.
     pub lease_left_ms: u64,
-    /// For how long it has been over; none: it runs, has no end, or nobody is primary.
+    /// For how long it has been over, or, if it has no end, not renewed with anybody who is heard;
+    /// none: it runs, or nobody is primary.
     #[serde(default)]
     pub lease_over_ms: Option<u64>,
     /// What is waited for while it is over.

@@ -79,7 +79,7 @@ fn secondary(
     cluster: &ClusterReport,
     office: &OfficeReport,
 ) -> Verdict {
-    let is_held = office.is_sole || office.lease_left_ms > 0;
+    let is_held = office.is_sole && office.lease_over_ms.is_none() || office.lease_left_ms > 0;
     if office.primary.is_empty() || office.primary == node || !is_held {
         return not_served(node, office);
     }
@@ -301,6 +301,33 @@ mod tests {
         let verdict = of(&resource("primary", "beta"), "alpha", &cluster);
         assert_eq!(verdict.level, Level::Attention);
         assert!(verdict.text.contains("beta is silent for 3.1 s"), "{}", verdict.text);
+    }
+
+    #[test]
+    fn the_only_member_does_not_serve_when_nobody_hears_it() {
+        let mut cluster = cluster();
+        let office = &mut cluster.resources[0];
+        office.is_sole = true;
+        office.in_sync = vec!["alpha".into()];
+        (office.lease_left_ms, office.lease_over_ms) = (0, None);
+        let serves = of(&resource("secondary", "alpha"), "beta", &cluster);
+        assert!(serves.text.starts_with("alpha serves; beta is"), "{}", serves.text);
+        let office = &mut cluster.resources[0];
+        office.lease_over_ms = Some(4_000);
+        office.explain = Some(Explanation {
+            refusal: RefusalReport {
+                code: "sole".into(),
+                rule: "R5d".into(),
+                why: "alpha was the only member".into(),
+                next: "bring alpha back".into(),
+            },
+            since_ms: 4_000,
+        });
+        let verdict = of(&resource("secondary", "alpha"), "beta", &cluster);
+        assert_eq!(verdict.level, Level::Attention);
+        let text = "not served as far as beta knows: alpha was the only member (R5d). Next: bring \
+                    alpha back";
+        assert_eq!(verdict.text, text);
     }
 
     #[test]

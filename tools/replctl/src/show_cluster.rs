@@ -105,7 +105,11 @@ pub fn nodes(out: &mut String, cluster: &ClusterReport) {
 /// what is waited for, where it should go.
 pub fn office(out: &mut String, office: &OfficeReport) {
     let lease = match office.lease_over_ms {
-        _ if office.is_sole => "lease without end (the only member)".to_owned(),
+        Some(over) if office.is_sole => {
+            let silent = span(over);
+            format!("lease without end (the only member), silent for {silent}: {}", office.awaits)
+        }
+        None if office.is_sole => "lease without end (the only member)".to_owned(),
         Some(over) => format!("lease over for {}: {}", span(over), office.awaits),
         None => format!("lease {:.1} s", office.lease_left_ms as f64 / 1000.0),
     };
@@ -243,6 +247,10 @@ mod tests {
              the automation; next: replctl resume\n"
         );
         report.is_sole = true;
+        report.awaits = "bring alpha back".into();
+        let silent = "lease without end (the only member), silent for 3.2 s: bring alpha back\n";
+        assert!(shown(&report).ends_with(silent), "{}", shown(&report));
+        report.lease_over_ms = None;
         assert!(shown(&report).ends_with("lease without end (the only member)\n"));
     }
 }

@@ -211,11 +211,16 @@ fn the_last_member_and_the_witness_are_enough_after_others_have_proposed() {
     world.run_until(Span::from_ms(3_000), |world| {
         world.machines[&name("alpha")].lease == Some(Time(u64::MAX))
     });
+    world.pass(Span::from_ms(4_000));
+    assert_eq!(world.core("gamma").lapsed_since(RESOURCE), None, "it goes on renewing");
     world.kill("alpha");
     world.start("beta");
     let end = world.now + Span::from_ms(4_000);
     world.run_until(Span::from_ms(5_000), |world| world.now >= end);
     assert!(!world.has_lease("beta"));
+    for node in ["beta", "gamma"] {
+        assert!(world.core(node).lapsed_since(RESOURCE).is_some(), "{node} takes it for alive");
+    }
     world.kill("beta");
     world.start("alpha");
     world.run_until(Span::from_ms(5_000), |world| world.has_lease("alpha"));
