@@ -27,7 +27,8 @@ pub struct Record {
     pub accepted: Option<(Ballot, ClusterState)>,
     /// The longest lease it may have granted (L5).
     pub longest_lease: Span,
-    /// The later epoch that began without this acceptor: it never votes again.
+    /// The later epoch that began without this acceptor; its own, if it was told that this record
+    /// is an old copy (L5): it never votes again.
     pub left_out_of: Option<Epoch>,
 }
 
@@ -37,6 +38,11 @@ impl Record {
         let (promised, accepted) = (Ballot::default(), None);
         let (longest_lease, left_out_of) = (Span(0), None);
         Self { id, sequence: 0, promised, accepted, longest_lease, left_out_of }
+    }
+
+    /// Whether it was found out to be an old copy (L5): its later processes are none the better.
+    pub fn is_old_copy(&self) -> bool {
+        self.left_out_of == Some(self.epoch()) && !defect(Defect::OldCopyForgotten)
     }
 }
 
@@ -265,7 +271,7 @@ impl Acceptor {
         self.keep(ballot, state);
     }
 
-    /// A later epoch began without it.
+    /// A later epoch began without it, or it is an old copy in its own.
     pub fn leave_out(&mut self, epoch: Epoch) {
         self.record.left_out_of = Some(epoch);
         self.leases.clear();

@@ -181,6 +181,7 @@ impl Node {
             return voter.acceptor == self.acceptor.record().id;
         }
         self.detector.hears_now(self.now, &voter.node)
+            && self.detector.has_answered(&voter.node)
             && self
                 .detector
                 .node(&voter.node)

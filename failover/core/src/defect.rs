@@ -55,6 +55,10 @@ defects! {
     EmptyRecordVotes,
     /// L5: an acceptor that came back with an old copy of its record votes.
     OldRecordVotes,
+    /// L5: an acceptor that was found out to be an old copy has forgotten that after a restart.
+    OldCopyForgotten,
+    /// L5: an acceptor that starts follows others before they said what they know of its record.
+    StrangersFollowed,
     /// L6: a takeover is begun while a lease runs.
     TakeoverWhileLeaseRuns,
     /// L7: two voters change at once.

@@ -26,6 +26,8 @@ pub struct Heard {
     pub heartbeat: Heartbeat,
     /// When that came in.
     pub heartbeat_at: Time,
+    /// A heartbeat of its process answers to the own process.
+    has_answered: bool,
     /// The way there and back, measured with the last heartbeat.
     pub round_trip: Option<Span>,
     /// It lives, and its record is older than one that was seen of the same acceptor (L5): what
@@ -88,6 +90,8 @@ impl Heard {
             heartbeat.echo_of == own.process
                 && heartbeat.echo.is_some_and(|(number, _)| number > suspect.since)
         };
+        // No earlier process named more than a later one began with.
+        self.went_back |= envelope.sequence > self.sequence;
         if let Message::Heartbeat(heartbeat) = &envelope.message {
             self.went_back |= answers(heartbeat);
         }
@@ -150,12 +154,23 @@ impl Detector {
             node.process = envelope.process;
             node.began = envelope.began;
             node.heartbeat = Heartbeat::default();
+            node.has_answered = false;
         }
         if node.sequence <= envelope.sequence {
             (node.sequence, node.named_by) = (envelope.sequence, envelope.process);
         }
         node.at = Some(now);
         true
+    }
+
+    /// The process of a node that speaks now; 0: none was heard.
+    pub fn process_of(&self, name: &NodeName) -> u64 {
+        self.nodes.get(name).map_or(0, |node| node.process)
+    }
+
+    /// Whether a node's present process has heard the own one, and said what it knows since.
+    pub fn has_answered(&self, name: &NodeName) -> bool {
+        self.nodes.get(name).is_some_and(|node| node.has_answered)
     }
 
     /// What this node knows of the others' records.
@@ -192,9 +207,17 @@ impl Detector {
         }
     }
 
-    /// A heartbeat came in.
-    pub fn beat(&mut self, now: Time, from: &NodeName, heartbeat: Heartbeat, own: Option<Time>) {
+    /// A heartbeat came in. `is_mine`: its sender heard the own process; `own` is when the
+    /// heartbeat left that it echoes.
+    pub fn beat(
+        &mut self,
+        now: Time,
+        from: &NodeName,
+        heartbeat: Heartbeat,
+        (is_mine, own): (bool, Option<Time>),
+    ) {
         let Some(node) = self.nodes.get_mut(from) else { return };
+        node.has_answered |= is_mine;
         if heartbeat.number <= node.heartbeat.number {
             return;
         }

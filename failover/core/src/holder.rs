@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use replicator_core::{Span, Time};
 
 use crate::acceptor::holder_term;
-use crate::cluster::{ClusterState, Voter};
+use crate::cluster::{ClusterState, Holder, Voter};
 use crate::defect::{Defect, defect};
 use crate::proposer::Offices;
 
@@ -33,7 +33,7 @@ struct Grant {
 }
 
 impl Grant {
-    fn until(&self) -> Time {
+    pub fn until(&self) -> Time {
         self.sent + holder_term(self.lease)
     }
 }
@@ -150,4 +150,26 @@ impl LeaseHolder {
         }
         until.get(voters.len() / 2).copied()
     }
+}
+
+/// Until when a process may act as primary of a resource, by the newest state it knows, by what it
+/// proposed with an outcome that is open, and by its lease; `None`: not at all.
+pub fn office_until(
+    state: &ClusterState,
+    open: Option<&ClusterState>,
+    (me, resource): (&Holder, &str),
+    lease: Option<Time>,
+) -> Option<Time> {
+    let entry = state.resource(resource)?;
+    if entry.holder.as_ref() != Some(me) {
+        return None;
+    }
+    // It ends with the holder's own next proposal, whose outcome may be a commit (R5d).
+    let is_changing = open.is_some_and(|open| {
+        open.resource(resource).is_none_or(|open| open.state != entry.state)
+    });
+    if entry.state.sole && (!is_changing || defect(Defect::SoleKeptWhileChanging)) {
+        return Some(Time(u64::MAX));
+    }
+    lease
 }

@@ -19,7 +19,7 @@ use crate::detector::{Detector, Own};
 use crate::etcd::{Answer, Ask, EtcdRegister};
 use crate::facts::{Facts, Hindrance, Placement};
 use crate::hindered::Hindered;
-use crate::holder::{Granted, LeaseHolder};
+use crate::holder::{Granted, LeaseHolder, office_until};
 use crate::lapse::Lapsed;
 use crate::message::{Envelope, Heartbeat, Message, RecordSeen};
 use crate::proposer::{Doing, Outcome, Proposal, Proposer};
@@ -315,6 +315,7 @@ impl Node {
         let durable = record.sequence;
         let accepted = record.accepted.clone();
         let durable_epoch = record.epoch();
+        let is_old_copy = record.is_old_copy();
         let locals = config.resources.iter().map(|name| (name.clone(), Local::default())).collect();
         Self {
             now,
@@ -343,7 +344,7 @@ impl Node {
             change_since: None,
             own: VecDeque::new(),
             began_with: durable,
-            is_old_copy: false,
+            is_old_copy,
             etcd: None,
             config,
         }
@@ -520,11 +521,16 @@ impl Node {
             return;
         }
         let own = self.own_beats();
+        let before = self.detector.process_of(from);
         if !self.detector.hears(self.now, from, &envelope, own) {
             return;
         }
-        let is_news = matches!(envelope.message, Message::Heartbeat(_) | Message::Learn { .. });
-        if self.is_old_copy && !is_news {
+        if before != self.detector.process_of(from) {
+            // It is to know soon what this node knows of its record.
+            self.next_beat = self.now;
+        }
+        let is_heartbeat = matches!(envelope.message, Message::Heartbeat(_));
+        if !is_heartbeat && !self.may_follow(from, &envelope.message) {
             return;
         }
         let is_of_acceptors =
@@ -543,15 +549,29 @@ impl Node {
         Own { process: self.config.process, beats: self.beats }
     }
 
+    /// L5: whether what another node says counts here. First it has to hear this process and say
+    /// in a heartbeat what it knows of the record here: an old copy follows nobody, since a record
+    /// that went on from one would soon look as new as the one that is lost.
+    fn may_follow(&self, from: &NodeName, message: &Message) -> bool {
+        if self.is_old_copy {
+            return matches!(message, Message::Learn { .. });
+        }
+        self.detector.has_answered(from) || defect(Defect::StrangersFollowed)
+    }
+
     /// L5: somebody heard more of this node's acceptor, before this process, than its record had
     /// at the start: it is an old copy.
     fn hear_of_own_record(&mut self, seen: &RecordSeen) {
         let is_newer = seen.process != self.config.process && seen.sequence > self.began_with;
         if seen.acceptor == self.acceptor.record().id
             && (is_newer || seen.went_back)
+            && !self.is_old_copy
             && !defect(Defect::OldRecordVotes)
         {
             self.is_old_copy = true;
+            self.acceptor.leave_out(self.epoch());
+            self.is_dirty = true;
+            self.next_beat = self.now;
         }
     }
 
@@ -649,7 +669,7 @@ impl Node {
         for (resource, facts) in &heartbeat.facts {
             self.hindered.note(self.now, from, resource, facts);
         }
-        self.detector.beat(self.now, from, heartbeat, sent);
+        self.detector.beat(self.now, from, heartbeat, (is_mine, sent));
         if self.state().is_some_and(|state| state.revision > revision) {
             self.teach(from, effects);
         }
@@ -935,8 +955,19 @@ impl Node {
                 .iter()
                 .map(|(name, local)| (name.clone(), local.facts.clone()))
                 .collect(),
-            records: self.detector.records(),
+            records: self.detector.records().into_iter().chain(self.own_verdict()).collect(),
         }
+    }
+
+    /// That the own record is an old copy (L5): the others may never have heard a newer one.
+    fn own_verdict(&self) -> Option<RecordSeen> {
+        self.is_old_copy.then(|| RecordSeen {
+            node: self.config.name.clone(),
+            acceptor: self.acceptor.record().id,
+            process: self.config.process,
+            sequence: self.durable,
+            went_back: true,
+        })
     }
 
     /// L1: whether the data loop of a resource made progress a short time ago.
@@ -989,25 +1020,15 @@ impl Node {
             return None;
         }
         let state = self.state()?;
-        let entry = state.resource(resource)?;
-        if entry.holder.as_ref() != Some(&self.me()) {
-            return None;
-        }
-        // It ends with the holder's own next proposal, whose outcome may be a commit (R5d).
-        let is_changing = self.proposer.open().is_some_and(|open| {
-            open.resource(resource).is_none_or(|open| open.state != entry.state)
-        });
         if self.etcd.as_ref().is_some_and(|etcd| etcd.alien().is_some()) {
             // R11c: what was lost may have named somebody else.
             return None;
         }
-        if entry.state.sole && (!is_changing || defect(Defect::SoleKeptWhileChanging)) {
-            return Some(Time(u64::MAX));
-        }
-        match &self.etcd {
-            Some(etcd) => etcd.until(entry.state.tenure, resource),
+        let lease = match &self.etcd {
+            Some(etcd) => etcd.until(state.resource(resource)?.state.tenure, resource),
             None => self.holder.until(state, resource),
-        }
+        };
+        office_until(state, self.proposer.open(), (&self.me(), resource), lease)
     }
 
     fn is_holder(&self, resource: &str) -> bool {

@@ -69,7 +69,7 @@ impl Node {
 
     /// The later epoch that began without this node.
     pub fn left_out_of(&self) -> Option<Epoch> {
-        self.acceptor.record().left_out_of
+        self.acceptor.record().left_out_of.filter(|epoch| *epoch != self.epoch())
     }
 
     /// Whether this node votes, proposes and holds nothing: it was left out of a later epoch, or

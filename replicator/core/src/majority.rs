@@ -46,6 +46,9 @@ pub(crate) struct Majority {
     lapse: Option<Time>,
     /// This process has opened the device: the next one belongs to a new tenure (R15).
     has_served: bool,
+    /// The generation whose announcement the disk had at the start (R4d): what was to be resynced
+    /// for it was durable here.
+    announced: u64,
 }
 
 /// A proposal whose outcome is unknown.
@@ -62,9 +65,9 @@ const PROPOSE_AGAIN: Span = Span::from_ms(100);
 const IMPATIENCE: Span = Span::from_ms(200);
 
 impl Majority {
-    pub(crate) fn new(keeper: RegisterKeeper) -> Self {
+    pub(crate) fn new(keeper: RegisterKeeper, announced: u64) -> Self {
         let knows = keeper != RegisterKeeper::Majority || defect(Defect::RegisterNotAwaited);
-        Self { learned: knows, ..Self::default() }
+        Self { learned: knows, announced, ..Self::default() }
     }
 
     /// Whether peers may be greeted and an office be taken (R14, R11c).
@@ -429,6 +432,7 @@ impl Replica {
         let mine = self.superblock.replica;
         let leader = self.register.primary.and_then(|leader| self.peer_known_as(leader));
         let coming = self.superblock.coming;
+        let announced = core::mem::take(&mut self.majority.announced);
         let joins = (1..=state.generation).contains(&coming)
             && state.contains(mine)
             && !self.register.contains(mine);
@@ -436,6 +440,10 @@ impl Replica {
         if takes_over {
             // Proposed before a crash, and committed all the same.
             self.settle_take_over(state.basis.lineage > self.register.basis.lineage);
+            // By a process that was a member already and may not have come to record that.
+            if (1..=state.generation).contains(&announced) {
+                self.superblock.syncing = false;
+            }
         }
         self.superblock.tenure = self.superblock.tenure.max(state.tenure);
         self.superblock.clean &= defect(Defect::CleanMarkStays);
@@ -499,8 +507,22 @@ impl Replica {
     /// The lease was granted, prolonged or lost.
     pub(crate) fn lease_changed(&mut self, until: Option<Time>, effects: &mut Effects) {
         assert!(self.by_majority(), "a lease for a replica that keeps its own register");
+        // A loop that hung may not have seen the end of the one before: what it completed since
+        // then is held.
+        self.note_lapse(effects);
         self.majority.lease = until;
         self.watch_lease(effects);
+    }
+
+    fn note_lapse(&mut self, effects: &mut Effects) {
+        let now = self.now;
+        if self.majority.has_lease(now) || self.majority.lapse.is_some() {
+            return;
+        }
+        self.majority.lapse = Some(self.majority.lease.unwrap_or(now).min(now));
+        if self.role.serves() {
+            effects.push(Effect::Note(Note::LeaseLapsed));
+        }
     }
 
     /// When the office began, for as long as there is one.
@@ -531,13 +553,7 @@ impl Replica {
             }
             return;
         }
-        if self.majority.lapse.is_none() {
-            let ended = self.majority.lease.unwrap_or(now).min(now);
-            self.majority.lapse = Some(ended);
-            if self.role.serves() {
-                effects.push(Effect::Note(Note::LeaseLapsed));
-            }
-        }
+        self.note_lapse(effects);
         let limit = self.config.timing.demote_after;
         if self.without_lease_since().is_some_and(|since| now.since(since) >= limit) {
             self.abandon_office(effects);

@@ -219,6 +219,7 @@ impl Replica {
         let slots = superblock.log_extents;
         superblock.clean &= defect(Defect::CleanMarkStays);
         superblock.log_epoch += 1;
+        let announced = superblock.coming;
         if superblock.incarnation != config.incarnation {
             // It was told of a membership and lost its caches since: as a member with another
             // incarnation it must not be promoted on that alone (R11a).
@@ -233,7 +234,7 @@ impl Replica {
             register: superblock.register.clone(),
             change: None,
             change_number: 0,
-            majority: Majority::new(config.register),
+            majority: Majority::new(config.register, announced),
             superblock_writer: SuperblockWriter::new(&layout, superblock.sequence, newest),
             pages: PageWriter::default(),
             peers,

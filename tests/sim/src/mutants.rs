@@ -1,6 +1,7 @@
 //! The proof that the simulator can fail: every deliberate defect of the core must be found. Each
 //! runs in processes of its own, since a defect may make a core panic.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio, exit};
 use std::sync::Mutex;
@@ -35,28 +36,38 @@ const WITH_THREE_REPLICAS: &[Defect] = &[
     Defect::BaseKeptByFollower,
 ];
 
-/// Defects that need several rare things in one order, which no seed may meet: the models of
-/// `failover/core/tests/models` go through all orders and have to find them, in the same test
-/// command.
-const BY_MODELS: &[(&str, &str)] = &[
-    ("FormerGrantCounts", "lease: its holder restarts"),
-    ("GrantBeforeDurable", "lease: taken, records lag behind, an acceptor restarts"),
-    ("GrantToUninformed", "membership: a voter is replaced while a lease is held"),
-    ("GrantWithoutTerm", "lease: its length changes"),
-    ("HolderKeepsTooLong", "lease: renewed, taken over, clocks drift"),
-    ("LeaseFromNewest", "lease: renewed twice"),
-    ("LeaseFromReply", "lease: renewed, taken over, clocks drift"),
-    ("NewAcceptorWaitsOnce", "membership: a voter is replaced while a lease is held"),
-    ("NewAcceptorWithoutWait", "membership: a voter is replaced while a lease is held"),
-    ("NewMajorityOnly", "membership: a voter is replaced, a stale node proposes"),
-    ("OpenChangeRepeated", "register: two rounds each, one does not reach the other"),
-    ("PromiseForgotten", "register: two rounds against one, acceptors restart"),
-    ("RestartWithoutWait", "lease: an acceptor restarts"),
-];
+/// What the models of `failover/core/tests/models` find now, and by which of them: some defects
+/// need several rare things in one order, which no seed may meet, and models go through all orders.
+fn found_by_models() -> BTreeMap<String, String> {
+    let cargo = std::env::var("CARGO").unwrap_or("cargo".into());
+    let output = Command::new(cargo)
+        .args(["test", "--release", "--locked", "--quiet", "-p", "failover-core"])
+        .args(["--features", "defects", "--test", "models"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("cargo runs the models");
+    if !output.status.success() {
+        eprintln!("the models fail: {}", output.status);
+        exit(1);
+    }
+    read_models(&String::from_utf8_lossy(&output.stdout))
+}
 
-/// The model that has to find a defect.
-fn model_of(defect: &str) -> Option<&'static str> {
-    BY_MODELS.iter().find(|(name, _)| *name == defect).map(|(_, model)| *model)
+/// A line with a model's name, `NAME: N states, safe`, then indented ones with what it found.
+fn read_models(text: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut model = "";
+    for line in text.lines() {
+        match line.strip_prefix("  ").and_then(|line| line.split_once(": ")) {
+            Some((defect, how)) if how.contains(" after ") => {
+                found.entry(defect.to_string()).or_insert(model.to_string());
+            }
+            Some(_) => {}
+            None => model = line.rsplit_once(": ").map_or(line, |(name, _)| name),
+        }
+    }
+    found
 }
 
 /// Breaks a rule in this process.
@@ -114,12 +125,19 @@ struct Found {
     first: Option<(u64, String)>,
 }
 
+impl Found {
+    fn in_no_seed(defect: &str) -> Self {
+        Self { defect: defect.into(), seeds: 0, first: None }
+    }
+}
+
 /// Looks for every defect, or for one, in all seeds or until it is found; exits with 1 when one is
-/// not found.
+/// not found. In a hurry no seed is tried for what a model finds.
 pub fn run(only: Option<&str>, until_found: bool) {
     let wanted: Vec<String> =
         wanted().into_iter().filter(|defect| only.is_none_or(|name| defect == name)).collect();
     assert!(!wanted.is_empty(), "no defect that is looked for has the name {only:?}");
+    let models = if mode::is_cluster() { found_by_models() } else { BTreeMap::new() };
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let cores = thread::available_parallelism().map_or(1, |n| n.get());
@@ -127,29 +145,35 @@ pub fn run(only: Option<&str>, until_found: bool) {
         for _ in 0..cores {
             scope.spawn(|| {
                 while let Some(defect) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let found = look_for(defect, until_found);
-                    println!("{}", line(&found, until_found));
+                    let found = match models.get(defect) {
+                        Some(_) if until_found => Found::in_no_seed(defect),
+                        _ => look_for(defect, until_found),
+                    };
+                    println!("{}", line(&found, models.get(defect), until_found));
                     results.lock().expect("no thread panics").push(found);
                 }
             });
         }
     });
     let results = results.into_inner().expect("no thread panics");
-    let missed = results.iter().map(|found| (found.seeds, &*found.defect)).collect::<Vec<_>>();
-    let missed: Vec<&str> = missed
-        .into_iter()
-        .filter(|(seeds, defect)| *seeds == 0 && model_of(defect).is_none())
-        .map(|(_, defect)| defect)
-        .collect();
-    println!("{} of {} defects found", results.len() - missed.len(), results.len());
+    let in_seeds = results.iter().filter(|found| found.seeds > 0).count();
+    let is_missed = |found: &&Found| found.seeds == 0 && !models.contains_key(&found.defect);
+    let missed: Vec<&str> =
+        results.iter().filter(is_missed).map(|found| found.defect.as_str()).collect();
+    println!(
+        "{} of {} defects found, {in_seeds} of them in seeds",
+        results.len() - missed.len(),
+        results.len()
+    );
     if !missed.is_empty() {
         println!("not found within {SEEDS} seeds: {missed:?}");
         exit(1);
     }
 }
 
-fn line(found: &Found, until_found: bool) -> String {
+fn line(found: &Found, model: Option<&String>, until_found: bool) -> String {
     let name = &found.defect;
+    let and_model = model.map_or(String::new(), |model| format!("; by the model \"{model}\""));
     match &found.first {
         Some((seed, how)) => {
             let how: String = how.chars().take(100).collect();
@@ -157,17 +181,16 @@ fn line(found: &Found, until_found: bool) -> String {
                 true => "found at seed".into(),
                 false => format!("{:5} of {SEEDS} seeds, first", found.seeds),
             };
-            format!("{name:24} {count} {seed}: {how}")
+            format!("{name:24} {count} {seed}: {how}{and_model}")
         }
-        None => match model_of(name) {
-            Some(model) => format!("{name:24} in no seed; by the model \"{model}\""),
-            None => format!("{name:24} NOT FOUND"),
-        },
+        None if model.is_some() && until_found => format!("{name:24} found{}", &and_model[1..]),
+        None if model.is_some() => format!("{name:24} in no seed{and_model}"),
+        None => format!("{name:24} NOT FOUND"),
     }
 }
 
 fn look_for(defect: &str, until_found: bool) -> Found {
-    let mut found = Found { defect: defect.into(), seeds: 0, first: None };
+    let mut found = Found::in_no_seed(defect);
     let mut from = 0;
     let program = std::env::current_exe().expect("this program has a path");
     while from < SEEDS {
@@ -203,4 +226,18 @@ fn look_for(defect: &str, until_found: bool) -> Found {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_models_say_is_read() {
+        let text = "lease: renewed twice: 812 states, safe (0.1 s)\n  LeaseFromNewest: TwoLeases \
+                    after 90 states (0.0 s)\n  Other: NOT FOUND in 3 states (0.0 s)\n";
+        let found = read_models(text);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found["LeaseFromNewest"], "lease: renewed twice");
+    }
 }

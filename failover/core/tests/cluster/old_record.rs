@@ -71,6 +71,54 @@ fn an_old_copy_stays_one_after_a_restart_and_for_those_who_heard_nothing_newer()
     assert!(!world.has_lease("beta"), "{:#?}", world.log);
 }
 
+/// Nobody but its own record remembers (sim --cluster 201024).
+#[test]
+fn an_old_copy_stays_one_when_all_that_heard_something_newer_have_forgotten_it() {
+    let mut world = World::with_primary();
+    world.goes_back("gamma");
+    world.pass(Span::from_ms(2_000));
+    assert!(world.machines[&name("gamma")].disk.is_old_copy(), "the verdict is durable");
+    for node in ["alpha", "beta", "gamma"] {
+        world.kill(node);
+    }
+    for node in ["alpha", "beta", "gamma"] {
+        world.start(node);
+    }
+    world.pass(LONG);
+    assert!(world.has_lease("alpha") || world.has_lease("beta"), "they are a majority");
+    for node in ["alpha", "beta", "gamma"] {
+        assert!(world.refuses(node, "gamma"), "{node}: {:#?}", world.log);
+    }
+}
+
+/// Else its record would soon be as new as the one that is lost (sim --cluster 201024).
+#[test]
+fn an_acceptor_follows_nobody_who_has_not_said_what_he_knows_of_its_record() {
+    let mut world = World::with_primary();
+    world.goes_back("gamma");
+    let began = world.machines[&name("gamma")].disk.clone();
+    let (process, acceptor) = (world.machines[&name("alpha")].process, 100);
+    let newest = world.machines[&name("alpha")].disk.accepted.clone().unwrap();
+    let ballot = failover_core::Ballot { counter: 900, node: name("alpha"), process };
+    let messages = [
+        Message::Learn { ballot: newest.0, state: newest.1.clone() },
+        Message::Prepare { ballot: ballot.clone(), takes: Vec::new() },
+        Message::Accept { ballot, state: newest.1 },
+    ];
+    for message in messages {
+        let epoch = world.core("alpha").epoch();
+        let envelope = Envelope { process, acceptor, sequence: 99, began: 0, epoch, message };
+        let from = name("alpha");
+        world.step("gamma", Input::Received { from, envelope: Box::new(envelope) });
+    }
+    world.isolate("gamma");
+    world.pass(Span::from_ms(100));
+    assert_eq!(world.machines[&name("gamma")].disk, began);
+    world.cut.clear();
+    world.pass(Span::from_ms(2_000));
+    assert!(world.refuses("gamma", "gamma"), "it was told");
+}
+
 #[test]
 fn an_old_copy_is_replaced_by_an_empty_record() {
     let mut world = World::with_primary();

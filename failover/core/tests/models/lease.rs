@@ -15,6 +15,7 @@ pub fn all() -> Vec<(&'static str, Scenario, Vec<Defect>)> {
             "lease: renewed, taken over, clocks drift",
             takeover(),
             vec![
+                Defect::PrepareIgnoresLease,
                 Defect::AcceptIgnoresLease,
                 Defect::GrantAfterTakeover,
                 Defect::LeaseFromReply,
@@ -30,6 +31,16 @@ pub fn all() -> Vec<(&'static str, Scenario, Vec<Defect>)> {
         ),
         ("lease: its holder restarts", holder_restarts(), vec![Defect::FormerGrantCounts]),
         ("lease: its length changes", length_changes(), vec![Defect::GrantWithoutTerm]),
+        (
+            "lease: its holder reads and finds that it is being taken",
+            holder_reads(),
+            vec![Defect::RepeatInOwnName],
+        ),
+        (
+            "lease: without end, until its holder proposes another member",
+            sole_grows(),
+            vec![Defect::SoleKeptWhileChanging],
+        ),
     ]
 }
 
@@ -109,4 +120,25 @@ fn length_changes() -> Scenario {
     let shorter = Want::Lease(Span(LEASE.0 / 2));
     let taker = Machine::new("b", first, &[shorter, Want::Office]).may(2, 0);
     timed(vec![holder(&[]).may(0, 1), taker], 600, 2)
+}
+
+/// The takeover was promised before the lease was renewed, and accepted by the taker alone.
+fn holder_reads() -> Scenario {
+    let mut scenario = timed(vec![holder(&[Want::Read]).may(2, 1), taker().may(2, 1)], 600, 0);
+    scenario.waits_out_back_off = true;
+    scenario
+}
+
+/// a is the only member, and may never learn that b is one too; b hears of it from the majority.
+fn sole_grows() -> Scenario {
+    let mut first = beginning(VOTERS, Some("a"));
+    let state = &mut first.1.resources[0].state;
+    state.set.truncate(1);
+    state.sole = true;
+    let holder = Machine::new("a", Some(first.clone()), &[Want::Grow]).may(1, 0);
+    let taker = Machine::new("b", Some(first.clone()), &[Want::Office, Want::Office]).may(2, 0);
+    let mut scenario = timed(vec![holder, taker], 600, 2);
+    scenario.seats =
+        VOTERS.iter().map(|name| Seat::settled(name, record(name, &first), START)).collect();
+    scenario
 }

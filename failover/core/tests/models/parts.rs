@@ -6,7 +6,7 @@ use std::fmt;
 use failover_core::acceptor::{Acceptor, Denial, Record};
 use failover_core::cluster::{Cause, Holder, Voter};
 use failover_core::command::{Asker, Change};
-use failover_core::holder::{Granted, LeaseHolder};
+use failover_core::holder::{Granted, LeaseHolder, office_until};
 use failover_core::message::Message;
 use failover_core::proposer::{Doing, Proposal, Proposer};
 use failover_core::{Ballot, ClusterState, NodeName, Span, Time};
@@ -105,13 +105,16 @@ pub struct Seat {
     waiting: Vec<Packet>,
     /// What leaves in this step.
     pub said: Vec<Packet>,
+    /// It promised a takeover while a lease of that office ran (L2).
+    pub broke_its_word: bool,
 }
 
 impl Seat {
     /// With a record.
     pub fn new(node: &str, disk: Record, now: Time) -> Self {
         let acceptor = Acceptor::start(disk.clone(), now);
-        Self { node: node.into(), acceptor, disk, waiting: Vec::new(), said: Vec::new() }
+        let (waiting, said) = (Vec::new(), Vec::new());
+        Self { node: node.into(), acceptor, disk, waiting, said, broke_its_word: false }
     }
 
     /// The same, its longest wait over.
@@ -134,6 +137,7 @@ impl Seat {
         match &packet.message {
             Message::Prepare { ballot, takes } => match self.acceptor.prepare(now, ballot, takes) {
                 Ok(accepted) => {
+                    self.broke_its_word |= self.is_leased(now, takes, &ballot.node);
                     let ballot = ballot.clone();
                     self.wait(packet, Message::Promise { ballot, accepted });
                 }
@@ -159,6 +163,11 @@ impl Seat {
             }
             other => unreachable!("no acceptor is told {other:?}"),
         }
+    }
+
+    fn is_leased(&self, now: Time, offices: &[String], by: &NodeName) -> bool {
+        let mut leases = self.acceptor.leases(now);
+        leases.any(|lease| offices.contains(&lease.resource) && lease.holder.node != *by)
     }
 
     fn wait(&mut self, packet: &Packet, message: Message) {
@@ -208,8 +217,12 @@ impl Seat {
 pub enum Want {
     /// A lease of this length.
     Lease(Span),
+    /// The newest state; what is open is settled.
+    Read,
     /// The office for itself; also a new process of the holder takes it up so.
     Office,
+    /// The other one is a member again: the end of an office without end (R5d).
+    Grow,
     /// Other voters.
     Voters(Vec<Voter>),
     /// The end of a change of voters.
@@ -277,9 +290,9 @@ impl Machine {
     /// Whether it may act as primary.
     pub fn is_valid(&self, now: Time) -> bool {
         let Some((_, state)) = &self.known else { return false };
-        let entry = state.resource(RESOURCE);
-        let is_holder = entry.is_some_and(|entry| entry.holder.as_ref() == Some(&self.me()));
-        is_holder && self.holder.until(state, RESOURCE).is_some_and(|until| until > now)
+        let lease = self.holder.until(state, RESOURCE);
+        let until = office_until(state, self.proposer.open(), (&self.me(), RESOURCE), lease);
+        until.is_some_and(|until| until > now)
     }
 
     /// Takes a message in.
@@ -358,7 +371,9 @@ impl Machine {
         let entry = known.and_then(|state| state.resource(RESOURCE));
         let change = match self.script.first()? {
             Want::Lease(lease) => Change::Lease(*lease),
+            Want::Read => Change::Read,
             Want::Office => self.office(&entry?.state),
+            Want::Grow => self.grow(&entry?.state),
             Want::Voters(next) => {
                 Change::Voters { expected: known?.voters.clone(), next: next.clone() }
             }
@@ -377,7 +392,19 @@ impl Machine {
         next.generation += 1;
         next.primary = Some(own);
         next.tenure = next.generation;
-        next.set = vec![Member { replica: own, incarnation: Incarnation(1) }];
+        next.set = vec![member(own)];
+        self.of_replica(old, next)
+    }
+
+    fn grow(&self, old: &RegisterState) -> Change {
+        let mut next = old.clone();
+        next.generation += 1;
+        next.sole = false;
+        next.set.push(member(replica_of(&"b".into())));
+        self.of_replica(old, next)
+    }
+
+    fn of_replica(&self, old: &RegisterState, next: RegisterState) -> Change {
         Change::Replica {
             resource: RESOURCE.into(),
             expected: old.generation,
@@ -412,6 +439,10 @@ impl Machine {
         self.holder = LeaseHolder::new(self.process);
         self.script = self.after_restart.clone();
     }
+}
+
+fn member(replica: ReplicaId) -> Member {
+    Member { replica, incarnation: Incarnation(1) }
 }
 
 /// The replica of a node.

@@ -108,6 +108,8 @@ pub enum Broken {
     TwoLeases,
     /// A takeover is committed while the old holder's lease runs.
     TakenWhileLeased,
+    /// A takeover is promised while the old holder's lease runs.
+    PromisedWhileLeased,
 }
 
 /// What can happen.
@@ -367,6 +369,9 @@ impl Explored {
         }
         if valid.len() > 1 {
             return Some(Broken::TwoLeases);
+        }
+        if world.seats.iter().any(|seat| tables.seats.get(*seat).broke_its_word) {
+            return Some(Broken::PromisedWhileLeased);
         }
         if let Some(newest) = world.committed.last() {
             let (ballot, state) = tables.states.get(*newest);

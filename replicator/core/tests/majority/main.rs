@@ -329,6 +329,25 @@ fn a_lapse_is_a_pause_and_no_error() {
     assert_eq!(world.nodes[ALPHA].opened.len(), 1, "the device was open all the time");
 }
 
+/// Its loop hung beyond the end of the lease; what the disk did meanwhile comes in before the new
+/// lease does (sim --cluster 1434).
+#[test]
+fn what_ended_after_a_lapse_that_nobody_saw_goes_on_with_the_next_lease() {
+    let mut world = World::pair();
+    world.lease(ALPHA, 1_000);
+    world.now = Time(world.now.0 + 1_500_000_000);
+    world.read(ALPHA, 1);
+    world.write(ALPHA, 2);
+    world.request(ALPHA, 3, ClientRequest::Flush);
+    for request in 1..=3 {
+        assert_eq!(world.reply(ALPHA, request), None, "R5a");
+    }
+    world.lease(ALPHA, 1_000);
+    for request in 1..=3 {
+        assert_eq!(world.reply(ALPHA, request), Some(Ok(())), "request {request}");
+    }
+}
+
 #[test]
 fn reads_go_on_with_the_lease_when_a_member_is_still_missing() {
     let mut world = World::pair();

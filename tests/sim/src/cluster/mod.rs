@@ -151,6 +151,8 @@ pub enum Happening {
     Tidy,
     /// The operator looks after an acceptor without a vote.
     VoterCare,
+    /// A node with an old copy of its record starts once more.
+    OldCopyFalls { seat: usize },
     /// The operator looks after a failover by force.
     ForceCare,
 }
@@ -327,6 +329,7 @@ impl World {
             Happening::StartWitness { seat } => self.start_witness(seat),
             Happening::Tidy => self.tidy_switches(),
             Happening::VoterCare => self.care_for_voters(),
+            Happening::OldCopyFalls { seat } => self.old_copy_falls(seat),
             Happening::ForceCare => self.care_for_force(),
         }
     }

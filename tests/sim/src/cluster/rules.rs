@@ -2,7 +2,7 @@
 //! step of an acceptor, at every promotion that is ordered, at every state that is committed. What
 //! shows only when several things go wrong together is so found when the first of them does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use failover_core::acceptor::{Lease, Record};
 use failover_core::ballot::Ballot;
@@ -59,9 +59,27 @@ impl World {
     /// L2: while a lease runs here, no promise is raised for a takeover, and none is accepted.
     pub(super) fn check_acceptor(&mut self, seat: usize, before: &Before) {
         let Some(node) = &self.cluster().seats[seat].node else { return };
-        let broken = breaks_promise(node, before).or_else(|| takes_leased_office(node, before));
+        let committed = &self.cluster().committed;
+        let broken =
+            breaks_promise(node, before).or_else(|| takes_leased_office(node, before, committed));
         if let Some(what) = broken {
             self.fail(Kind::Safety, "L2", format!("{} {what}", NAMES[seat]));
+        }
+        self.check_old_copy(seat, before);
+    }
+
+    /// L5: an old copy follows nobody while it was not told what it is, since all others know.
+    /// (Then it only learns what is committed.)
+    fn check_old_copy(&mut self, seat: usize, before: &Before) {
+        let cluster = self.cluster();
+        let is_old = cluster.outsider.is_some_and(|it| it.is_old_copy_at(seat));
+        let Some(node) = cluster.seats[seat].node.as_ref().filter(|_| is_old) else { return };
+        let record = node.acceptor().record();
+        let is_told = record.left_out_of.is_some();
+        let went_on = record.promised != before.promised || accepted(record) != before.accepted;
+        if went_on && !is_told && cluster.went_back_at.is_none() {
+            let text = format!("{} goes on from an old copy of its record", NAMES[seat]);
+            self.fail(Kind::Safety, "L5", text);
         }
     }
 
@@ -177,7 +195,12 @@ fn breaks_promise(node: &Node, before: &Before) -> Option<String> {
     Some(format!("promises a takeover to {} while a lease runs: {lease:?}", ballot.node))
 }
 
-fn takes_leased_office(node: &Node, before: &Before) -> Option<String> {
+/// What another state took before, and this one only leaves as it is, is taken by neither.
+fn takes_leased_office(
+    node: &Node,
+    before: &Before,
+    committed: &BTreeMap<u64, ClusterState>,
+) -> Option<String> {
     let record = node.acceptor().record();
     let (ballot, state) = record.accepted.as_ref()?;
     let is_known = node.state().is_some_and(|known| known.revision >= state.revision);
@@ -187,6 +210,10 @@ fn takes_leased_office(node: &Node, before: &Before) -> Option<String> {
     }
     let taken = state.resources.iter().find_map(|entry| {
         let holder = entry.holder.as_ref()?;
+        let earlier = committed.get(&(state.revision - 1)).and_then(|it| it.resource(&entry.name));
+        if earlier.is_some_and(|earlier| earlier.holder.as_ref() == Some(holder)) {
+            return None;
+        }
         Some((holder, before.lease_against(&entry.name, &holder.node)?))
     });
     let (holder, lease) = taken?;

@@ -26,12 +26,22 @@ pub(crate) struct Outsider {
     is_old_copy: bool,
 }
 
+impl Outsider {
+    /// Whether it is the old copy of that seat.
+    pub(crate) fn is_old_copy_at(&self, seat: usize) -> bool {
+        self.is_old_copy && self.seat == seat
+    }
+}
+
 impl World {
-    /// An old copy is recognised by those who heard a newer one (L5): until the operator has taken
-    /// it away their processes are spared, since who forgot too cannot know.
+    /// An old copy is recognised by those who heard a newer one (L5): until it knows that itself,
+    /// durably, their processes are spared, since who forgot too cannot know.
     pub(crate) fn must_stay(&self, seat: usize) -> bool {
-        let outsider = self.cluster.as_ref().and_then(|cluster| cluster.outsider);
-        outsider.is_some_and(|outsider| outsider.is_old_copy && outsider.seat != seat)
+        let Some(cluster) = &self.cluster else { return false };
+        cluster.outsider.is_some_and(|outsider| {
+            let knows_itself = cluster.seats[outsider.seat].record.left_out_of.is_some();
+            outsider.is_old_copy && outsider.seat != seat && !knows_itself
+        })
     }
 
     /// Whether the acceptor of a seat votes, no change of the voters is under way, and nobody else
@@ -90,6 +100,20 @@ impl World {
         (cluster.seats[seat].record, cluster.seats[seat].older) = (copy, None);
         cluster.outsider = Some(Outsider { seat, since, is_old_copy: true });
         self.soon(LOOKS, Happening::VoterCare);
+        if self.draw.chance(50) {
+            let delay = back_after + self.draw.below(400) * MS;
+            self.soon(delay, Happening::OldCopyFalls { seat });
+        }
+    }
+
+    /// The old copy starts again at once, maybe before anybody could tell it what it is.
+    pub(super) fn old_copy_falls(&mut self, seat: usize) {
+        let outsider = self.cluster().outsider;
+        let is_it = outsider.is_some_and(|it| it.is_old_copy && it.seat == seat);
+        if is_it && self.cluster().seats[seat].node.is_some() {
+            let back_after = (1 + self.draw.below(10)) * MS;
+            self.seat_falls(seat, back_after, false);
+        }
     }
 
     /// A node loses its record.
