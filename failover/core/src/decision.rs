@@ -188,7 +188,7 @@ impl Node {
                 .is_some_and(|node| node.acceptor == voter.acceptor && !node.went_back)
     }
 
-    fn hears_majority(&self) -> bool {
+    pub(crate) fn hears_majority(&self) -> bool {
         if let Some(etcd) = &self.etcd {
             return self.hears_etcd(etcd);
         }

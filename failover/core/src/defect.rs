@@ -71,6 +71,12 @@ defects! {
     SoleIgnored,
     /// R5d: a sole holder keeps its office without end while its own next change is open.
     SoleKeptWhileChanging,
+    /// No witness: a lost peer counts as off before anything was confirmed.
+    FenceNotAwaited,
+    /// No witness: an agent is believed though its node accepts connections, or was heard.
+    FenceLieBelieved,
+    /// No witness: a fence that was confirmed once counts when the peer is lost again.
+    OldFenceCounts,
     /// R14: what the own record has is taken for committed, and for the newest, at the start.
     RecordTrustedAtStart,
     /// etcd: an office is taken before its lease key was seen unchanged for long enough.

@@ -23,6 +23,7 @@ use core::cmp::Ordering;
 
 use replicator_core::{Span, Time};
 
+use crate::defect::{Defect, defect};
 use crate::verdict::Verdict;
 
 /// The rule of SAFETY.md that all of this is about.
@@ -540,6 +541,10 @@ impl Fence {
             "fencing {peer} with {agent}, attempt {attempt}: it has been silent for {silent_ms} ms"
         );
         effects.push(Effect::Note(Note::Fencing(text)));
+        let was_fenced = defect(Defect::OldFenceCounts) && self.last_fenced.is_some();
+        if was_fenced || defect(Defect::FenceNotAwaited) {
+            return self.confirmed(now, String::from("the deliberate defect"), effects);
+        }
         effects.push(Effect::RunAgent(Request::Off));
     }
 
@@ -610,6 +615,7 @@ impl Fence {
             None if self.heard_meanwhile => Some(String::from("it was heard meanwhile")),
             None => None,
         };
+        let life = life.filter(|_| !defect(Defect::FenceLieBelieved));
         let who = if self.is_by_word { "an operator" } else { agent.as_str() };
         if let Some(life) = life {
             let why = format!("fence unconfirmed: {who} says that {peer} is off, but {life}");
@@ -620,6 +626,11 @@ impl Fence {
         } else {
             format!("{node} fenced {peer} ({agent}, off confirmed)")
         };
+        self.confirmed(now, text, effects);
+    }
+
+    /// It is off for sure: what waits for that goes on.
+    fn confirmed(&mut self, now: Time, text: String, effects: &mut Vec<Effect>) {
         effects.push(Effect::Note(Note::Fenced(text.clone())));
         self.failure = None;
         self.last_fenced = Some((now, text.clone()));

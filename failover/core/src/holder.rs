@@ -165,9 +165,8 @@ pub fn office_until(
         return None;
     }
     // It ends with the holder's own next proposal, whose outcome may be a commit (R5d).
-    let is_changing = open.is_some_and(|open| {
-        open.resource(resource).is_none_or(|open| open.state != entry.state)
-    });
+    let is_changing = open
+        .is_some_and(|open| open.resource(resource).is_none_or(|open| open.state != entry.state));
     if entry.state.sole && (!is_changing || defect(Defect::SoleKeptWhileChanging)) {
         return Some(Time(u64::MAX));
     }

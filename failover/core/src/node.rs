@@ -438,7 +438,7 @@ impl Node {
         }
         // The end of a lease may be the beginning of a takeover.
         let leases = self.acceptor.leases(self.now).map(|lease| lease.until);
-        let proposer = self.proposer.next_deadline();
+        let proposer = self.proposer.next_deadline().filter(|_| self.may_propose());
         leases.chain(proposer).chain([self.next_beat]).min()
     }
 
@@ -754,6 +754,9 @@ impl Node {
         if self.etcd.is_some() {
             return self.go_on_with_etcd(effects);
         }
+        if !self.may_propose() {
+            return;
+        }
         loop {
             let mut doing = Vec::new();
             let known = self.known.as_ref();
@@ -769,6 +772,13 @@ impl Node {
                 return;
             }
         }
+    }
+
+    /// L5: the acceptor here follows its own node no earlier than others: a majority, without which
+    /// nothing is decided anyway, has to answer this process first.
+    fn may_propose(&self) -> bool {
+        let is_blank = self.acceptor.accepted().is_none();
+        self.is_settled || is_blank || self.hears_majority() || defect(Defect::StrangersFollowed)
     }
 
     fn carry_out(&mut self, doing: Vec<Doing>, effects: &mut Effects) {
@@ -805,7 +815,8 @@ impl Node {
             // Said before this node entered its present epoch.
             return;
         }
-        if self.acceptor.learn(self.now, &ballot, &state) {
+        // The record of an old copy stays as it is (L5): what is committed is only known.
+        if !self.is_old_copy && self.acceptor.learn(self.now, &ballot, &state) {
             self.is_dirty = true;
         }
         if self.known.as_ref().is_some_and(|known| known.0 >= ballot) {

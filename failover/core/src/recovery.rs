@@ -138,6 +138,9 @@ impl Node {
 
     /// A later epoch began: with this acceptor, which enters it, or without, which ends its vote.
     fn later_epoch(&mut self, ballot: &Ballot, state: &ClusterState, effects: &mut Effects) {
+        if self.is_old_copy {
+            return;
+        }
         let id = self.acceptor.record().id;
         let was_voter = self.acceptor.accepted().is_some_and(|old| old.is_voter(id));
         self.is_dirty = true;

@@ -161,6 +161,10 @@ defects! {
     LastMemberDetaches,
     /// R16: a write that failed is acknowledged.
     FailedWriteAcknowledged,
+    /// No witness: a member leaves the set though it may take over and is not off.
+    LeavesUnfenced,
+    /// No witness: a promise to stand back is not kept.
+    PromiseNotKept,
     /// R17: a trim is done on one side.
     TrimOnOneSide,
     /// R17: a long zeroing is done at once.

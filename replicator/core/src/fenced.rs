@@ -16,6 +16,7 @@ use alloc::format;
 use crate::block::{PeerIndex, ReplicaId, SessionId, Ticket};
 use crate::command::{Answer, Refusal};
 use crate::config::RegisterKeeper;
+use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::note::Note;
 use crate::office::busy;
@@ -41,7 +42,8 @@ impl Replica {
             let all = 0..self.peers.len();
             all.into_iter().find(|&at| known.is_none_or(|it| it == at) && self.peers[at].may_take)
         };
-        let Some(at) = lost.as_ref().filter(|_| self.fences()).and_then(holds_it) else {
+        let holder = lost.as_ref().filter(|_| self.fences()).and_then(holds_it);
+        let Some(at) = holder.filter(|_| !defect(Defect::LeavesUnfenced)) else {
             self.awaits_fence = None;
             return true;
         };
@@ -104,7 +106,7 @@ impl Replica {
         if !matches!(self.role, Role::Secondary) || self.change.is_some() {
             return Err(busy(self.role.name()));
         }
-        self.takes_fenced = false;
+        self.takes_fenced &= defect(Defect::PromiseNotKept);
         for at in 0..self.peers.len() {
             if self.peers[at].link != Link::Down {
                 self.close(at, Retry::Later, effects);

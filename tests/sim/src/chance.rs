@@ -49,6 +49,7 @@ impl World {
             Event::Flap { .. } => (14, 0, at),
             Event::Restore { node } => (15, *node, at),
             Event::Cluster(_) => (16, 0, at),
+            Event::Fencing(_) => (17, 0, at),
         };
         self.draw = sequence(self.seed, kind, place as u64, number);
     }

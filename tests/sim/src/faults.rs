@@ -298,6 +298,7 @@ impl World {
             there.writes_hang_until = 0;
             there.failing = None;
             there.failing_until = 0;
+            there.held &= self.fencing.is_none();
             if there.process.is_none() && there.start_at.is_none() {
                 self.start_in(node, MS);
             }

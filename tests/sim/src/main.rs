@@ -5,8 +5,9 @@ use std::process::{Command, exit};
 use std::time::{Duration, Instant};
 
 use sim::campaign::Campaign;
-use sim::cluster::{mode, times};
+use sim::cluster::times;
 use sim::minimise::minimise;
+use sim::mode::{self, Mode};
 use sim::parts::Parts;
 use sim::runner::{Found, Runner, crash, serve};
 use sim::{mutants, pretence};
@@ -14,10 +15,10 @@ use sim::{mutants, pretence};
 const HELP: &str = "\
 sim SEED [PARTS] [--trace | --story]   replays a seed exactly; one that fails is minimised
 sim [--seeds FROM..TO] [--minutes M]   a campaign on all cores; the regressions first
-sim mutants [--cluster] [NAME | --first]  every deliberate defect must be found
+sim mutants [--cluster | --fence] [NAME | --first]  every deliberate defect must be found
 sim [--defect NAME] --replay FILE      steps a core through what replicatord --record wrote
 sim failover-times [RUNS | BLOW SEED]               failovers in virtual time (200 runs each)
-sim scenarios [--cluster] [FROM..TO]   which scenarios occur in these seeds, and how often
+sim scenarios [--cluster | --fence] [FROM..TO]   which scenarios occur in these seeds, and how often
 
 PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
   --only faults=N | requests=N | orders=N | kinds=NAME,NAME
@@ -26,6 +27,7 @@ PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
 --trace             the story with every step of the cores; nothing is minimised
 --story             the story without the steps
 --cluster           two data nodes and a witness; failovers happen by themselves
+--fence             two nodes without a witness that fence each other by themselves
 --coverage          a campaign tells how often everything was reached, and what is impossible
 --defect NAME       breaks a rule on purpose (names: see sim mutants)
 --pretend KIND      every seed fails as crash, liveness or safety, to test what reports that
@@ -68,17 +70,17 @@ fn main() {
         Some("mutants") => return look_for_defects(&words[1..]),
         _ => {}
     }
-    let (arguments, mode) = match read(&words) {
+    let (arguments, task) = match read(&words) {
         Ok(read) => read,
         Err(why) => {
             eprintln!("{why}; see sim --help");
             exit(2);
         }
     };
-    match mode {
-        Mode::Serve => serve(),
-        Mode::Count(from, to) => mutants::count(from, to),
-        Mode::Usual => {
+    match task {
+        Task::Serve => serve(),
+        Task::Count(from, to) => mutants::count(from, to),
+        Task::Usual => {
             let code = match arguments.seed {
                 Some(seed) => replay(seed, &arguments),
                 None => campaign(&arguments),
@@ -88,7 +90,7 @@ fn main() {
     }
 }
 
-enum Mode {
+enum Task {
     Usual,
     /// The child of a runner.
     Serve,
@@ -96,9 +98,9 @@ enum Mode {
     Count(u64, u64),
 }
 
-fn read(words: &[String]) -> Result<(Arguments, Mode), String> {
+fn read(words: &[String]) -> Result<(Arguments, Task), String> {
     let mut read = Arguments::default();
-    let mut mode = Mode::Usual;
+    let mut task = Task::Usual;
     let mut words = words.iter();
     while let Some(word) = words.next() {
         let mut argument = || words.next().ok_or(format!("{word} wants an argument"));
@@ -123,27 +125,24 @@ fn read(words: &[String]) -> Result<(Arguments, Mode), String> {
                 }
                 read.passed_on.extend([word.clone(), name.clone()]);
             }
-            "--cluster" => {
-                mode::choose_cluster();
-                read.passed_on.push(word.clone());
-            }
+            word if mode::choose(word) => read.passed_on.push(word.into()),
             "--replay" => sim::replay::main(argument()?),
-            "serve" => mode = Mode::Serve,
+            "serve" => task = Task::Serve,
             "--count" => {
                 let (from, to) = range(argument()?)?;
-                mode = Mode::Count(from, to);
+                task = Task::Count(from, to);
             }
             seed => read.seed = Some(number(seed)?),
         }
     }
     let is_idle = read.seed.is_none() && read.seeds.is_none() && read.minutes.is_none();
-    if is_idle && matches!(mode, Mode::Usual) {
+    if is_idle && matches!(task, Task::Usual) {
         return Err("a seed, --seeds or --minutes is wanted".into());
     }
     if read.seed.is_none() && (!read.parts.is_all() || read.trace || read.story) {
         return Err("parts and stories are those of one seed".into());
     }
-    Ok((read, mode))
+    Ok((read, task))
 }
 
 fn number(text: &str) -> Result<u64, String> {
@@ -158,9 +157,7 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 /// Runs seeds and prints which scenarios occurred in them.
 fn scenarios(arguments: &[String]) {
     let mut arguments = arguments.iter().peekable();
-    if arguments.next_if(|word| *word == "--cluster").is_some() {
-        mode::choose_cluster();
-    }
+    arguments.next_if(|word| mode::choose(word));
     let seeds = arguments.next();
     let (from, to) = match seeds.map_or(Ok((0, 2_000)), |text| range(text)) {
         Ok(seeds) => seeds,
@@ -178,9 +175,7 @@ fn scenarios(arguments: &[String]) {
 /// `--cluster` those of the control plane are looked for in clusters.
 fn look_for_defects(arguments: &[String]) {
     let mut arguments = arguments.iter().map(String::as_str).peekable();
-    if arguments.next_if_eq(&"--cluster").is_some() {
-        mode::choose_cluster();
-    }
+    arguments.next_if(|word| mode::choose(word));
     match arguments.next() {
         Some("--first") => mutants::run(None, true),
         only => mutants::run(only, false),
@@ -191,9 +186,10 @@ fn campaign(arguments: &Arguments) -> i32 {
     let length = |minutes: f64| Duration::from_secs_f64(minutes.max(0.0) * 60.0);
     let (from, to) = arguments.seeds.unwrap_or((0, u64::MAX));
     let campaign = Campaign {
-        regressions: sim::regressions(match mode::is_cluster() {
-            true => include_str!("../regressions-cluster.txt"),
-            false => include_str!("../regressions.txt"),
+        regressions: sim::regressions(match mode::mode() {
+            Mode::Pair => include_str!("../regressions.txt"),
+            Mode::Cluster => include_str!("../regressions-cluster.txt"),
+            Mode::Fence => include_str!("../regressions-fence.txt"),
         })
         .collect(),
         from,

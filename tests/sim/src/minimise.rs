@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::cluster::mode;
 use crate::failure::Kind;
+use crate::mode;
 use crate::parts::{Choice, Parts};
 use crate::plan::Fault;
 use crate::runner::{Found, Outcome, Runner};

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use crate::cluster::mode;
+use crate::mode::{self, Mode};
 use replicator_core::defect::{DEFECTS, Defect, switch_on};
 
 /// Every defect must be found within so many seeds.
@@ -84,21 +84,27 @@ pub fn wake(name: &str) {
     }
 }
 
+/// Defects of pairs whose nodes fence each other.
+const BY_FENCING: &[&str] =
+    &["FenceNotAwaited", "FenceLieBelieved", "OldFenceCounts", "LeavesUnfenced", "PromiseNotKept"];
+
 /// The names of the defects that the seeds of this process must find.
 fn wanted() -> Vec<String> {
     let name = |defect: &dyn std::fmt::Debug| format!("{defect:?}");
-    if !mode::is_cluster() {
-        let elsewhere = [WITH_A_MAJORITY, WITH_THREE_REPLICAS].concat();
-        let of_a_pair = DEFECTS.iter().filter(|defect| !elsewhere.contains(defect));
-        return of_a_pair.map(|defect| name(defect)).collect();
-    }
-    let with_etcd = failover_core::defect::ETCD_DEFECTS;
-    let control = failover_core::defect::DEFECTS
-        .iter()
-        .filter(|defect| !with_etcd.contains(defect))
-        .map(|defect| name(defect));
-    let mut all: Vec<String> =
-        control.chain(WITH_A_MAJORITY.iter().map(|defect| name(defect))).collect();
+    let elsewhere = [WITH_A_MAJORITY, WITH_THREE_REPLICAS].concat();
+    let of_replicas = DEFECTS.iter().filter(|defect| !elsewhere.contains(defect));
+    let mut all: Vec<String> = match mode::mode() {
+        Mode::Fence => return BY_FENCING.iter().map(|defect| defect.to_string()).collect(),
+        Mode::Pair => of_replicas.map(|defect| name(defect)).collect(),
+        Mode::Cluster => {
+            let with_etcd = failover_core::defect::ETCD_DEFECTS;
+            let control = failover_core::defect::DEFECTS.iter();
+            let control = control.filter(|defect| !with_etcd.contains(defect));
+            let with_a_majority = WITH_A_MAJORITY.iter().map(|defect| name(defect));
+            control.map(|defect| name(defect)).chain(with_a_majority).collect()
+        }
+    };
+    all.retain(|defect| !BY_FENCING.contains(&defect.as_str()));
     all.sort();
     all.dedup();
     all
@@ -195,7 +201,7 @@ fn look_for(defect: &str, until_found: bool) -> Found {
     let program = std::env::current_exe().expect("this program has a path");
     while from < SEEDS {
         let mut child = Command::new(&program)
-            .args(mode::is_cluster().then_some("--cluster"))
+            .args(mode::argument())
             .args(["--defect", defect, "--count", &format!("{from}..{SEEDS}")])
             .stdout(Stdio::piped())
             .spawn()

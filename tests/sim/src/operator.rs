@@ -14,6 +14,10 @@ use crate::failure::Kind;
 use crate::tell;
 use crate::world::{Event, MS, PEER, World};
 
+/// A command is answered in this time, once nothing stands still; or it waits for a fence.
+const PATIENCE: u64 = 60_000 * MS;
+const PATIENCE_FOR_FENCES: u64 = 400_000 * MS;
+
 /// A command that waits for its answer.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
@@ -67,9 +71,12 @@ impl World {
         self.replace_impostors();
         if let Some(pending) = self.operator.pending {
             let since = pending.since.max(self.nodes[pending.node].paused_until);
-            if self.now.saturating_sub(since) > 60_000 * MS {
-                let process = self.nodes[pending.node].process.as_ref();
-                let status = process.map(|p| p.replica.status(self.local(pending.node)));
+            let process = self.nodes[pending.node].process.as_ref();
+            let status = process.map(|p| p.replica.status(self.local(pending.node)));
+            // An agent takes its time, and a round that failed is followed by a pause.
+            let fences = self.fencing.is_some();
+            let patience = if fences { PATIENCE_FOR_FENCES } else { PATIENCE };
+            if self.now.saturating_sub(since) > patience {
                 let text = format!("{:?} is not answered: {status:?}", pending.command);
                 self.fail(Kind::Liveness, "(e)", text);
             }
@@ -139,8 +146,10 @@ impl World {
             .take()
             .filter(|node| up.contains(node))
             .unwrap_or_else(|| up[self.draw.below(up.len() as u64) as usize]);
-        let alone = up.len() == 1 && !self.is_calm();
-        let stuck = self.operator.refusals > 4 && !self.is_calm();
+        // Where nodes fence each other, the operator leaves that to them.
+        let forces = !self.is_calm() && self.fencing.is_none();
+        let alone = up.len() == 1 && forces;
+        let stuck = self.operator.refusals > 4 && forces;
         if alone && self.draw.chance(30) || stuck && self.draw.chance(30) {
             return self.promote_with_the_other_off(node);
         }

@@ -179,6 +179,33 @@ const FAULTS_OF_A_CLUSTER: [Fault; 31] = [
     Fault::Orders,
 ];
 
+/// What befalls a pair whose nodes fence each other, for drawing.
+const FAULTS_OF_A_FENCED_PAIR: [Fault; 23] = [
+    Fault::Kill,
+    Fault::PowerCut,
+    Fault::BothPowerCut,
+    Fault::Pause,
+    Fault::Partition,
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::Reset,
+    Fault::SlowDisk,
+    Fault::HungDisk,
+    Fault::DiskError,
+    Fault::Switchover,
+    Fault::Restart,
+    Fault::Disconnect,
+    Fault::LongPause,
+    Fault::ClockJump,
+    Fault::FrameLoss,
+    Fault::SlowLink,
+    Fault::BlackHole,
+    Fault::Flap,
+    Fault::LateConnection,
+    Fault::ClientGone,
+    Fault::Ambush,
+];
+
 /// What changes a cluster itself, with the highest weight of each.
 pub fn changes_of_clusters() -> [(Fault, u64); 5] {
     [
@@ -340,6 +367,21 @@ impl Plan {
             }
         }
         plan.timing.demote_after = Span::from_ms([2_000, 10_000][draw.below(2) as usize]);
+        plan
+    }
+
+    /// Draws a plan for a pair whose nodes fence each other.
+    pub fn draw_for_fencing(draw: &mut Draw) -> Self {
+        let mut plan = Self::draw(draw);
+        plan.faults.clear();
+        while plan.faults.len() < 4 {
+            for fault in FAULTS_OF_A_FENCED_PAIR {
+                if draw.chance(40) {
+                    plan.faults.push((fault, weight(fault, draw)));
+                }
+            }
+        }
+        plan.gap_ms = [700, 2_500, 6_000][draw.below(3) as usize];
         plan
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster::mode;
 use crate::coverage::Coverage;
 use crate::failure::Kind;
+use crate::mode::{self, Mode};
 use crate::plan::all_faults;
 use crate::runner::{Found, Outcome};
 use crate::world::Tally;
@@ -130,7 +130,7 @@ impl Report {
         let kinds: Vec<String> =
             self.tally.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
         println!("faults by kind: {}", kinds.join(", "));
-        if mode::is_cluster() {
+        if mode::mode() != Mode::Pair {
             println!(
                 "split brain: {} acknowledgements by two primaries of overlapping generations",
                 self.tally.overlapping

@@ -7,9 +7,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 use std::{fs, io, panic, thread};
 
-use crate::cluster::mode;
 use crate::coverage::Coverage;
 use crate::failure::{Failure, Kind};
+use crate::mode;
 use crate::parts::Parts;
 use crate::world::Tally;
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::cluster::mode;
+use crate::mode::{self, Mode};
 use crate::occasions::Occasion::{self, *};
 
 /// A scenario.
@@ -325,9 +325,36 @@ pub const SCENARIOS_OF_CLUSTERS: &[Scenario] = &[
     scenario("R11c", "the register goes back", "RegisterBack", &[RegisterWentBack]),
 ];
 
+/// All that are reached by pairs whose nodes fence each other.
+pub const SCENARIOS_OF_FENCES: &[Scenario] = &[
+    scenario(
+        "F1",
+        "a primary is lost, switched off for sure, and replaced",
+        "Kill, PowerCut, Partition, Pause",
+        &[PeerFenced, FencedTakeover],
+    ),
+    scenario(
+        "F2",
+        "a secondary is lost; the primary goes on alone when that is off",
+        "Kill, PowerCut, Partition, Pause",
+        &[WentOnAlone],
+    ),
+    scenario("F3", "a living peer without a session stands back", "Disconnect", &[PeerStoodBack]),
+    scenario(
+        "F4",
+        "an agent does not end in its time; one lies while the node answers",
+        "every seed's plan",
+        &[AgentTimedOut, AgentLied],
+    ),
+];
+
 /// Those of the worlds of this process.
 pub fn of_this_mode() -> &'static [Scenario] {
-    if mode::is_cluster() { SCENARIOS_OF_CLUSTERS } else { SCENARIOS }
+    match mode::mode() {
+        Mode::Pair => SCENARIOS,
+        Mode::Cluster => SCENARIOS_OF_CLUSTERS,
+        Mode::Fence => SCENARIOS_OF_FENCES,
+    }
 }
 
 /// Runs seeds until each occasion occurred or there are no more seeds; how often each did.

@@ -14,6 +14,7 @@ use crate::clients::Clients;
 use crate::cluster::{Cluster, Happening};
 use crate::coverage::{Coverage, Observed};
 use crate::failure::{Failure, Kind};
+use crate::fencing::{self, Fencing};
 use crate::host::Node;
 use crate::network::{Connection, Weather};
 use crate::occasions::{Occasion, Scene};
@@ -70,6 +71,8 @@ pub enum Event {
     Flap { times: u64, period_ms: u64 },
     /// Something happens in the cluster around the pair.
     Cluster(Happening),
+    /// Something happens in the fencing of a pair.
+    Fencing(fencing::Happening),
 }
 
 struct Entry {
@@ -176,6 +179,8 @@ pub struct World {
     pub trace: bool,
     /// The witness and the control planes, in a world that has them.
     pub cluster: Option<Box<Cluster>>,
+    /// The fencing of a pair whose nodes fence each other.
+    pub fencing: Option<Box<Fencing>>,
     /// Takes the inputs instead of the cores.
     stand_in: Option<StandIn>,
 }
@@ -238,6 +243,7 @@ impl World {
             tally: Tally::default(),
             trace,
             cluster,
+            fencing: None,
             stand_in: None,
             plan,
         };
@@ -318,11 +324,12 @@ impl World {
             Event::Restore { node } => self.restore_disk(node),
             Event::Flap { times, period_ms } => self.flap(times, period_ms),
             Event::Cluster(happening) => self.happen_in_cluster(happening),
+            Event::Fencing(happening) => self.happen_in_fencing(happening),
         }
     }
 
     /// Whether this process still runs (or stands still) on the node.
-    fn runs(&self, node: usize, life: u64) -> bool {
+    pub(crate) fn runs(&self, node: usize, life: u64) -> bool {
         self.nodes[node].process.as_ref().is_some_and(|process| process.life == life)
     }
 

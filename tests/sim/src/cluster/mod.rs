@@ -12,12 +12,11 @@
 //!  troubles.rs  what befalls clusters besides what befalls pairs
 //!  checks.rs    what must never be, and what must be in the end
 //!  rules.rs     each rule of leases and voters, watched at every step of an acceptor
-//!  times.rs     how long failovers take;  mode.rs: which world the seeds of a process have
+//!  times.rs     how long failovers take
 //! ```
 
 mod checks;
 mod forced;
-pub mod mode;
 mod offices;
 mod operator;
 mod post;

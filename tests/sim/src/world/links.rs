@@ -187,6 +187,11 @@ impl World {
             self.dial_in(delay);
             return;
         }
+        let stands_still = self.nodes.iter().any(|node| node.paused_until > self.now);
+        if self.fencing.is_some() && stands_still {
+            // Who stands still does not greet, and is not heard by that.
+            return self.dial_in(500 * MS);
+        }
         for node in &mut self.nodes {
             node.retry_at = self.now + 1_000 * MS;
         }

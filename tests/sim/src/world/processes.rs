@@ -75,12 +75,16 @@ impl World {
         if self.cluster.is_some() {
             self.replica_is_up(node);
         }
+        if self.fencing.is_some() {
+            self.start_fencing(node, self.nodes[node].lives);
+        }
         self.dial_in(MS);
     }
 
     fn register_keeper(&self) -> RegisterKeeper {
         match self.cluster {
             Some(_) => RegisterKeeper::Majority,
+            None if self.fencing.is_some() => RegisterKeeper::FencedSuperblock,
             None => RegisterKeeper::OwnSuperblock,
         }
     }

@@ -31,7 +31,8 @@ impl World {
         if self.stand_in.is_some() {
             return self.step_stand_in(node, input);
         }
-        if self.cluster.is_none() {
+        let is_covered = self.cluster.is_none() && self.fencing.is_none();
+        if is_covered {
             self.cover_input(node, &input);
         }
         let local = self.local(node);
@@ -47,6 +48,8 @@ impl World {
         process.replica.check_invariants();
         if self.cluster.is_none() {
             self.watch_orders(node, &effects);
+        }
+        if is_covered {
             self.cover_step(node, &effects);
         }
         self.carry_out(node, &mut effects);
@@ -122,7 +125,9 @@ impl World {
                 Effect::ReplyClient { request, result } => self.reply(node, request.0, result),
                 Effect::ReleaseBuf { buf } => releases.push(buf),
                 Effect::AnswerOperator { ticket, result } => {
-                    if !self.job_answered(node, ticket.0, &result) {
+                    if !self.job_answered(node, ticket.0, &result)
+                        && !self.fencing_answered(node, ticket.0, &result)
+                    {
                         self.operator_answered(node, ticket.0, result);
                     }
                 }
@@ -155,6 +160,7 @@ impl World {
             Note::Committed { what, generation } => {
                 self.check_copies(node, what, *generation);
                 self.committed(node, what);
+                self.check_who_left(node, what);
             }
             Note::PeerJoined { .. } => self.check_diverged(node),
             _ => {}
