@@ -6,9 +6,9 @@
 //! primary is confirmed. It is set when the primary, in a session, says that this replica is a
 //! member and in sync, and cleared before the greeting of every session, by a promise to stand
 //! back, and by a restart. `may_take`, on the primary: the peer's flag may be set. It is set before
-//! the peer can learn that it is in sync, and cleared when the peer's greeting has come (whose
-//! sender had cleared its own), when it leaves, when it has promised, and when it is off, which
-//! ended its process. So the peer's flag is never set while ours is clear, and a member leaves the
+//! the peer can learn that it is in sync, and cleared when the peer has answered to the greeting of
+//! a session (it had cleared its own before), when it leaves, when it has promised, and when it is
+//! off, which ended its process. So the peer's flag is never set while ours is clear, and a member leaves the
 //! set only while ours is clear: whoever takes over was in the set all the time.
 
 use alloc::format;
@@ -94,8 +94,11 @@ impl Replica {
 
     // ------------------------------------------------------------------ on the secondary
 
-    /// The primary said so.
+    /// The primary said so; maybe before it heard that this replica is about to leave.
     pub(crate) fn in_sync_with(&mut self, at: usize) {
+        if self.stopping.is_some() {
+            return;
+        }
         let is_member = self.register.contains(self.superblock.replica);
         self.takes_fenced =
             self.fences() && self.leads_us(at) && is_member && !self.superblock.syncing;

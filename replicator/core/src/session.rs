@@ -170,7 +170,6 @@ impl Replica {
             return self.misbehaved(index, "a second greeting", effects);
         }
         self.peers[at].hello = Some(theirs);
-        self.peers[at].may_take = false;
         if let Link::Greeting(mine) = &self.peers[at].link {
             if !self.still_holds(mine) {
                 return self.close(at, Retry::Now, effects);
@@ -199,11 +198,14 @@ impl Replica {
         if !self.still_holds(mine) {
             return self.close(at, Retry::Now, effects);
         }
+        let (mine, theirs) = (mine.clone(), theirs.clone());
+        // Its sender answers to ours, and had cleared its own flag: see `fenced.rs`. A greeting
+        // alone may be of a connection that came late, and older than what its sender heard since.
+        self.peers[at].may_take = false;
         if self.following.is_some() {
             // Somebody else is followed since the greeting: they meet when that is over.
             return self.close(at, Retry::Later, effects);
         }
-        let (mine, theirs) = (mine.clone(), theirs.clone());
         match handshake::relation(&mine, &theirs) {
             Relation::Refuse { reason, diverged, .. } => {
                 let blocks = match diverged {
