@@ -8,8 +8,8 @@
 //! back, and by a restart. `may_take`, on the primary: the peer's flag may be set. It is set before
 //! the peer can learn that it is in sync, and cleared when the peer has answered to the greeting of
 //! a session (it had cleared its own before), when it leaves, when it has promised, and when it is
-//! off, which ended its process. So the peer's flag is never set while ours is clear, and a member leaves the
-//! set only while ours is clear: whoever takes over was in the set all the time.
+//! off, which ended its process. So the peer's flag is never set while ours is clear, and a member
+//! leaves the set only while ours is clear: whoever takes over was in the set all the time.
 
 use alloc::format;
 

@@ -144,6 +144,8 @@ pub enum AttachError {
     Version(u32),
     /// The device is not as large as it was: (then, now) in bytes.
     SizeChanged(u64, u64),
+    /// It belongs to this other node of the configuration.
+    OfPeer(String),
     /// The configuration has more other replicas than there are bitmaps: (has, wants).
     TooFewSlots(u8, usize),
     /// A length or count in a superblock that verifies is outside its limits.
@@ -166,6 +168,11 @@ impl core::fmt::Display for AttachError {
             Self::SizeChanged(then, now) => write!(
                 f,
                 "the device had {then} bytes when its metadata were made, now it has {now}"
+            ),
+            Self::OfPeer(node) => write!(
+                f,
+                "it is the disk of {node}: the disks were swapped, or one was cloned; put the own \
+                 one in"
             ),
             Self::TooFewSlots(slots, peers) => write!(
                 f,
@@ -340,6 +347,9 @@ impl Superblock {
     /// Takes the peers that a configuration names, in its order. One that is not named gives its
     /// bitmap up; a new one gets a free one, and lacks everything.
     pub(crate) fn take_peers(&mut self, names: &[&str]) -> Result<(), AttachError> {
+        if names.contains(&self.node.as_str()) {
+            return Err(AttachError::OfPeer(self.node.clone()));
+        }
         if names.len() > usize::from(self.bitmap_slots) {
             return Err(AttachError::TooFewSlots(self.bitmap_slots, names.len()));
         }

@@ -45,6 +45,15 @@ fn who_is_named_no_more_gives_its_bitmap_up_and_comes_back_as_a_stranger() {
 }
 
 #[test]
+fn the_disk_of_a_peer_is_refused_by_its_name() {
+    let mut superblock = with_slots(2, &[("alpha", 0)]);
+    superblock.node = "beta".into();
+    let error = superblock.take_peers(&["beta"]).unwrap_err();
+    assert_eq!(error, AttachError::OfPeer("beta".into()));
+    assert!(alloc::format!("{error}").contains("disk of beta"));
+}
+
+#[test]
 fn a_disk_with_too_few_bitmaps_says_how_many_and_what_to_do() {
     let error = with_slots(1, &[("beta", 0)]).take_peers(&["beta", "gamma"]).unwrap_err();
     assert_eq!(error, AttachError::TooFewSlots(1, 2));
