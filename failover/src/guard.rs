@@ -218,6 +218,9 @@ pub struct GuardReport {
     pub pid: u32,
     /// How often it had to be started again.
     pub restarts: u64,
+    /// How many groups of processes it would freeze: a cgroup for each service, or, without
+    /// cgroup v2, the process groups that were found so far.
+    pub groups: usize,
     /// What the kernel refused to it, in words.
     pub warnings: Vec<String>,
     /// The watchdog.
@@ -296,6 +299,7 @@ impl Guard {
         GuardReport {
             pid: state.child.as_ref().map_or(0, Child::id),
             restarts: state.restarts,
+            groups: (0..table::GROUPS_MAX).filter(|row| self.table.group(*row).is_some()).count(),
             warnings,
             watchdog: self.explain(watchdog),
         }

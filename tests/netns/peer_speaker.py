@@ -26,7 +26,7 @@ def authenticate(key, *parts):
 
 
 # The protocol that this build speaks (replicator/core/src/wire.rs).
-VERSION = 3
+VERSION = 4
 
 
 def opening(versions=(VERSION, VERSION)):

@@ -34,6 +34,9 @@ class Guarded(Served):
         super().start(watched)
         wait_until("alpha says that its services run", lambda: all(
             self.service("alpha", name)["state"] == "running" for name in NAMES), 20)
+        # Without cgroups they are looked for, a moment after they began.
+        wait_until("the guard knows their processes",
+                   lambda: self.guard()["groups"] >= len(NAMES), 20)
         return self
 
     def guard(self, name="alpha"):

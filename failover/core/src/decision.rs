@@ -318,7 +318,8 @@ impl Node {
         if self.now < local.retry_at {
             return local.refusals > WANTED_REFUSALS_MAX;
         }
-        let is_passing = matches!(why.code.as_str(), "peer_is_primary" | "register_unknown");
+        let is_passing =
+            matches!(why.code.as_str(), "peer_is_primary" | "register_unknown" | "no_disk");
         !is_passing || self.now.since(self.known_since) >= self.lease()
     }
 

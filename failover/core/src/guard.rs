@@ -6,8 +6,9 @@
 //!
 //! ```text
 //! t + 0.9 T            the daemon suspends I/O and removes the addresses itself
-//!   + grace            the guard removes what is left, and freezes the services of a daemon that
-//!                      gives no sign of life
+//!                      the guard does it for a daemon that gives no sign of life, and freezes its
+//!                      services
+//!   + grace            the guard removes what a daemon that lives has left
 //!   + demote_after     it kills what it froze: by then the daemon itself would have stopped it
 //! t + 1.1 T            another node may take over
 //! t + 1.1 T + 0.3 s    it adds the addresses (never before t + 1.4 s); a watchdog that was fed in
@@ -92,7 +93,9 @@ impl Sight {
 
     /// What the guard does about an office.
     pub fn duty(&self, office: &Office) -> Duty {
-        let is_over = office.until.is_none_or(|until| self.now >= until + grace(self.lease));
+        // Nobody is waited for who is not there: another node starts services 0.2 T later.
+        let grace = if self.is_alive() { grace(self.lease) } else { Span::default() };
+        let is_over = office.until.is_none_or(|until| self.now >= until + grace);
         let freeze = match is_over {
             false => Some(false),
             true => (!self.is_alive()).then_some(true),
@@ -171,12 +174,18 @@ mod tests {
     #[test]
     fn the_daemon_comes_first_then_the_guard_then_another_node() {
         let grace_ends = 900 + grace(LEASE).as_ms();
-        assert_eq!(sight(grace_ends - 1, None).duty(&held()), RUNS);
-        let duty = sight(grace_ends, None).duty(&held());
-        assert_eq!(duty, STANDS);
+        let lives = |now| sight(now, Some(now)).duty(&held());
+        assert_eq!(lives(grace_ends - 1), RUNS);
+        assert!(lives(grace_ends).remove_addresses);
         assert!(grace_ends + 100 < others_from(LEASE).as_ms());
         let shortest = Span::from_ms(200);
         assert!(grace(shortest).as_ms() + 180 + 100 < others_from(shortest).as_ms());
+    }
+
+    #[test]
+    fn for_a_daemon_that_is_dead_or_stopped_the_guard_acts_as_soon_as_the_lease_is_over() {
+        assert_eq!(sight(900, None).duty(&held()), STANDS);
+        assert_eq!(sight(900, Some(0)).duty(&held()), STANDS);
     }
 
     #[test]

@@ -408,7 +408,7 @@ impl<M: Machine> Watch<M> {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use failover_core::guard::{STALE_AFTER, grace};
+    use failover_core::guard::STALE_AFTER;
 
     use super::super::Registry;
     use super::super::table::create;
@@ -498,7 +498,7 @@ mod tests {
         world.renewed(0);
         let slot = world.registry.guard_address("demo", &place());
         let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        let ends = 900 + grace(LEASE).as_ms();
+        let ends = 900;
         for ms in (0..ends).step_by(20) {
             world.watch.step(at(ms), true);
         }
