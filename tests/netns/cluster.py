@@ -273,8 +273,17 @@ class Node:
         return not self.is_running or self.ctl_raw("status")[0] in (0, 4)
 
     def signal(self, number):
-        """Sends a signal to the daemon."""
+        """Sends a signal to the daemon; after SIGSTOP waits until the last of its threads, which may
+        be in the middle of a request, stands still."""
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            wait_until(f"{self.name} stands still", self.stands_still)
+
+    def stands_still(self):
+        """Whether no thread of the daemon runs."""
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+        return set(states) <= {"T", "t", "Z"}
 
     def kill(self):
         """SIGKILL, and waits until the process is gone."""
