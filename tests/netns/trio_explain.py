@@ -217,6 +217,10 @@ def explain_an_old_instance_that_is_still_open():
             node.stop()
 
 
+# Its mount is the machine's: a daemon of another scenario that starts in a namespace copies it.
+explain_an_old_instance_that_is_still_open.is_alone = True
+
+
 def explain_a_drain_that_hangs():
     """R2c: writes of the dead primary are still on their way to the disk of the taker."""
     with ThrottledDisk(64) as disk, Trio(
