@@ -261,6 +261,8 @@ def garbage_on_the_control_socket_disturbs_nobody():
                     one.sendall(data[number % 4])
                 except OSError:
                     pass  # closed already: fine
+        # As many as may be under way may not have ended when the last of them is gone.
+        wait_until("the last stranger is forgotten", lambda: alpha.ctl_raw("status")[0] == 0)
         expect(alpha.status()["state"] == "up", "it is not up any more")
         cluster.expect_identical()
 
