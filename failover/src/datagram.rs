@@ -162,7 +162,7 @@ fn equal_in_constant_time(left: &[u8], right: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use failover_core::cluster::Epoch;
     use failover_core::message::{Heartbeat, Message};
     use proptest::prelude::*;
@@ -185,7 +185,7 @@ mod tests {
         vec!["192.0.2.1:7788".parse().unwrap()]
     }
 
-    fn envelope() -> Envelope {
+    pub(crate) fn envelope() -> Envelope {
         let message = Message::Heartbeat(Heartbeat { number: 7, ..Heartbeat::default() });
         Envelope {
             process: 1,

@@ -170,10 +170,8 @@ fn locked(stations: &Stations) -> MutexGuard<'_, HashMap<String, Station>> {
 mod tests {
     use std::sync::mpsc;
 
-    use failover_core::cluster::Epoch;
-    use failover_core::message::{Envelope, Heartbeat, Message};
-
     use super::*;
+    use crate::datagram::tests::envelope;
 
     fn sealer(cluster: &str, node: &str, key: u8) -> Sealer {
         // Not a code anybody should use; the daemon brings HMAC-SHA256.
@@ -188,16 +186,7 @@ mod tests {
     }
 
     fn sealed(cluster: &str, key: u8) -> Vec<u8> {
-        let message = Message::Heartbeat(Heartbeat { number: 7, ..Heartbeat::default() });
-        let envelope = Envelope {
-            process: 1,
-            acceptor: 2,
-            sequence: 3,
-            began: 3,
-            epoch: Epoch::default(),
-            message,
-        };
-        sealer(cluster, "alpha", key).seal(&"gamma".into(), &envelope).unwrap()
+        sealer(cluster, "alpha", key).seal(&"gamma".into(), &envelope()).unwrap()
     }
 
     #[test]
