@@ -6,10 +6,12 @@ and is switched back. `tools/test examples` calls this.
     examples.py [WORD...]           those with one of these words in the name
 """
 
+import os
 import re
 import shutil
 import sys
 
+import block_writer
 import trio_postgres
 from cluster import Skip, binaries, expect, run
 from example import ADDRESS, EXAMPLES, Example, goes_on_elsewhere_and_back
@@ -27,7 +29,7 @@ def every_example_is_accepted_as_shipped():
         warnings = [line for line in done.stdout.splitlines() if "warning:" in line]
         strange = [line for line in warnings if not NOT_HERE.search(line)]
         expect(not strange, f"{path.name}: {strange}")
-        for name in re.findall(r"\S+\.conf\b(?= of this directory)", path.read_text()):
+        for name in re.findall(r"(\S+) of this directory", path.read_text()):
             expect((EXAMPLES / name).exists(), f"{path.name} names {name}, which is not there")
 
 
@@ -101,6 +103,50 @@ class MariaDb(Example):
         return self.ask("SELECT number FROM items")
 
 
+class Iscsi(Example):
+    """iscsi.toml with its iscsi-tgt: no file system of ours, the initiator has the disk."""
+
+    file = "iscsi.toml"
+
+    def __init__(self):
+        if not shutil.which("tgtd") or "iscsi" not in run("qemu-img", "--help").stdout:
+            raise Skip("needs tgt and qemu-block-extra")
+        super().__init__()
+
+    def replaced(self):
+        script = (EXAMPLES / "iscsi-tgt").read_text()
+        expect("192.0.2.0/24" in script, "iscsi-tgt has no 192.0.2.0/24 any more")
+        # On one machine all have one /run: the place of tgtd's socket is the node's own.
+        own = f"export TGT_IPC_SOCKET={self.dir}/tgt-$REPLICATOR_NODE\n"
+        script = script.replace("192.0.2.0/24", "10.99.0.0/24").replace("set -eu\n", "set -eu\n" + own)
+        path = self.dir / "iscsi-tgt"
+        path.write_text(script)
+        path.chmod(0o755)
+        return {"/etc/replicator/iscsi-tgt": path}
+
+    @property
+    def url(self):
+        return block_writer.URL.format(ADDRESS)
+
+    def is_served(self):
+        return self.outside("timeout", "5", "qemu-io", "-r", "-f", "raw", "-c", "read 0 512", self.url,
+                            check=False).returncode == 0
+
+    def kept(self, promised):
+        """Of these numbers those whose blocks are there as they were written."""
+        size = block_writer.BLOCK
+        copy = self.dir / "copy"
+        self.outside("qemu-img", "convert", "-O", "raw", self.url, copy, timeout=60)
+        with open(copy, "rb") as disk:
+            blocks = {number: os.pread(disk.fileno(), size, number * size) for number in promised}
+        return [number for number, block in blocks.items()
+                if block == bytes([block_writer.pattern(number)]) * size]
+
+
+def iscsi_goes_on_elsewhere_and_back():
+    goes_on_elsewhere_and_back(Iscsi, "block_writer.py")
+
+
 def mariadb_goes_on_elsewhere_and_back():
     goes_on_elsewhere_and_back(MariaDb, "sql_writer.py")
 
@@ -119,6 +165,7 @@ SCENARIOS = [
     postgresql_goes_on_elsewhere_and_back,
     apache_goes_on_elsewhere_and_back,
     mariadb_goes_on_elsewhere_and_back,
+    iscsi_goes_on_elsewhere_and_back,
 ]
 
 
