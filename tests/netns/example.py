@@ -31,9 +31,10 @@ class Example(Trio):
 
     file = mount_point = None
     disk_mib, file_system_mib = 224, 200
+    attach = "fuse"
 
     def __init__(self):
-        super().__init__(attach="fuse", size_mib=self.disk_mib, machines=True)
+        super().__init__(attach=self.attach, size_mib=self.disk_mib, machines=True)
         self.dir.chmod(0o755)
         self.mount = self.dir / "srv"
         self.mount.mkdir()
