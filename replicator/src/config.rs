@@ -220,9 +220,10 @@ impl ClusterConfig {
         })
     }
 
-    /// Whether a majority decides: there is a witness, or etcd, whose members are one.
+    /// Whether a majority decides: there is a witness, or there are three data nodes, which are
+    /// their own majority, or etcd, whose members are one.
     pub fn has_majority(&self) -> bool {
-        self.etcd.is_some() || self.nodes.iter().any(|node| node.witness)
+        self.etcd.is_some() || has_voters(&self.nodes)
     }
 
     /// Whether a node that is lost is fenced by itself, and a primary replaced, without a majority:
@@ -322,6 +323,11 @@ impl std::fmt::Display for UnknownNode {
             None => write!(out, "; say which one with --node NAME"),
         }
     }
+}
+
+/// See [`ClusterConfig::has_majority`].
+fn has_voters(nodes: &[NodeConfig]) -> bool {
+    nodes.iter().any(|node| node.witness) || nodes.len() > 2
 }
 
 const _: () = assert!(defaults::POOL_MIB << 20 > limits::PEER_WINDOW_BYTES);

@@ -23,6 +23,7 @@ import networks
 import recordings
 import roles
 import storage
+import three
 import trio_address
 import trio_explain
 import trio_guard
@@ -38,7 +39,8 @@ from cluster import Refused, Skip, TestFailed, binaries, die_with_parent
 SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS + floating_address.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
-             + trio_explain.SCENARIOS + trio_members.SCENARIOS + trio_http.SCENARIOS
+             + trio_explain.SCENARIOS + trio_members.SCENARIOS + three.SCENARIOS
+             + trio_http.SCENARIOS
              + trio_services.SCENARIOS + trio_guard.SCENARIOS + trio_address.SCENARIOS
              + etcd_register.SCENARIOS
              + trio_postgres.SCENARIOS + many_clusters.SCENARIOS)

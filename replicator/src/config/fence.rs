@@ -166,7 +166,8 @@ pub(super) fn warnings(
     let fenced = nodes.iter().filter(|node| node.fence.is_some()).count();
     let data_nodes = nodes.iter().filter(|node| !node.witness).count();
     if has_majority {
-        let text = "`fence` has no effect: with a witness or etcd a majority decides";
+        let text =
+            "`fence` has no effect: with a witness, three data nodes or etcd a majority decides";
         return if fenced > 0 { vec![text.to_owned()] } else { Vec::new() };
     }
     let mut warnings = Vec::new();

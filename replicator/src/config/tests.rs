@@ -95,9 +95,15 @@ fn broken_toml_names_line_and_column() {
 }
 
 #[test]
-fn a_third_data_node_is_refused_for_now() {
-    let text = refusal(&GOOD.replace("witness = true", "witness = false"));
-    assert!(text.contains("`gamma` is a third data node; this version supports two"), "{text}");
+fn three_data_nodes_are_their_own_majority_and_a_fourth_is_refused() {
+    let three = GOOD.replace("witness = true", "witness = false").replace(
+        "disk.beta = \"/srv/b.img\"\n",
+        "disk.beta = \"/srv/b.img\"\ndisk.gamma = \"/srv/c.img\"\n",
+    );
+    let path = std::path::Path::new("r.toml");
+    assert!(ClusterConfig::parse(path, three.clone()).expect("it is good").has_majority());
+    let text = refusal(&format!("{three}\n[node.zeta]\naddress = \"192.0.2.9\"\n"));
+    assert!(text.contains("`zeta` is a fourth data node; this version supports three"), "{text}");
 }
 
 #[test]
@@ -196,7 +202,7 @@ fn fencing_by_itself_must_be_asked_for_and_is_nothing_with_a_witness() {
     assert!(!voting.fences_lost_primaries() && voting.fence_of_peer("beta").is_none());
     assert_eq!(
         voting.warnings,
-        ["`fence` has no effect: with a witness or etcd a majority decides"]
+        ["`fence` has no effect: with a witness, three data nodes or etcd a majority decides"]
     );
     let bare = FENCED.lines().filter(|line| !line.starts_with("fence =")).collect::<Vec<_>>();
     let bare = parse(&bare.join("\n")).unwrap();

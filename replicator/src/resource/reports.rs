@@ -133,12 +133,18 @@ impl Resource {
         report
     }
 
-    /// The node behind a replica id. With two data nodes whatever is not here is there.
+    /// The node behind a replica id. With two data nodes whatever is not here is there; with more
+    /// the register of the cluster knows.
     fn node_of(&self, replica: ReplicaId, own: u128) -> String {
         match &self.peers[..] {
             _ if replica.0 == own => self.node.name.clone(),
             [peer] => peer.clone(),
-            _ => format!("{:032x}", replica.0),
+            _ => {
+                let node = self.cluster_handle.get().and_then(|cluster| cluster.look());
+                let entry = node.as_ref().and_then(|it| it.state()?.resource(self.name()));
+                let home = entry.and_then(|entry| entry.node_of(replica));
+                home.map_or_else(|| format!("{:032x}", replica.0), |home| home.0.clone())
+            }
         }
     }
 

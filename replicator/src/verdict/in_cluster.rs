@@ -3,7 +3,7 @@
 
 use super::{Level, Verdict, because, is_connected, lacking, trouble, verdict};
 use crate::cluster::{ClusterReport, EtcdEndpoint, EtcdReport, NodeReport, OfficeReport};
-use crate::report::{ReplicaReport, ResourceReport};
+use crate::report::{PeerReport, ReplicaReport, ResourceReport};
 
 /// A takeover takes so much longer than the lease, as a rule: its end at the acceptors, a look at
 /// the facts, the promotion.
@@ -58,7 +58,7 @@ fn primary(
         return verdict(Level::Attention, text);
     }
     if let Some(peer) = replica.peers.iter().find(|peer| !peer.is_member) {
-        return verdict(Level::Degraded, format!("served by {node} alone: {}", lacking(peer)));
+        return verdict(Level::Degraded, with_missing(node, replica, peer));
     }
     if let Some(peer) = replica.peers.iter().find(|peer| peer.state != "current") {
         let text = format!(
@@ -69,8 +69,21 @@ fn primary(
         );
         return verdict(Level::Degraded, text);
     }
-    let heir = replica.peers.first().map_or("", |peer| peer.node.as_str());
-    may_fail("", node, heir, cluster)
+    let is_online = |peer: &&PeerReport| !cluster.standby.contains(&peer.node);
+    let heir = replica.peers.iter().find(is_online).or(replica.peers.first());
+    may_fail("", node, heir.map_or("", |peer| peer.node.as_str()), cluster)
+}
+
+/// One copy lacks something; with three there may be another that does not.
+fn with_missing(node: &str, replica: &ReplicaReport, missing: &PeerReport) -> String {
+    match replica.peers.iter().find(|peer| peer.is_member && peer.state == "current") {
+        Some(other) => format!(
+            "served by {node}, and {} has everything too: one of the two may fail. {}",
+            other.node,
+            lacking(missing)
+        ),
+        None => format!("served by {node} alone: {}", lacking(missing)),
+    }
 }
 
 fn secondary(
@@ -212,7 +225,6 @@ mod tests {
     use super::*;
     use crate::cluster::Explanation;
     use crate::control::RefusalReport;
-    use crate::report::PeerReport;
 
     fn node(name: &str, state: &str) -> NodeReport {
         NodeReport {
