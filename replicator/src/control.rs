@@ -179,7 +179,7 @@ pub enum Order {
         /// The node.
         node: String,
     },
-    /// Take the vote of a witness away.
+    /// Take a node's vote away.
     NodeRemove {
         /// The node.
         node: String,

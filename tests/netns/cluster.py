@@ -189,6 +189,7 @@ class Node:
         self.key = cluster.dir / "key"
         self.port = 7788 if cluster.namespaces else free_port()
         self.nbd_port = free_port()
+        self.http_port = 0   # where all share one address, none unless a test wants it
         self.log_path = self.dir / "log"
         self.device_dir = pathlib.Path(cluster.device_root) / name / "dev"
         self.process = None
@@ -533,7 +534,7 @@ class Cluster:
             lines += [f"[node.{name}]", f'address = "{node.host}:{node.port}"']
             lines += [f'{key} = "{node.dir}"' for key in ("state_dir", "run_dir")]
             if not self.namespaces:
-                lines.append("http_port = 0")   # they share one address
+                lines.append(f"http_port = {node.http_port}")
             lines.append(f'key = "{node.key}"')
             if name == WITNESS:
                 lines += ["witness = true", ""]

@@ -293,11 +293,27 @@ impl Change {
                 if state.next_voters.as_ref() != Some(next) {
                     return Err(Unfit::Already);
                 }
-                state.voters = next.clone();
+                let before = core::mem::replace(&mut state.voters, next.clone());
                 state.next_voters = None;
+                forget_nodes(state, &before);
             }
         }
         Ok(())
+    }
+}
+
+/// What was recorded of nodes that vote no more goes with them, but where a set counts on one.
+fn forget_nodes(state: &mut ClusterState, before: &[Voter]) {
+    let voters = &state.voters;
+    let is_gone = |node: &NodeName| {
+        before.iter().any(|voter| voter.node == *node)
+            && voters.iter().all(|voter| voter.node != *node)
+    };
+    state.standby.retain(|node| !is_gone(node));
+    for entry in &mut state.resources {
+        let set = &entry.state;
+        entry.homes.retain(|home| !is_gone(&home.node) || set.contains(home.replica));
+        entry.wanted.take_if(|node| is_gone(node));
     }
 }
 

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::ballot::NodeName;
-use crate::cluster::{ClusterState, Voter};
+use crate::cluster::{ClusterState, Resource, Voter};
 use crate::command::Change;
 use crate::node::Node;
 use crate::recovery::Strange;
@@ -19,7 +19,7 @@ pub enum VotersWish {
     Replace(NodeName),
     /// Admit a node that had no vote.
     Add(NodeName),
-    /// Take the vote of a witness away.
+    /// Take a node's vote away: a witness's, or that of a data node that was stopped for good.
     Remove(NodeName),
 }
 
@@ -160,22 +160,53 @@ impl Node {
                 (format!("{name} is no voter"), format!("it has: {}", known.join(", ")));
             return Err(self.say_no("unknown_node", "", &why, &next));
         };
-        if !voter.witness {
-            let why = format!("{name} is a data node");
-            let next = format!(
-                "replctl node replace {name}, if its machine is a new one; replctl standby {name} \
-                 keeps offices away from it"
-            );
-            return Err(self.say_no("data_node", "", &why, &next));
-        }
-        let is_only_witness = state.voters.iter().filter(|voter| voter.witness).count() == 1;
-        // Three data nodes are their own majority.
-        if is_only_witness && state.voters.len() <= 3 {
+        let kind = if voter.witness { "witness" } else { "data node" };
+        let is_same_kind = |other: &&Voter| other.witness == voter.witness;
+        let is_only = state.voters.iter().filter(is_same_kind).count() == 1;
+        // Three data nodes are their own majority; two voters are none without each other.
+        if state.voters.len() <= 3 {
+            let code = if is_only && voter.witness { "only_witness" } else { "too_few" };
+            let which = if is_only { "the only" } else { "a" };
             let why = format!(
-                "{name} is the only witness: of two voters neither could go on without the other"
+                "{name} is {which} {kind}: of two voters neither could go on without the other"
             );
             let next = format!("replctl node replace {name}; or add another witness first");
-            return Err(self.say_no("only_witness", "L7", &why, &next));
+            return Err(self.say_no(code, "L7", &why, &next));
+        }
+        if voter.witness {
+            return Ok(());
+        }
+        if is_only {
+            let why = format!("{name} is the only data node");
+            return Err(self.say_no("last_data_node", "R16", &why, "add another data node first"));
+        }
+        self.check_is_gone(state, name)
+    }
+
+    /// A data node is taken out when it serves nothing, no set counts on it, and it is stopped: one
+    /// that runs would be brought up to date and be a member again.
+    fn check_is_gone(&self, state: &ClusterState, name: &NodeName) -> Result<(), Verdict> {
+        let is_held =
+            |entry: &&Resource| entry.holder.as_ref().is_some_and(|holder| holder.node == *name);
+        if let Some(entry) = state.resources.iter().find(is_held) {
+            let why = format!("{name} is primary of {}", entry.name);
+            let next =
+                format!("replctl switchover {}, then stop replicatord on {name}", entry.name);
+            return Err(self.say_no("is_primary", "L7", &why, &next));
+        }
+        let stop = format!("stop replicatord on {name} for good, then order this again");
+        if *name == self.config.name || self.detector.hears_now(self.now, name) {
+            let why =
+                format!("{name} is running: its replica would come back into the in-sync set");
+            return Err(self.say_no("is_running", "R4", &why, &stop));
+        }
+        if let Some(entry) = state.resources.iter().find(|entry| entry.has_member(name)) {
+            let why = format!(
+                "{name} is in the in-sync set of {} in generation {}",
+                entry.name, entry.state.generation
+            );
+            let next = "it leaves the set as soon as a primary serves without it: replctl status";
+            return Err(self.say_no("is_member", "R1", &why, next));
         }
         Ok(())
     }
@@ -272,7 +303,8 @@ impl Node {
             self.say_no("other_acceptor", "L5", &why, &replace)
         } else {
             let why = format!("{name} is in the configuration and not among the voters");
-            self.say_no("not_a_voter", "L5", &why, &format!("replctl node add {name}"))
+            let next = format!("replctl node add {name}; or take it out of the file of every node");
+            self.say_no("not_a_voter", "L5", &why, &next)
         })
     }
 }

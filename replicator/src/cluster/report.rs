@@ -81,6 +81,9 @@ pub struct OfficeReport {
     pub primary: String,
     /// Nodes of the in-sync set.
     pub in_sync: Vec<String>,
+    /// Nodes that could take the office without loss, best first; the primary may be among them.
+    #[serde(default)]
+    pub heirs: Vec<String>,
     /// Whether the primary holds its office without end, being the only member (R5d).
     pub is_sole: bool,
     /// Where an operator wants it; empty: nowhere.
@@ -226,6 +229,7 @@ impl ControlPlane {
                 .filter(|home| entry.state.contains(home.replica))
                 .map(|home| home.node.0.clone())
                 .collect(),
+            heirs: node.heirs(entry).into_iter().map(|heir| heir.0).collect(),
             is_sole: entry.state.sole,
             wanted: entry.wanted.as_ref().map(|node| node.0.clone()).unwrap_or_default(),
             lease_left_ms: node.lease_seen(name).map_or(0, left),

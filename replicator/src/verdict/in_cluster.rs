@@ -58,7 +58,7 @@ fn primary(
         return verdict(Level::Attention, text);
     }
     if let Some(peer) = replica.peers.iter().find(|peer| !peer.is_member) {
-        return verdict(Level::Degraded, with_missing(node, replica, peer));
+        return verdict(Level::Degraded, with_missing(node, replica, peer, cluster));
     }
     if let Some(peer) = replica.peers.iter().find(|peer| peer.state != "current") {
         let text = format!(
@@ -69,20 +69,46 @@ fn primary(
         );
         return verdict(Level::Degraded, text);
     }
-    let is_online = |peer: &&PeerReport| !cluster.standby.contains(&peer.node);
-    let heir = replica.peers.iter().find(is_online).or(replica.peers.first());
-    may_fail("", node, heir.map_or("", |peer| peer.node.as_str()), cluster)
+    let others = replica.peers.iter().map(|peer| peer.node.as_str());
+    may_fail("", node, heir(node, others, cluster, office), cluster)
+}
+
+/// Who would take over: the best as the cluster ranks them, else any other that has everything.
+fn heir<'a>(
+    primary: &str,
+    mut others: impl Iterator<Item = &'a str>,
+    cluster: &ClusterReport,
+    office: &'a OfficeReport,
+) -> &'a str {
+    let is_other = |heir: &&String| *heir != primary;
+    if let Some(best) = office.heirs.iter().find(is_other) {
+        return best;
+    }
+    let first = others.next().unwrap_or("");
+    let is_online = |node: &&str| cluster.standby.iter().all(|standby| standby != node);
+    [first].into_iter().chain(others).find(is_online).unwrap_or(first)
 }
 
 /// One copy lacks something; with three there may be another that does not.
-fn with_missing(node: &str, replica: &ReplicaReport, missing: &PeerReport) -> String {
+fn with_missing(
+    node: &str,
+    replica: &ReplicaReport,
+    missing: &PeerReport,
+    cluster: &ClusterReport,
+) -> String {
+    let lacks = lacking(missing);
     match replica.peers.iter().find(|peer| peer.is_member && peer.state == "current") {
-        Some(other) => format!(
-            "served by {node}, and {} has everything too: one of the two may fail. {}",
+        Some(other) if one_more_ends_votes(cluster) => format!(
+            "served by {node}, and {} has everything too, but one more failure leaves no \
+             majority{}. {lacks}",
             other.node,
-            lacking(missing)
+            silent_ones(cluster)
         ),
-        None => format!("served by {node} alone: {}", lacking(missing)),
+        Some(other) => format!(
+            "served by {node}, and {} has everything too: one of the two may fail. {lacks}",
+            other.node
+        ),
+        None => format!("served by {node} alone: {lacks}"),
     }
 }
 
@@ -114,7 +140,8 @@ fn secondary(
         let text = format!("{primary} serves; {node} is {data} and being brought up to date");
         return verdict(Level::Degraded, text);
     }
-    may_fail(&format!("{primary} serves. "), primary, node, cluster)
+    let heir = heir(primary, std::iter::once(node), cluster, office);
+    may_fail(&format!("{primary} serves. "), primary, heir, cluster)
 }
 
 /// All copies are equal: what keeps a failure from being harmless?
@@ -142,7 +169,7 @@ fn may_fail(who: &str, primary: &str, heir: &str, cluster: &ClusterReport) -> Ve
         );
         return verdict(Level::Degraded, text);
     }
-    if !silent.is_empty() && cluster.etcd.is_none() {
+    if !silent.is_empty() && cluster.etcd.is_none() && one_more_ends_votes(cluster) {
         let text = format!(
             "{who}{heir} has everything, but one more failure leaves no majority{silent}. Bring \
              that back"
@@ -158,18 +185,34 @@ fn may_fail(who: &str, primary: &str, heir: &str, cluster: &ClusterReport) -> Ve
     verdict(Level::Safe, text)
 }
 
+/// Whether those who are heard are no majority any more when one of them fails.
+fn one_more_ends_votes(cluster: &ClusterReport) -> bool {
+    let voters = cluster.nodes.iter().filter(|node| node.votes || lost_its_vote(node)).count();
+    let heard = cluster.nodes.iter().filter(|node| node.votes && is_heard(node)).count();
+    cluster.etcd.is_none() && heard.saturating_sub(1) * 2 <= voters
+}
+
+fn is_heard(node: &NodeReport) -> bool {
+    matches!(node.state.as_str(), "here" | "reachable")
+}
+
+/// Whether a vote is recorded for a node, and what answers as it may not give it.
+fn lost_its_vote(node: &NodeReport) -> bool {
+    !node.votes && node.trouble.as_ref().is_some_and(|why| why.code != "not_a_voter")
+}
+
 /// `: gamma is silent for 3.1 s`, or nothing.
 fn silent_ones(cluster: &ClusterReport) -> String {
-    let is_missing = |node: &&NodeReport| !matches!(node.state.as_str(), "here" | "reachable");
     let missing: Vec<String> = cluster
         .nodes
         .iter()
-        .filter(is_missing)
+        .filter(|node| !is_heard(node) || lost_its_vote(node))
         .map(|node| match node.state.as_str() {
             "silent" => {
                 let ms = node.silent_ms;
                 format!("{} is silent for {}.{} s", node.name, ms / 1_000, ms % 1_000 / 100)
             }
+            "reachable" => format!("{} has no vote", node.name),
             other => format!("{} is {other}", node.name),
         })
         .collect();
@@ -230,6 +273,7 @@ mod tests {
         NodeReport {
             name: name.into(),
             state: state.into(),
+            votes: true,
             silent_ms: 3_140,
             ..NodeReport::default()
         }
@@ -303,6 +347,32 @@ mod tests {
             assert_eq!(verdict.level, Level::Degraded, "{}", verdict.text);
             assert!(verdict.text.contains(words), "{}", verdict.text);
         }
+    }
+
+    #[test]
+    fn with_three_copies_one_that_is_away_is_named_and_whether_more_may_fail() {
+        let mut cluster = cluster();
+        cluster.resources[0].heirs = vec!["alpha".into(), "gamma".into(), "beta".into()];
+        let mut three = resource("primary", "beta");
+        let peers = &mut three.replica.as_mut().unwrap().peers;
+        peers.push(PeerReport { node: "gamma".into(), ..peers[0].clone() });
+        let whole = of(&three, "alpha", &cluster).text;
+        assert!(whole.contains("gamma would take over"), "{whole}");
+        let peers = &mut three.replica.as_mut().unwrap().peers;
+        (peers[0].is_member, peers[0].state) = (false, "syncing".into());
+        let syncing = of(&three, "alpha", &cluster).text;
+        assert!(syncing.contains("gamma has everything too: one of the two may fail"), "{syncing}");
+        cluster.nodes[1] = node("beta", "silent");
+        let gone = of(&three, "alpha", &cluster).text;
+        assert!(gone.contains("one more failure leaves no majority: beta is silent"), "{gone}");
+        // Four voters outlive one, and then no other.
+        cluster.nodes[1] = node("beta", "reachable");
+        cluster.nodes.push(node("delta", "silent"));
+        let fourth = of(&three, "alpha", &cluster).text;
+        assert!(fourth.contains("no majority: delta is silent"), "{fourth}");
+        cluster.nodes.push(node("zeta", "reachable"));
+        let fifth = of(&three, "alpha", &cluster).text;
+        assert!(fifth.contains("one of the two may fail"), "{fifth}");
     }
 
     #[test]

@@ -342,11 +342,20 @@ on another data node: replctl node replace NODE. A data node's disk is resynced 
         name: String,
     },
     /// Give a node that is new in the configuration a vote.
+    #[command(after_help = "\
+For a witness, or for a data node that is a third copy. The new machine: the configuration with the
+new node and the key, for a data node replctl create RESOURCE --size BYTES (as status --json says of
+the others: size_bytes), then start replicatord. Every other node: the new file, restart
+replicatord, one after the other. Then on a data node: replctl node add NODE.")]
     Add {
         /// The node.
         name: String,
     },
-    /// Take the vote of a witness away; then it may go from the configuration.
+    /// Take a node's vote away; then it may go from the configuration.
+    #[command(after_help = "\
+At least three voters stay. A data node is primary of nothing (replctl switchover) and stopped for
+good before it goes. Afterwards take it out of the file of every node and restart the daemons, one
+after the other.")]
     Remove {
         /// The node.
         name: String,

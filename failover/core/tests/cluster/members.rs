@@ -2,6 +2,7 @@
 
 use failover_core::Span;
 use failover_core::command::Change;
+use failover_core::facts::Hindrance;
 use failover_core::node::Input;
 use failover_core::request::{Difference, Request, differences};
 use failover_core::verdict::Verdict;
@@ -197,7 +198,7 @@ fn witnesses_come_and_go() {
     let remove = VotersWish::Remove(name("gamma"));
     assert_eq!(code(world.wish("alpha", &remove)), "only_witness");
     let remove_data = VotersWish::Remove(name("beta"));
-    assert_eq!(code(world.wish("alpha", &remove_data)), "data_node");
+    assert_eq!(code(world.wish("alpha", &remove_data)), "too_few");
     let add = VotersWish::Add(name("delta"));
     assert_eq!(code(world.wish("alpha", &add)), "unknown_node");
     // The new file reaches one node after the other.
@@ -221,6 +222,43 @@ fn witnesses_come_and_go() {
     world.kill("beta");
     world.pass(Span::from_ms(3_000));
     assert!(world.has_lease("alpha"), "{:#?}", world.log);
+}
+
+#[test]
+fn a_data_node_goes_when_it_serves_nothing_no_set_counts_on_it_and_it_is_stopped() {
+    let nodes = [("alpha", false), ("beta", false), ("delta", true), ("gamma", false)];
+    let mut world = World::of(&nodes);
+    let (code_of, why) = ("stale".into(), "it lacks something".into());
+    let stale = Hindrance { code: code_of, rule: "R11a".into(), why, next: "wait".into() };
+    world.refusing = Some((name("gamma"), stale));
+    let mut world = world.founded();
+    world.pass(Span::from_ms(1_000));
+    let remove = |node| VotersWish::Remove(name(node));
+    assert_eq!(code(world.wish("beta", &remove("alpha"))), "is_primary");
+    assert_eq!(code(world.wish("alpha", &remove("gamma"))), "is_running");
+    assert_eq!(code(world.wish("gamma", &remove("gamma"))), "is_running");
+    // The scripted primary never takes a member out.
+    world.kill("beta");
+    world.pass(Span::from_ms(3_000));
+    assert_eq!(code(world.wish("alpha", &remove("beta"))), "is_member");
+    world.start("beta");
+    world.pass(Span::from_ms(3_000));
+    world.kill("gamma");
+    world.pass(Span::from_ms(3_000));
+    let homes = |world: &World| {
+        let state = world.core("alpha").state().expect("it knows the register");
+        let homes = &state.resource(RESOURCE).expect("it is there").homes;
+        homes.iter().map(|home| home.node.0.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(homes(&world), ["alpha", "beta", "gamma"]);
+    world.wish("alpha", &remove("gamma")).unwrap();
+    assert_eq!(world.voters("alpha"), [100, 101, 102]);
+    assert_eq!(homes(&world), ["alpha", "beta"]);
+    assert_eq!(code(world.wish("alpha", &remove("beta"))), "too_few");
+    world.pass_with_lease("alpha", Span::from_ms(2_000));
+    // Three voters outlive one.
+    world.kill("alpha");
+    world.run_until(LONG, |world| world.has_lease("beta"));
 }
 
 #[test]
