@@ -147,7 +147,7 @@ class Iscsi(Example):
 class Guest(Example):
     """vm.toml with its qemu-vm: a guest that serves what Web does, from its disk."""
 
-    file, attach = "vm.toml", "none"
+    file, attach, patience_s = "vm.toml", "none", 240
     kernel_root = pathlib.Path("/var/cache/replicator/vm/kernel")
 
     def __init__(self):
