@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from cluster import Skip, expect, wait_until
+from cluster import Cluster, Skip, expect, wait_until
 from trio import Trio, stay
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -179,6 +179,27 @@ def services_start_in_order_on_the_primary_and_on_the_other_node_when_the_machin
         expect("running    one · two (" in told, told)
         phases = cluster.phases("beta")
         expect(any("services started" in entry["what"] for entry in phases), f"{phases}")
+
+
+def without_a_witness_services_run_where_an_operator_promotes():
+    """By `demote` and `promote`, and by force when the other machine is off; never by themselves."""
+    with Served(witness=False) as cluster:
+        alpha, beta = cluster.alpha, cluster.beta
+        Cluster.start(cluster)
+        cluster.wait_for_services("alpha")
+        alpha.ctl("demote", "demo")
+        for name in ("one", "two"):
+            expect(not cluster.pids("alpha", name), f"{name} runs on a node that gave its office up")
+        beta.promote()
+        cluster.wait_for_services("beta")
+        cluster.wait_in_sync()
+        cluster.kill_machine(beta)
+        stay(2)
+        expect(alpha.replica()["role"] == "secondary", "alpha took over by itself")
+        expect(not cluster.pids("alpha", "one"), "alpha started a service by itself")
+        alpha.take_over()
+        cluster.wait_for_services("alpha")
+        cluster.expect_never_two(moves=2)
 
 
 def a_switchover_stops_services_bottom_up_and_starts_them_top_down():
@@ -389,6 +410,7 @@ def an_agent_has_the_deadlines_that_it_advises():
 SCENARIOS = [
     services_start_in_order_on_the_primary_and_on_the_other_node_when_the_machine_is_gone,
     a_switchover_stops_services_bottom_up_and_starts_them_top_down,
+    without_a_witness_services_run_where_an_operator_promotes,
     a_service_that_is_killed_is_back_in_place_within_a_moment,
     an_isolated_primary_freezes_its_services_before_others_start_and_stops_them_later,
     v1_a_service_that_does_not_start_here_moves_the_office_and_does_not_come_back_at_once,
