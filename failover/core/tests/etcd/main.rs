@@ -1,7 +1,8 @@
-//! The register kept by etcd, in virtual time: stories, and seeds with faults at random.
+//! The register kept by etcd, in virtual time: stories, races, and seeds with faults at random.
 
 #![cfg_attr(feature = "defects", allow(dead_code))]
 
+mod races;
 mod store;
 #[cfg(not(feature = "defects"))]
 mod stories;
@@ -101,23 +102,34 @@ fn seeds_with_faults_at_random_break_no_rule_and_come_to_rest() {
     assert!(u64::from(takeovers) > count, "the faults do too little");
 }
 
-/// Every rule that is broken on purpose is found by some seed: the proof that the seeds can fail.
+/// Every rule that is broken on purpose is found by a race or by some seed: the proof that they can
+/// fail.
 #[cfg(feature = "defects")]
 #[test]
 fn every_deliberate_defect_is_found() {
     use failover_core::defect::{Defect, ETCD_DEFECTS, switch_off, switch_on};
+    const SEEDS: u64 = 200;
+    for (name, race) in races::RACES {
+        race().unwrap_or_else(|why| panic!("{name}: {why}"));
+    }
     let others = [Defect::LeaseFromReply, Defect::HolderKeepsTooLong];
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
     for defect in ETCD_DEFECTS.iter().chain(&others) {
         switch_on(*defect);
-        let found = (1..=600).find(|it| {
-            std::panic::catch_unwind(|| seed(*it)).map_or(true, |result| result.is_err())
+        let fails = |world: &dyn Fn() -> bool| {
+            let world = std::panic::AssertUnwindSafe(world);
+            std::panic::catch_unwind(|| !world()).unwrap_or(true)
+        };
+        let race = races::RACES.iter().find(|(_, race)| fails(&|| race().is_ok()));
+        let found = race.map(|(name, _)| format!("\"{name}\"")).or_else(|| {
+            let seed = (1..=SEEDS).find(|it| fails(&|| seed(*it).is_ok()))?;
+            Some(format!("seed {seed}"))
         });
         switch_off();
         match found {
-            Some(seed) => println!("{defect:?}: seed {seed}"),
+            Some(by) => println!("{defect:?}: {by}"),
             None => missed.push(*defect),
         }
     }

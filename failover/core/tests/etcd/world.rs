@@ -64,6 +64,36 @@ pub struct Faults {
     pub slow: u64,
 }
 
+/// What a question is for, as etcd sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Question {
+    Read,
+    /// It renews a lease key and nothing else.
+    Renewal,
+    /// It changes the state.
+    Change,
+}
+
+impl Question {
+    fn of(ask: &Ask) -> Self {
+        match ask {
+            Ask::Read => Self::Read,
+            Ask::Write(it) if it.puts.iter().all(|(key, _)| matches!(key, Key::Lease(_))) => {
+                Self::Renewal
+            }
+            Ask::Write(_) => Self::Change,
+        }
+    }
+}
+
+/// How long one question of a story takes, each way; its answer is waited for.
+pub struct Way {
+    pub of: &'static str,
+    pub question: Question,
+    pub there: Span,
+    pub back: Span,
+}
+
 #[derive(Debug)]
 enum Event {
     Message {
@@ -126,9 +156,15 @@ pub struct World {
     pub faults: Faults,
     /// Until then nothing arrives at etcd: what is on its way is done afterwards.
     pub outage_until: Time,
+    /// Who does not reach etcd.
+    pub isolated: Option<&'static str>,
+    /// The next question of its kind takes this way.
+    pub way: Option<Way>,
     events: BTreeMap<(Time, u64), Event>,
     next_event: u64,
     pub is_cut: bool,
+    /// The nodes do not hear each other, and their replicas do.
+    pub is_silent: bool,
     processes: u64,
     pub random: Random,
     pub log: Vec<String>,
@@ -159,9 +195,12 @@ impl World {
             store: Store { revision: 1, id: 7, ..Store::default() },
             faults: Faults::default(),
             outage_until: Time(0),
+            isolated: None,
+            way: None,
             events: BTreeMap::new(),
             next_event: 0,
             is_cut: false,
+            is_silent: false,
             processes: 0,
             random: Random(seed),
             log: Vec::new(),
@@ -357,6 +396,11 @@ impl World {
     }
 
     fn send_to_etcd(&mut self, node: &NodeName, process: u64, number: u64, ask: Box<Ask>) {
+        let is_it = |way: &mut Way| name(way.of) == *node && way.question == Question::of(&ask);
+        if let Some(Way { there, back, .. }) = self.way.take_if(is_it) {
+            let (node, answered, at) = (node.clone(), Some(back), self.now + there);
+            return self.push(at, Event::Arrives { node, process, number, ask, answered });
+        }
         let faults = self.faults;
         let dice = self.random.below(100);
         let mut way = Span::from_ms(1 + self.random.below(5));
@@ -366,7 +410,7 @@ impl World {
             why: "no answer".into(),
             next: "wait".into(),
         });
-        let is_lost = dice < faults.lost;
+        let is_lost = dice < faults.lost || self.isolated.is_some_and(|it| name(it) == *node);
         let is_unanswered = dice < faults.lost + faults.unanswered;
         let is_late = dice < faults.lost + faults.unanswered + faults.late;
         if !is_lost && !is_unanswered && is_late {
@@ -482,7 +526,8 @@ impl World {
         }
         match event {
             Event::Message { from, to, envelope } => {
-                if !self.is_cut && self.machines[&from].node.is_some() {
+                let is_lost = self.is_cut || self.is_silent;
+                if !is_lost && self.machines[&from].node.is_some() {
                     self.step(&to.0, Input::Received { from, envelope });
                 }
             }
