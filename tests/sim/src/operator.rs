@@ -274,7 +274,7 @@ impl World {
             return;
         }
         if command == Command::DiscardDiverged {
-            self.checkers.diverged[node] = false;
+            self.checkers.given_up(node);
         }
         self.occasions_of_order(command);
         tell!(self, "operator to {}: {command:?} ({ticket})", self.nodes[node].name);

@@ -65,7 +65,7 @@ impl World {
         }
         tell!(self, "{} gets a disk: {other:?}", self.nodes[node].name);
         self.cut_power(node);
-        self.checkers.diverged[node] = false;
+        self.checkers.given_up(node);
         self.nodes[node].disk = if other == Other::Cloned {
             self.clone_for(node)
         } else {
@@ -108,7 +108,7 @@ impl World {
     }
 
     fn give_a_new_disk(&mut self, node: usize) {
-        self.checkers.diverged[node] = false;
+        self.checkers.given_up(node);
         self.nodes[node].impostor = None;
         self.nodes[node].disk = fresh_disk(node, &self.plan, &mut self.draw, false);
         self.scene.other_disk[node] = Some(Occasion::NewDiskResynced);
@@ -241,7 +241,7 @@ impl World {
         if self.serves(1 - node) && differs && self.may_lose_its_disk(node) {
             tell!(self, "an older copy of the disk of {} is restored", self.nodes[node].name);
             self.cut_power(node);
-            self.checkers.diverged[node] = false;
+            self.checkers.given_up(node);
             self.nodes[node].disk = *self.nodes[node].older_copy.take().expect("just seen");
             self.scene.other_disk[node] = Some(Occasion::RestoredDiskResynced);
             self.start_in(node, 10 * MS);

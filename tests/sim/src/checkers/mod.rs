@@ -15,6 +15,9 @@ pub struct Checkers {
     /// The node has writes that an operator gave up by promoting the other one: it may take part
     /// only when the operator says so (R11d).
     pub diverged: [bool; 2],
+    /// A device was open in a tenure in which the node was a member and the other one was none, and
+    /// they were not both members since: only then can it have writes that the other one lacks.
+    pub wrote_alone: [bool; 2],
     /// Lineage and tenure of the newest office.
     pub newest_office: (u64, u64),
     /// Offices so far: the tenures that the history is told.
@@ -25,4 +28,13 @@ pub struct Checkers {
     pub held: [Option<Held>; 2],
     /// The final reading has begun.
     pub reading: bool,
+}
+
+impl Checkers {
+    /// What a node had that the other one lacks counts no longer: it has another disk, or an
+    /// operator gave it up.
+    pub fn given_up(&mut self, node: usize) {
+        self.diverged[node] = false;
+        self.wrote_alone[node] = false;
+    }
 }

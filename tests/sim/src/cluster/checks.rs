@@ -40,7 +40,11 @@ impl World {
             cluster.committed.insert(revision, state.clone());
             cluster.tally.takeovers += u64::from(is_takeover);
             self.check_voters_changed(&state);
-            return self.forced_takeover(&state);
+            self.forced_takeover(&state);
+            if let Some(entry) = state.resource(RESOURCE) {
+                self.note_sole_writer(&entry.state);
+            }
+            return;
         };
         if *known != state && cluster.went_back_at.is_none() {
             let text = format!(

@@ -4,6 +4,7 @@
 use failover_core::ClusterState;
 use failover_core::cluster::Force;
 use failover_core::command::Change;
+use replicator_core::register::RegisterState;
 
 use crate::cluster::{Happening, NAMES, RESOURCE, WITNESS, name};
 use crate::failure::Kind;
@@ -123,8 +124,34 @@ impl World {
             return;
         };
         let gives_up = before.state.contains(replicas[1 - taker]);
+        let lacks_writes =
+            !before.state.contains(replicas[taker]) && self.checkers.wrote_alone[1 - taker];
         self.checkers.diverged[taker] = false;
-        self.checkers.diverged[1 - taker] |= gives_up && !before.state.contains(replicas[taker]);
+        self.checkers.diverged[1 - taker] |= gives_up && lacks_writes;
+    }
+
+    /// A state is committed: whether writes go to one node without the other from now on. They do
+    /// when a device was opened in its tenure. (A node that took the office may die before it
+    /// serves: there is nothing to give up then.)
+    pub(super) fn note_sole_writer(&mut self, state: &RegisterState) {
+        let members = [0, 1].map(|node| state.contains(self.superblock(node).replica));
+        if members == [true, true] {
+            self.checkers.wrote_alone = [false; 2];
+        } else if self.checkers.newest_office == (state.basis.lineage, state.tenure) {
+            self.note_write_to(members);
+        }
+    }
+
+    /// A device opens: the same.
+    pub(crate) fn note_office_opened(&mut self, node: usize) {
+        let state = self.superblock(node).register.clone();
+        self.note_write_to([0, 1].map(|node| state.contains(self.superblock(node).replica)));
+    }
+
+    fn note_write_to(&mut self, members: [bool; 2]) {
+        for node in 0..2 {
+            self.checkers.wrote_alone[node] |= members[node] && !members[1 - node];
+        }
     }
 
     // ------------------------------------------------------------------ the register goes back

@@ -200,6 +200,9 @@ impl World {
             self.nodes[node].process.as_mut().expect("a process").device = Some(office);
             return;
         }
+        if self.cluster.is_some() {
+            self.note_office_opened(node);
+        }
         let other = &self.nodes[1 - node];
         // In a cluster an old one may wait for its lease with the device open (L4).
         if self.cluster.is_none()
