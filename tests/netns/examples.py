@@ -219,6 +219,22 @@ def iscsi_goes_on_elsewhere_and_back():
     goes_on_elsewhere_and_back(Iscsi, "block_writer.py")
 
 
+class DatabaseByAgent(trio_postgres.Database):
+    """postgresql-ocf.toml."""
+
+    file = "postgresql-ocf.toml"
+
+    def __init__(self):
+        if not pathlib.Path("/usr/lib/ocf/resource.d/heartbeat/pgsql").exists():
+            raise Skip("needs resource-agents")
+        super().__init__()
+
+
+def postgresql_run_by_its_agent_goes_on_elsewhere_and_back():
+    goes_on_elsewhere_and_back(DatabaseByAgent, "rows_writer.py",
+                               python=trio_postgres.SYSTEM_PYTHON)
+
+
 def mariadb_goes_on_elsewhere_and_back():
     goes_on_elsewhere_and_back(MariaDb, "sql_writer.py")
 
@@ -235,6 +251,7 @@ def postgresql_goes_on_elsewhere_and_back():
 SCENARIOS = [
     every_example_is_accepted_as_shipped,
     postgresql_goes_on_elsewhere_and_back,
+    postgresql_run_by_its_agent_goes_on_elsewhere_and_back,
     apache_goes_on_elsewhere_and_back,
     mariadb_goes_on_elsewhere_and_back,
     iscsi_goes_on_elsewhere_and_back,
