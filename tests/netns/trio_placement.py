@@ -1,6 +1,7 @@
-"""Scenarios: where resources run: `with` another resource."""
+"""Scenarios: where resources run: `prefer`, `avoid`, and `with` another resource."""
 
-from cluster import wait_until
+from cluster import expect, wait_until
+from three import Three
 from trio import Trio
 
 
@@ -60,4 +61,25 @@ def a_resource_follows_the_one_that_it_runs_with():
             cluster.expect_identical(resource)
 
 
+def of_two_that_could_take_over_the_one_that_is_liked_does():
+    """Where all are well: nobody waits for a preference that cannot be had."""
+    with Three() as cluster:
+        cluster.options = 'prefer = "alpha"\navoid = "beta"'
+        cluster.write_config()
+        alpha, beta, gamma = cluster.start().nodes.values()
+        alpha.kill()
+        expect(cluster.wait_for_another(than=alpha) is gamma, "beta took over, which is avoided")
+        alpha.start()
+        cluster.wait_in_sync()
+        expect(cluster.primary() is gamma, "the office went back by itself")
+        gamma.kill()
+        expect(cluster.wait_for_another(than=gamma) is alpha, "beta took over, and not alpha")
+        alpha.kill()
+        gamma.start()
+        cluster.wait_for_acks("beta")
+        alpha.start()
+        cluster.finish()
+
+
 SCENARIOS = [a_resource_follows_the_one_that_it_runs_with]
+LONG = [of_two_that_could_take_over_the_one_that_is_liked_does]
