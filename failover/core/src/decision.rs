@@ -717,16 +717,22 @@ impl Node {
         self.state().map_or_else(Vec::new, |state| self.candidates(state, entry))
     }
 
-    /// One candidate after the other, so that they do not get in each other's way.
+    /// One candidate after the other, so that they do not get in each other's way: each has its
+    /// time from when the office was free. The one that is lost is none.
     fn check_turn(&self, state: &ClusterState, entry: &Resource) -> Result<(), Verdict> {
-        let candidates = self.candidates(state, entry);
+        let lost = entry.holder.as_ref().map(|holder| &holder.node);
+        let mut candidates = self.candidates(state, entry);
+        candidates.retain(|node| Some(node) != lost);
         let Some(place) = candidates.iter().position(|node| *node == self.config.name) else {
             // Not a member any more for the register, but the replica knows better or will say.
             return Ok(());
         };
+        let free_since = match lost {
+            Some(_) => self.lapsed_since(&entry.name).unwrap_or(self.now),
+            None => self.known_since,
+        };
         let patience = Span(CANDIDATE_PATIENCE.0 * place as u64);
-        let waited = self.now.since(self.known_since);
-        if place == 0 || waited >= patience {
+        if place == 0 || self.now.since(free_since) >= patience {
             return Ok(());
         }
         let why = format!("{} comes first", candidates[0]);

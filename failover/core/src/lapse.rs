@@ -1,6 +1,6 @@
 //! Until when the lease of each primary runs, and since when it is over, as this node sees it: what
-//! status shows. Decisions do not use it: the acceptors know, and a taker's own watch of a lease
-//! key.
+//! status shows, and from when several candidates have their turns. Whether a lease is over is not
+//! decided by it: the acceptors know, and a taker's own watch of a lease key.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;

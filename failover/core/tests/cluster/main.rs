@@ -7,6 +7,7 @@ mod world;
 
 use failover_core::cluster::{Epoch, Force};
 use failover_core::command::Change;
+use failover_core::facts::Hindrance;
 use failover_core::message::{Envelope, Heartbeat, Message};
 use failover_core::node::Input;
 use failover_core::{Span, Time};
@@ -82,6 +83,31 @@ fn a_restarted_primary_keeps_its_office() {
     world.start("alpha");
     let took = world.run_until(Span::from_ms(3_000), |world| world.has_lease("alpha"));
     assert!(took <= Span::from_ms(600), "{} ms: {:#?}", took.as_ms(), world.log);
+}
+
+#[test]
+fn of_two_candidates_the_second_takes_over_only_when_the_first_does_nothing() {
+    let three = || {
+        let mut world = World::of(&[("alpha", false), ("beta", false), ("gamma", false)]);
+        world.members.push(name("gamma"));
+        let mut world = world.founded();
+        world.pass(Span::from_ms(5_000));
+        world.kill("alpha");
+        world
+    };
+    let is_tried = |world: &World, node: &str| {
+        world.log.iter().any(|line| line.contains(&format!("{node} promotes: alpha is lost")))
+    };
+    let mut world = three();
+    let took = world.run_until(Span::from_ms(1_500), |world| world.has_lease("beta"));
+    assert!(!is_tried(&world, "gamma"), "after {} ms: {:#?}", took.as_ms(), world.log);
+
+    let mut world = three();
+    let (code, why) = ("drain".into(), "its disk hangs".into());
+    let hangs = Hindrance { code, rule: "R2c".into(), why, next: "wait".into() };
+    world.refusing = Some((name("beta"), hangs));
+    let took = world.run_until(Span::from_ms(5_000), |world| world.has_lease("gamma"));
+    assert!(is_tried(&world, "beta") && took >= Span::from_ms(2_500), "{:#?}", world.log);
 }
 
 #[test]

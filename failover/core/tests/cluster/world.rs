@@ -45,6 +45,8 @@ pub struct World {
     pub log: Vec<String>,
     /// How the last order of an operator ended.
     pub answer: Option<Result<(), Verdict>>,
+    /// Who is in the set that the origin writes.
+    pub members: Vec<NodeName>,
     /// Whose replica refuses the office, and why.
     pub refusing: Option<(NodeName, Hindrance)>,
 }
@@ -74,6 +76,7 @@ impl World {
             processes: 0,
             log: Vec::new(),
             answer: None,
+            members: ["alpha", "beta"].map(name).to_vec(),
             refusing: None,
         };
         for (id, (node, _)) in nodes.iter().enumerate() {
@@ -311,7 +314,7 @@ impl World {
             let state = world.machines[&name("beta")].node.as_ref().unwrap().state();
             state.is_some_and(|state| state.resource(RESOURCE).is_some())
         });
-        let members = ["alpha", "beta"].map(name);
+        let members = world.members.clone();
         let next = RegisterState {
             generation: 1,
             set: members
