@@ -14,6 +14,9 @@ use replicator_core::defect::{DEFECTS, Defect, switch_on};
 /// Every defect must be found within so many seeds.
 const SEEDS: u64 = 2000;
 
+/// Which seed found a defect before: in a hurry it is tried first. It need not be right.
+const FOUND_BEFORE: &str = include_str!("../mutants.txt");
+
 /// Defects of what a majority decides: there is none here. The stories of
 /// `replicator/core/tests/majority` find them.
 const WITH_A_MAJORITY: &[Defect] = &[
@@ -25,6 +28,9 @@ const WITH_A_MAJORITY: &[Defect] = &[
     Defect::RegisterNotAwaited,
     Defect::SoleIgnored,
 ];
+
+/// Defects that pairs and clusters find, each by a checker of its own.
+const IN_BOTH: &[Defect] = &[Defect::DivergedAccepted];
 
 /// Defects of what three replicas need (R13, last clause): there are two here. `trio --mutants` of
 /// `tests/small` finds them.
@@ -47,11 +53,13 @@ fn found_by_models() -> BTreeMap<String, String> {
         .stderr(Stdio::inherit())
         .output()
         .expect("cargo runs the models");
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
     if !output.status.success() {
         eprintln!("the models fail: {}", output.status);
         exit(1);
     }
-    read_models(&String::from_utf8_lossy(&output.stdout))
+    read_models(&text)
 }
 
 /// A line with a model's name, `NAME: N states, safe`, then indented ones with what it found.
@@ -100,7 +108,7 @@ fn wanted() -> Vec<String> {
             let with_etcd = failover_core::defect::ETCD_DEFECTS;
             let control = failover_core::defect::DEFECTS.iter();
             let control = control.filter(|defect| !with_etcd.contains(defect));
-            let with_a_majority = WITH_A_MAJORITY.iter().map(|defect| name(defect));
+            let with_a_majority = WITH_A_MAJORITY.iter().chain(IN_BOTH).map(|defect| name(defect));
             control.map(|defect| name(defect)).chain(with_a_majority).collect()
         }
     };
@@ -196,13 +204,31 @@ fn line(found: &Found, model: Option<&String>, until_found: bool) -> String {
 }
 
 fn look_for(defect: &str, until_found: bool) -> Found {
+    let before = found_before(mode::argument().unwrap_or("pair"), defect);
+    if until_found && let Some(seed) = before {
+        let found = look_in(defect, seed, seed + 1, true);
+        if found.seeds > 0 {
+            return found;
+        }
+    }
+    look_in(defect, 0, SEEDS, until_found)
+}
+
+fn found_before(mode: &str, defect: &str) -> Option<u64> {
+    let mode = mode.trim_start_matches('-');
+    FOUND_BEFORE.lines().find_map(|line| {
+        let [of, name, seed] = line.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        (of == mode && name == defect).then(|| seed.parse().ok())?
+    })
+}
+
+fn look_in(defect: &str, mut from: u64, to: u64, until_found: bool) -> Found {
     let mut found = Found::in_no_seed(defect);
-    let mut from = 0;
     let program = std::env::current_exe().expect("this program has a path");
-    while from < SEEDS {
+    while from < to {
         let mut child = Command::new(&program)
             .args(mode::argument())
-            .args(["--defect", defect, "--count", &format!("{from}..{SEEDS}")])
+            .args(["--defect", defect, "--count", &format!("{from}..{to}")])
             .stdout(Stdio::piped())
             .spawn()
             .expect("this program starts");
@@ -210,7 +236,7 @@ fn look_for(defect: &str, until_found: bool) -> Found {
         let mut last = None;
         for text in output.lines().map_while(Result::ok) {
             if text == "all" {
-                last = Some(SEEDS);
+                last = Some(to);
             } else if let Some((seed, how)) =
                 text.strip_prefix("found ").and_then(|text| text.split_once(' '))
                 && let Ok(seed) = seed.parse()
@@ -237,6 +263,16 @@ fn look_for(defect: &str, until_found: bool) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_line_of_what_was_found_before_is_read() {
+        let lines = FOUND_BEFORE.lines().filter(|line| !line.starts_with('#'));
+        for line in lines {
+            let mut words = line.split(' ');
+            let (mode, defect) = (words.next().unwrap(), words.next().unwrap());
+            assert!(found_before(mode, defect).is_some_and(|seed| seed < SEEDS), "{line}");
+        }
+    }
 
     #[test]
     fn what_models_say_is_read() {
