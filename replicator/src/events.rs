@@ -115,6 +115,15 @@ pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
             };
             (Weight::Info, format!("{kind} with {} began: {bytes} bytes to copy", name(peer)))
         }
+        Note::HeldBack { peer, drops, left } => {
+            let text = format!(
+                "{} was dropped {drops} times lately: it is brought up to date when it has been \
+                 heard for {} ms without a break",
+                name(peer),
+                left.as_ms()
+            );
+            (Weight::Warning, text)
+        }
         Note::ResyncFinished { peer, sent_bytes } => {
             (Weight::Info, format!("resync with {} ended: {sent_bytes} bytes sent", name(peer)))
         }

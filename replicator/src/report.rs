@@ -131,7 +131,7 @@ pub struct ReplicaReport {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct WaitReport {
     /// For whom: `disk`, `activity_log`, `peer`, `resync`, `majority`, `lease`, `request`,
-    /// `fence`, `lock`.
+    /// `fence`, `lock`, `held_back`.
     #[serde(default)]
     pub party: String,
     /// For what.
@@ -146,15 +146,26 @@ pub struct WaitReport {
     pub then: String,
 }
 
+impl WaitReport {
+    /// Whether clients' requests may wait for this; a peer's return is another matter.
+    pub fn is_of_requests(&self) -> bool {
+        !matches!(self.party.as_str(), "resync" | "held_back")
+    }
+}
+
 /// One peer as this node sees it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct PeerReport {
     /// Its name.
     pub node: String,
-    /// `disconnected`, `refused`, `connecting`, `idle`, `leads`, `syncing`, `joining`, `current`.
+    /// `disconnected`, `refused`, `connecting`, `idle`, `leads`, `held_back`, `syncing`,
+    /// `joining`, `current`.
     pub state: String,
     /// Why it is refused or not connected.
     pub why: String,
+    /// How often this primary dropped it lately (P6).
+    #[serde(default)]
+    pub drops: usize,
     /// Its role as it says.
     pub role: String,
     /// Whether it is in the in-sync set.

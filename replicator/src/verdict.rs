@@ -148,11 +148,25 @@ fn lacking(peer: &PeerReport) -> String {
             format!("{} is being brought up to date, {percent} % done", peer.node)
         }
         state => format!(
-            "{} is {state}{} and lacks {lacks} so far. Nothing is lost while {} runs",
+            "{} is {}{} and lacks {lacks} so far. Nothing is lost while {} runs",
             peer.node,
+            state.replace('_', " "),
             because(peer),
             "this node"
         ),
+    }
+}
+
+/// A replica that lacks something, and whose primary is here.
+fn catching_up(primary: &str, node: &str, data: &str) -> String {
+    match data {
+        "outdated" => format!(
+            "{primary} serves; {node} is outdated and waits until {primary} brings it up to date"
+        ),
+        data => {
+            let data = data.replace('_', " ");
+            format!("{primary} serves; {node} is {data} and being brought up to date")
+        }
     }
 }
 
@@ -179,14 +193,7 @@ fn secondary(name: &str, node: &str, replica: &ReplicaReport) -> Verdict {
             let text = format!("safe. {} serves, {node} has everything and stands by", peer.node);
             verdict(Level::Safe, text)
         }
-        (Some(peer), data) => {
-            let text = format!(
-                "{} serves; {node} is {} and being brought up to date",
-                peer.node,
-                data.replace('_', " ")
-            );
-            verdict(Level::Degraded, text)
-        }
+        (Some(peer), data) => verdict(Level::Degraded, catching_up(&peer.node, node, data)),
         (None, "up_to_date") if in_set => not_served(name, node, replica),
         (None, data) if replica.peers.iter().any(|peer| peer.is_member && is_connected(peer)) => {
             let holders = replica.peers.iter().filter(|peer| peer.is_member && is_connected(peer));

@@ -433,7 +433,9 @@ def run_once(backing, minutes, seed):
                 disks = {("demo", "alpha"): throttled.path}
             except Skip as why:
                 print(f"no slow disk: {why}")
-        cluster = Cluster(size_mib=DISK_MIB, namespaces=True, disks=disks,
+        # Held back for a moment only (P6), so that faults go on to hit members.
+        timing = {"rejoin_delay_ms": 200, "rejoin_delay_max_ms": 2_000}
+        cluster = Cluster(size_mib=DISK_MIB, namespaces=True, disks=disks, timing=timing,
                           backing="normal" if backing == "plain" else backing,
                           options="log_extents = 64", name="chaos")
         chaos = Chaos(cluster, backing, draw, throttled)

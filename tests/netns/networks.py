@@ -55,8 +55,9 @@ def p6_a_link_that_flaps_never_leaves_the_replicas_different():
             cluster.cut_from(("alpha", "beta")[number % 2])
             wait_until("the peer is lost", lambda: alpha.peer()["state"] != "current", 10)
             cluster.heal()
-            wait_until("the peer is back", lambda: alpha.peer()["state"] in ("syncing", "joining",
-                                                                            "current"), 20)
+            wait_until("the peer is back", lambda: alpha.peer()["state"] in (
+                "held_back", "syncing", "joining", "current"), 20)
+        expect(alpha.peer()["drops"] >= 3, f"{alpha.peer()['drops']} drops were counted")
         finish(cluster, load, "fio")
         cluster.wait_in_sync()
         cluster.expect_identical()

@@ -1,5 +1,7 @@
 """Scenarios: three nodes decide by themselves while parts of their network are cut, under load."""
 
+import time
+
 from cluster import TestFailed, expect, wait_until
 from trio import Trio, late_acks, stay
 
@@ -151,6 +153,77 @@ def p6_a_data_link_that_flaps_never_moves_the_office():
         nobody_took_over(cluster, before)
 
 
+def p6_a_secondary_that_is_dropped_three_times_comes_back_later_and_status_says_when():
+    """Observed with delays long enough for a busy machine; the shipped ones are 5 s and more."""
+    timing = {"rejoin_delay_ms": 15_000, "rejoin_delay_max_ms": 60_000}
+    with Trio(timing=timing) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        before = last_revision(cluster)
+        for _ in range(2):
+            drop_and_heal(cluster)
+            cluster.wait_in_sync()
+        drop_and_heal(cluster)
+        expect_held_back(cluster, 3, 15_000)
+        # Clients do not notice a link that breaks meanwhile; the time begins anew.
+        writes = len(cluster.watch.acks())
+        cluster.cut_link(alpha, beta)
+        wait_until("beta is lost", lambda: alpha.peer()["state"] != "held_back", 10)
+        cluster.wait_for_acks("alpha", 10)
+        cluster.heal()
+        healed = time.monotonic()
+        expect_held_back(cluster, 3, 15_000)
+        longest = longest_pause(cluster.watch.acks()[writes:])
+        expect(longest < 1.0, f"clients waited {longest:.2f} s for a replica that is held back")
+        cluster.wait_in_sync()
+        took = time.monotonic() - healed
+        expect(took >= 15, f"beta was back {took:.1f} s after the link was")
+        # The fourth time it takes twice as long, unless an operator wants it back now.
+        drop_and_heal(cluster)
+        expect_held_back(cluster, 4, 30_000)
+        told = time.monotonic()
+        alpha.ctl("connect", "demo", "--peer", "beta")
+        cluster.wait_in_sync(deadline_s=15)
+        expect(alpha.peer()["drops"] == 0, "what the operator forgave is still counted")
+        print(f"    held back for {took:.1f} s; {time.monotonic() - told:.1f} s after the order")
+        cluster.finish()
+        nobody_took_over(cluster, before)
+
+
+def drop_and_heal(cluster):
+    """The data link is cut until beta is out of the set."""
+    alpha = cluster.alpha
+    cluster.cut_link(alpha, cluster.beta)
+    wait_until("beta left the set", lambda: not alpha.peer()["is_member"], 10)
+    cluster.wait_for_acks("alpha", 10)
+    cluster.heal()
+
+
+def expect_held_back(cluster, drops, delay_ms):
+    """What alpha and beta say while beta is held back."""
+    alpha, beta = cluster.alpha, cluster.beta
+    wait_until("beta is held back", lambda: alpha.peer()["state"] == "held_back", 20)
+    told = alpha.status()
+    peer = told["replica"]["peers"][0]
+    expect(peer["drops"] == drops and f"dropped {drops} times lately" in peer["why"], f"{peer}")
+    wait = next(it for it in told["replica"]["waits"] if it["party"] == "held_back")
+    expect(wait["since_ms"] < delay_ms and abs(wait["limit_ms"] - delay_ms) <= 1, f"{wait}")
+    expect("replctl connect demo --peer beta" in wait["then"], f"{wait}")
+    expect("served by alpha alone: beta is held back" in told["verdict"]["text"],
+           f"{told['verdict']}")
+    expect(any(f"beta was dropped {drops} times lately" in event["text"]
+               for event in told["events"]), f"{told['events']}")
+    for command in ("status", "explain"):
+        text = alpha.ctl_raw(command, "demo", as_json=False)[1]
+        line = f"waits for beta to be heard without a break: it was dropped {drops} times lately"
+        expect(line in text and " s in all, then it is brought" in text, f"{command}: {text}")
+    theirs = beta.status()
+    expect(theirs["replica"]["data"] == "outdated" and theirs["replica"]["in_sync"] == ["alpha"],
+           f"{theirs['replica']}")
+    expect("waits until alpha brings it up to date" in theirs["verdict"]["text"],
+           f"{theirs['verdict']}")
+    expect(alpha.peer()["state"] == "held_back", "it came back while it was looked at")
+
+
 def p6_a_primary_whose_whole_network_flaps_is_replaced_at_most_once_and_gets_nothing_back():
     with Trio() as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
@@ -203,4 +276,5 @@ LONG = [
     p3_what_the_primary_sends_to_the_witness_is_lost,
     p3_what_the_witness_sends_to_the_primary_is_lost,
     p6_a_data_link_that_flaps_never_moves_the_office,
+    p6_a_secondary_that_is_dropped_three_times_comes_back_later_and_status_says_when,
 ]

@@ -62,6 +62,13 @@ pub struct Timing {
     pub power_loss_wait: Span,
     /// A primary without a lease for so long gives its office up (L4; only with a majority).
     pub demote_after: Span,
+    /// For so long the drops of a peer are remembered (P6).
+    pub drops_window: Span,
+    /// A peer that was dropped three times in that has to be heard for so long before it is brought
+    /// up to date, twice as long after each further drop; zero: never.
+    pub rejoin_delay: Span,
+    /// But no longer than this.
+    pub rejoin_delay_max: Span,
 }
 
 impl Default for Timing {
@@ -74,6 +81,9 @@ impl Default for Timing {
             join_grace: Span::from_ms(1_000),
             power_loss_wait: Span::from_ms(120_000),
             demote_after: Span::from_ms(10_000),
+            drops_window: Span::from_ms(600_000),
+            rejoin_delay: Span::from_ms(5_000),
+            rejoin_delay_max: Span::from_ms(60_000),
         }
     }
 }

@@ -165,6 +165,10 @@ defects! {
     LeavesUnfenced,
     /// No witness: a promise to stand back is not kept.
     PromiseNotKept,
+    /// P6: the drops of a peer are not counted.
+    DropNotCounted,
+    /// P6: a peer that is held back stays so.
+    HeldBackForEver,
     /// R17: a trim is done on one side.
     TrimOnOneSide,
     /// R17: a long zeroing is done at once.

@@ -14,6 +14,7 @@ pub mod defect;
 mod digest;
 pub mod effect;
 mod fenced;
+mod flapping;
 mod flush;
 pub mod handshake;
 pub mod input;

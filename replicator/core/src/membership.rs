@@ -160,7 +160,7 @@ impl Replica {
     pub(crate) fn change_committed(&mut self, number: u64, effects: &mut Effects) {
         // A change that was given up meanwhile has no say in the next one.
         let Some(change) = self.change.take_if(|_| number == self.change_number) else { return };
-        self.register = self.superblock.register.clone();
+        let old = core::mem::replace(&mut self.register, self.superblock.register.clone());
         let what = match change {
             Change::Shrink { .. } => "a member left the in-sync set",
             Change::Grow { .. } => "a replica joined the in-sync set",
@@ -172,6 +172,9 @@ impl Replica {
         };
         let generation = self.register.generation;
         effects.push(Effect::Note(Note::Committed { generation, what }));
+        if matches!(change, Change::Shrink { .. } | Change::Adopt) {
+            self.count_drops(&old);
+        }
         match change {
             Change::Shrink { .. } => self.shrink_committed(effects),
             Change::Grow { peer, session } => self.grow_committed(peer, session, effects),
@@ -217,7 +220,9 @@ impl Replica {
         for at in 0..self.peers.len() {
             let follows = matches!(
                 self.peers[at].link,
-                Link::Leading(Lead::Syncing | Lead::Current | Lead::Joining(_))
+                Link::Leading(
+                    Lead::HeldBack { .. } | Lead::Syncing | Lead::Current | Lead::Joining(_)
+                )
             );
             if follows {
                 let state = Box::new(self.register.clone());
@@ -327,6 +332,7 @@ impl Replica {
         let floor = &mut self.superblock.peers[at].floor;
         *floor = (*floor).max(sequence.saturating_add(1));
         self.peers[at].may_take = false;
+        self.peers[at].flapping.leaves = true;
         match self.peers[at].link {
             Link::Leading(Lead::Current | Lead::Joining(_) | Lead::Syncing) => {
                 self.peers[at].link = Link::Leading(Lead::Leaving { flushed: false });

@@ -53,6 +53,16 @@ pub enum Note {
         /// Why all of it, when it is a full one.
         full_because: Option<&'static str>,
     },
+    /// A peer was dropped too often lately: it is brought up to date when it was heard for a while
+    /// without a break (P6).
+    HeldBack {
+        /// Who.
+        peer: PeerIndex,
+        /// How often it was dropped lately.
+        drops: usize,
+        /// How long it is to be heard from now on.
+        left: Span,
+    },
     /// A resync ended and the peer is a member.
     ResyncFinished {
         /// Of whom.

@@ -31,8 +31,9 @@ states! {
 
 states! {
     /// The session with a peer.
-    Session: Down, Refused, Waiting, Greeting, Idle, Following, AwaitFollow, AwaitShrink, AwaitPlan,
-    AwaitSyncReady, Syncing, Draining, Flushing, Recording, Proposed, Current, Leaving, Left,
+    Session: Down, Refused, Waiting, Greeting, Idle, Following, AwaitFollow, AwaitShrink, HeldBack,
+    AwaitPlan, AwaitSyncReady, Syncing, Draining, Flushing, Recording, Proposed, Current, Leaving,
+    Left,
 }
 
 states! {
@@ -200,6 +201,7 @@ fn session(link: &Link) -> Session {
         Link::Leading(lead) => match lead {
             Lead::AwaitFollow => Session::AwaitFollow,
             Lead::AwaitShrink => Session::AwaitShrink,
+            Lead::HeldBack { .. } => Session::HeldBack,
             Lead::AwaitPlan => Session::AwaitPlan,
             Lead::AwaitSyncReady => Session::AwaitSyncReady,
             Lead::Syncing => Session::Syncing,

@@ -16,6 +16,7 @@ use alloc::format;
 use crate::block::{PeerIndex, ReplicaId, Ticket};
 use crate::command::{Answer, Command, Refusal};
 use crate::effect::{Effect, Effects, Retry};
+use crate::flapping::Flapping;
 use crate::note::Note;
 use crate::persist::After;
 use crate::replica::{Replica, Role};
@@ -39,14 +40,15 @@ impl Replica {
             Command::StandBack => self.stand_back(effects),
             Command::Demote => self.demote(ticket, effects),
             Command::Connect(peer) => {
-                let was = &mut self.peers[usize::from(peer.0)].disconnected;
-                let answer = if *was { Answer::Done } else { Answer::Already };
-                *was = false;
-                Ok(Some(answer))
+                let at = usize::from(peer.0);
+                let was = core::mem::take(&mut self.peers[at].disconnected);
+                let is_news = self.forgive_drops(at, effects) || was;
+                Ok(Some(if is_news { Answer::Done } else { Answer::Already }))
             }
             Command::Disconnect(peer) => {
                 let at = usize::from(peer.0);
                 self.peers[at].disconnected = true;
+                self.peers[at].flapping.leaves = true;
                 self.peers[at].why = "an operator disconnected it".into();
                 self.close(at, Retry::Never, effects);
                 Ok(Some(Answer::Done))
@@ -119,6 +121,7 @@ impl Replica {
         self.superblock.peers[at].replica = ReplicaId::NONE;
         self.superblock.peers[at].all_dirty = true;
         self.peers[at].bitmap.fill_recorded_elsewhere();
+        self.peers[at].flapping = Flapping::of_one_who_leaves();
         self.persist(After::Nothing, effects);
         self.close(at, Retry::Now, effects);
         Ok(Some(Answer::Done))

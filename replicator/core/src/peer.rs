@@ -7,8 +7,8 @@
 //!    ^                                                |
 //!    +---------------- link lost, closed, refused ----+
 //!
-//!   Leading: AwaitFollow -> [AwaitShrink] -> [AwaitPlan -> AwaitSyncReady -> Syncing -> Joining]
-//!            -> Current [-> Leaving]
+//!   Leading: AwaitFollow -> [AwaitShrink] -> [HeldBack]
+//!            -> [AwaitPlan -> AwaitSyncReady -> Syncing -> Joining] -> Current [-> Leaving]
 //! ```
 
 use alloc::boxed::Box;
@@ -18,6 +18,7 @@ use alloc::string::String;
 use crate::bitmap::DirtyBitmap;
 use crate::block::{ByteRange, ReplicaId, SessionId};
 use crate::defect::{Defect, defect};
+use crate::flapping::Flapping;
 use crate::limits::{PEER_WINDOW_BYTES, PEER_WINDOW_FRAMES};
 use crate::resync::Resync;
 use crate::time::Time;
@@ -47,6 +48,8 @@ pub(crate) enum Lead {
     AwaitFollow,
     /// It is a member that lacks something: it must leave the set first (R8).
     AwaitShrink,
+    /// It was dropped too often lately: it has to be heard without a break first (P6).
+    HeldBack { since: Time, until: Time },
     /// Our record of a full resync becomes durable.
     AwaitPlan,
     /// It records that it is being resynced.
@@ -137,6 +140,7 @@ pub(crate) struct Peer {
     pub(crate) last_sent: Time,
     pub(crate) bitmap: DirtyBitmap,
     pub(crate) resync: Option<Resync>,
+    pub(crate) flapping: Flapping,
     next_seq: u64,
     first_seq: u64,
     outstanding: VecDeque<Option<Outstanding>>,
@@ -171,6 +175,7 @@ impl Peer {
             last_sent: Time(0),
             bitmap,
             resync: None,
+            flapping: Flapping::default(),
             next_seq: 1,
             first_seq: 1,
             outstanding: VecDeque::with_capacity(PEER_WINDOW_FRAMES),

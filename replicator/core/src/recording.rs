@@ -24,7 +24,7 @@ use crate::time::{Span, Time};
 use crate::wire::{self, FrameError, Reader, put_register, take_register};
 
 /// How every title begins; then come the version of the core and the end of the line.
-pub const TITLE_START: &str = "replicator recording 2 of core ";
+pub const TITLE_START: &str = "replicator recording 3 of core ";
 /// Longest title in bytes, its line end included.
 pub const TITLE_BYTES_MAX: usize = 80;
 /// Bytes of a [`Head`].
@@ -260,6 +260,9 @@ fn put_config(out: &mut Vec<u8>, config: &Config) {
         timing.join_grace,
         timing.power_loss_wait,
         timing.demote_after,
+        timing.drops_window,
+        timing.rejoin_delay,
+        timing.rejoin_delay_max,
     ] {
         put_u64(out, span.0);
     }
@@ -291,6 +294,9 @@ fn take_config(from: &mut Reader<'_>) -> Result<Config, RecordError> {
         join_grace: span()?,
         power_loss_wait: span()?,
         demote_after: span()?,
+        drops_window: span()?,
+        rejoin_delay: span()?,
+        rejoin_delay_max: span()?,
     };
     let register = match from.u8()? {
         0 => RegisterKeeper::OwnSuperblock,

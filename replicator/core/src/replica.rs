@@ -1,6 +1,8 @@
 //! The replica: its state, the one match on inputs, and what it tells about itself.
 
 use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use slab::Slab;
@@ -309,6 +311,7 @@ impl Replica {
     ) {
         let purpose = self.ops.end(op);
         let plain = result.map(|_| ());
+        let is_failure = result.is_err();
         match purpose {
             Purpose::Request(key) => self.request_disk_done(key, plain, effects),
             Purpose::Applied(key) => self.applied_done(key, plain, effects),
@@ -334,6 +337,9 @@ impl Replica {
                 },
                 Err(why) => self.metadata_write_failed(why, effects),
             },
+        }
+        if is_failure {
+            self.forgive_all_drops(effects);
         }
     }
 
@@ -455,6 +461,7 @@ impl Replica {
         }
         self.watch_majority(effects);
         self.watch_links(effects);
+        self.watch_held_back(effects);
         self.check_members(effects);
         self.bound_volatile(effects);
         self.watch_promotion(effects);
@@ -500,6 +507,9 @@ impl Replica {
             }
             if let Some(paused) = peer.resync.as_ref().and_then(|r| r.deadline(self.now)) {
                 at(paused);
+            }
+            if let Some(until) = peer.held_back_until() {
+                at(until);
             }
         }
         if self.role.serves() && self.change.is_none() && !self.lost_in_office {
@@ -563,6 +573,7 @@ impl Replica {
             Link::Leading(Lead::Syncing | Lead::AwaitPlan | Lead::AwaitSyncReady) => "syncing",
             Link::Leading(Lead::Joining(_)) => "joining",
             Link::Leading(Lead::Current) => "current",
+            Link::Leading(Lead::HeldBack { .. }) => "held_back",
             Link::Leading(_) => "connecting",
         };
         let replica = self
@@ -573,10 +584,12 @@ impl Replica {
             .map(|record| record.replica)
             .filter(|_| peer.hello.is_none())
             .unwrap_or(peer.replica());
+        let drops = peer.flapping.drops(self.now, &self.config.timing);
         PeerStatus {
             node: peer.node.clone(),
             state,
-            why: peer.why.clone(),
+            why: self.why_of(peer, drops),
+            drops,
             role: match (&peer.link, &peer.hello) {
                 (Link::Following, _) => "primary",
                 (Link::Idle | Link::Leading(_), Some(_)) => "secondary",
@@ -595,6 +608,14 @@ impl Replica {
         }
     }
 
+    fn why_of(&self, peer: &Peer, drops: usize) -> String {
+        let Link::Leading(Lead::HeldBack { since, until }) = peer.link else {
+            return peer.why.clone();
+        };
+        let delay = until.since(since).as_ms();
+        format!("dropped {drops} times lately: to be heard for {delay} ms without a break first")
+    }
+
     /// Panics when the state contradicts the rules; cheap enough to run after every step in the
     /// simulator.
     pub fn check_invariants(&self) {
@@ -606,6 +627,9 @@ impl Replica {
             assert!(self.applied.is_empty(), "a primary applies nobody's writes (R2b)");
         }
         for (at, peer) in self.peers.iter().enumerate() {
+            if let Link::Leading(Lead::HeldBack { .. }) = peer.link {
+                assert!(self.role.serves(), "a {} holds {at} back", self.role.name());
+            }
             if peer.link == Link::Leading(Lead::Current) {
                 assert!(self.role.serves(), "a {} leads {at}", self.role.name());
                 assert!(peer.bitmap.blocks().is_empty(), "member {} has dirty blocks", peer.node);

@@ -248,6 +248,7 @@ impl Replica {
     fn agreed(&mut self, at: usize, relation: &'static str, effects: &mut Effects) {
         let mine = self.hello(at);
         let peer = &mut self.peers[at];
+        peer.flapping.met(self.now);
         peer.spoken = true;
         peer.refused = false;
         peer.diverged_blocks = 0;
@@ -488,7 +489,8 @@ impl Replica {
         self.plan_follower(at, effects);
     }
 
-    /// Decides how the follower is brought up to date. Called again after it had to leave the set.
+    /// Decides how the follower is brought up to date. Called again after it had to leave the set,
+    /// or was held back.
     pub(crate) fn plan_follower(&mut self, at: usize, effects: &mut Effects) {
         let replica = self.peers[at].replica();
         if matches!(self.change, Some(Change::Shrink { replica: gone, .. }) if gone == replica) {
@@ -513,6 +515,9 @@ impl Replica {
             // It is a member and lacks something: nothing is acknowledged until it is out (R8).
             self.peers[at].link = Link::Leading(Lead::AwaitShrink);
             self.check_members(effects);
+            return;
+        }
+        if self.hold_back(at, effects) {
             return;
         }
         let floor = &mut self.superblock.peers[at].floor;

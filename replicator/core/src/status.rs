@@ -87,6 +87,8 @@ pub enum Party {
     Request,
     /// A peer that is to be off for sure.
     Fence,
+    /// A peer that was dropped too often lately and is to be heard without a break (P6).
+    HeldBack,
 }
 
 impl Party {
@@ -101,6 +103,7 @@ impl Party {
             Self::Lease => "lease",
             Self::Request => "request",
             Self::Fence => "fence",
+            Self::HeldBack => "held_back",
         }
     }
 }
@@ -110,10 +113,13 @@ impl Party {
 pub struct PeerStatus {
     /// Node name.
     pub node: String,
-    /// `disconnected`, `refused`, `connecting`, `idle`, `leads`, `syncing`, `joining`, `current`.
+    /// `disconnected`, `refused`, `connecting`, `idle`, `leads`, `held_back`, `syncing`,
+    /// `joining`, `current`.
     pub state: &'static str,
     /// Why it is refused or was lost last, in words; empty when there is nothing to say.
     pub why: String,
+    /// How often this primary dropped it lately (P6).
+    pub drops: usize,
     /// Its role as it says; empty when not connected.
     pub role: &'static str,
     /// Whether it is in the set.

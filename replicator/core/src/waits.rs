@@ -186,6 +186,22 @@ impl Replica {
     fn resync_waits(&self, now: Time) -> Vec<Pending> {
         let mut waits = Vec::new();
         for (at, peer) in self.peers.iter().enumerate() {
+            if let Link::Leading(Lead::HeldBack { since, until }) = peer.link {
+                waits.push(Pending {
+                    party: Party::HeldBack,
+                    what: format!(
+                        "{0} to be heard without a break: it was dropped {1} times lately",
+                        peer.node,
+                        peer.flapping.drops(now, &self.config.timing)
+                    ),
+                    since,
+                    until: Some(until),
+                    then: format!(
+                        "it is brought up to date; at once: replctl connect RESOURCE --peer {}",
+                        peer.node
+                    ),
+                });
+            }
             if !matches!(peer.link, Link::Leading(Lead::Syncing | Lead::Joining(_))) {
                 continue;
             }

@@ -466,6 +466,9 @@ fn timing(mut section: Section<'_>, from: Timing) -> Timing {
         join_grace: take("join_grace_ms", 0..=60_000, from.join_grace),
         power_loss_wait: from.power_loss_wait,
         demote_after: take("demote_after_ms", 1_000..=600_000, from.demote_after),
+        drops_window: take("drops_window_ms", 1_000..=86_400_000, from.drops_window),
+        rejoin_delay: take("rejoin_delay_ms", 0..=600_000, from.rejoin_delay),
+        rejoin_delay_max: take("rejoin_delay_max_ms", 0..=3_600_000, from.rejoin_delay_max),
     };
     let forever = section.raw("power_loss_wait_ms").and_then(|value| value.get_ref().as_str());
     if forever == Some("forever") {

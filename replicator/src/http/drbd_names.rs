@@ -50,7 +50,7 @@ fn one(out: &mut Families, resource: &ResourceReport, has_majority: bool) {
     let Some(replica) = &resource.replica else { return };
     let help = "Role of this node.";
     out.states("drbd_resource_role", help, &name, ("drbd_resource_role", &ROLES, role(replica)));
-    let is_suspended = !replica.waits.is_empty();
+    let is_suspended = replica.waits.iter().any(|wait| wait.is_of_requests());
     out.flag("drbd_resource_suspended", "Whether requests wait.", name.clone(), is_suspended);
     let may = replica.data == "up_to_date" && replica.role == "secondary";
     out.flag("drbd_resource_maypromote", "Whether its data allow it.", name.clone(), may);

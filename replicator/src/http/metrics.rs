@@ -26,8 +26,17 @@ const DATA: [&str; 8] = [
     "register_went_back",
     "unknown",
 ];
-pub(super) const PEER_STATES: [&str; 8] =
-    ["disconnected", "refused", "connecting", "idle", "leads", "syncing", "joining", "current"];
+pub(super) const PEER_STATES: [&str; 9] = [
+    "disconnected",
+    "refused",
+    "connecting",
+    "idle",
+    "leads",
+    "held_back",
+    "syncing",
+    "joining",
+    "current",
+];
 
 /// The page `/metrics`.
 pub fn page(daemon: &Daemon) -> Page {
@@ -184,7 +193,8 @@ fn replica(out: &mut Families, labels: &Labels, replica: &ReplicaReport, node: &
     let requests = replica.requests as f64;
     let help = "Client requests that are not answered yet.";
     out.gauge("replicator_requests_in_flight", help, labels.clone(), requests);
-    let longest = replica.waits.iter().map(|wait| wait.since_ms).max().unwrap_or(0);
+    let longest = replica.waits.iter().filter(|wait| wait.is_of_requests());
+    let longest = longest.map(|wait| wait.since_ms).max().unwrap_or(0);
     let help = "For how long the longest waiting request has waited.";
     out.gauge("replicator_longest_wait_seconds", help, labels.clone(), seconds(longest));
     let (used, all) = replica.log_extents;
@@ -198,6 +208,8 @@ fn replica(out: &mut Families, labels: &Labels, replica: &ReplicaReport, node: &
 fn peer(out: &mut Families, labels: &Labels, peer: &PeerReport) {
     let help = "State of the connection and of the replica behind it.";
     out.states("replicator_peer_state", help, labels, ("state", &PEER_STATES, &peer.state));
+    let help = "How often this primary dropped a peer lately; from three on it is held back (P6).";
+    out.gauge("replicator_peer_drops", help, labels.clone(), peer.drops as f64);
     let dirty = peer.dirty_bytes as f64;
     out.gauge("replicator_dirty_bytes", "Bytes that a peer may lack.", labels.clone(), dirty);
     let help = "Blocks that differ because lineages diverged; only an operator decides.";

@@ -2,7 +2,7 @@
 
 use replicator_core::block::ReplicaId;
 use replicator_core::status::{Party, Wait};
-use replicator_core::{PeerStatus, Status};
+use replicator_core::{PeerStatus, Span, Status};
 
 use super::in_cluster::DISK_HANGS_AFTER;
 use super::{Phase, Resource};
@@ -118,8 +118,8 @@ impl Resource {
             party: wait.party.name().to_owned(),
             what: wait.what.clone(),
             since_ms: wait.since.as_ms(),
-            limit_ms: wait.left.map(|left| wait.since.as_ms() + left.as_ms()),
-            then: wait.then.clone(),
+            limit_ms: wait.left.map(|left| Span(wait.since.0 + left.0).as_ms()),
+            then: wait.then.replace("RESOURCE", self.name()),
         };
         let is_on_disk = matches!(wait.party, Party::Disk | Party::Log) && wait.left.is_none();
         if is_on_disk && role == "primary" && self.is_in_cluster() {
@@ -162,6 +162,7 @@ impl Resource {
             node: peer.node.clone(),
             state: peer.state.to_owned(),
             why,
+            drops: peer.drops,
             role: peer.role.to_owned(),
             is_member: peer.is_member,
             dirty_bytes: peer.dirty_bytes,

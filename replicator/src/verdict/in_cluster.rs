@@ -1,7 +1,7 @@
 //! The same sentence where a majority decides: who would take over by itself, or what keeps it from
 //! that.
 
-use super::{Level, Verdict, because, is_connected, lacking, trouble, verdict};
+use super::{Level, Verdict, because, catching_up, is_connected, lacking, trouble, verdict};
 use crate::cluster::{ClusterReport, EtcdEndpoint, EtcdReport, NodeReport, OfficeReport};
 use crate::report::{PeerReport, ReplicaReport, ResourceReport};
 
@@ -136,9 +136,7 @@ fn secondary(
         return verdict(Level::Degraded, text);
     }
     if !is_member || replica.data != "up_to_date" {
-        let data = replica.data.replace('_', " ");
-        let text = format!("{primary} serves; {node} is {data} and being brought up to date");
-        return verdict(Level::Degraded, text);
+        return verdict(Level::Degraded, catching_up(primary, node, &replica.data));
     }
     let heir = heir(primary, std::iter::once(node), cluster, office);
     may_fail(&format!("{primary} serves. "), primary, heir, cluster)

@@ -46,6 +46,7 @@ pub enum Occasion {
     ConnectionsCrossed,
     LinkFlapped,
     DroppedThreeTimes,
+    HeldBack,
     HealedInPromotion,
     HealedInResync,
     HealedInSetChange,
@@ -311,6 +312,7 @@ impl World {
                 let bits = (0..2).all(|node| self.dirty_bytes(node) > 0);
                 self.happened_if(bits, BitsOnBoth);
             }
+            Note::HeldBack { .. } => self.happened(HeldBack),
             Note::ResyncFinished { .. } => {
                 self.scene.source = None;
                 self.scene.died_in_resync = [false; 2];

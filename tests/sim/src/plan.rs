@@ -355,6 +355,16 @@ impl Plan {
 }
 
 impl Plan {
+    /// Draws for how long a peer that was dropped too often is held back (P6), from a sequence of
+    /// its own: the rest of a seed is what it was before there was such a thing.
+    pub fn draw_delays(&mut self, draw: &mut Draw) {
+        let first = [0, 100, 500, 2_000, 5_000][draw.below(5) as usize];
+        self.timing.rejoin_delay = Span::from_ms(first);
+        self.timing.rejoin_delay_max = Span::from_ms(first * [1, 4, 12][draw.below(3) as usize]);
+        let window = [10_000, 60_000, 600_000][draw.below(3) as usize];
+        self.timing.drops_window = Span::from_ms(window);
+    }
+
     /// Draws a plan for a cluster: as for a pair, with other troubles.
     pub fn draw_for_a_cluster(draw: &mut Draw) -> Self {
         let mut plan = Self::draw(draw);

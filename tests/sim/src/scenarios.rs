@@ -81,7 +81,7 @@ pub const SCENARIOS: &[Scenario] = &[
             ConnectionsCrossed,
         ],
     ),
-    scenario("P6", "a link that flaps", "Flap", &[LinkFlapped, DroppedThreeTimes]),
+    scenario("P6", "a link that flaps", "Flap", &[LinkFlapped, DroppedThreeTimes, HeldBack]),
     scenario(
         "P8",
         "a partition heals in the middle of a promotion, a resync, a set change",
@@ -277,7 +277,7 @@ pub const SCENARIOS_OF_CLUSTERS: &[Scenario] = &[
         "FrameLoss, SlowLink, BlackHole, Storm",
         &[FrameLost, FrameDelayed, LargeFrameSwallowed, ManyDatagramsLost],
     ),
-    scenario("P6", "a link that flaps", "Flap", &[LinkFlapped, DroppedThreeTimes]),
+    scenario("P6", "a link that flaps", "Flap", &[LinkFlapped, DroppedThreeTimes, HeldBack]),
     scenario(
         "P8",
         "a partition heals in the middle of a promotion, a resync, a set change",

@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use history::draw::Draw;
+use history::draw::{Draw, mix};
 use replicator_core::{Effects, Input, PeerIndex, Time};
 
 use crate::ambush::{Ambush, Strike};
@@ -207,10 +207,11 @@ impl World {
     pub(crate) fn begin(
         seed: u64,
         mut draw: Draw,
-        plan: Plan,
+        mut plan: Plan,
         cluster: Option<Box<Cluster>>,
         trace: bool,
     ) -> Self {
+        plan.draw_delays(&mut Draw::new(mix(seed ^ 0xf1a9)));
         let nodes = [0, 1].map(|node| Node::new(node, &plan, &mut draw));
         let clients = Clients::new(&plan);
         let mut world = Self {

@@ -103,7 +103,8 @@ impl State {
     /// Both run and are members, alpha is primary.
     pub fn first(scene: &Scene) -> Self {
         // Time stands still: who is lost is lost by the link, and nobody waits for a grace.
-        let timing = Timing { join_grace: Span(0), ..Timing::default() };
+        // Nor is anybody held back, which would only end in time.
+        let timing = Timing { join_grace: Span(0), rejoin_delay: Span(0), ..Timing::default() };
         let mut pair = Pair::new(DATA_BYTES, timing, false);
         for node in 0..2 {
             pair.start(node);

@@ -6,7 +6,7 @@
 //! start N                          a daemon starts (N is alpha or beta)
 //! ready                            both start, alpha is promoted, beta becomes a member; untold
 //! connect · cut                    the link comes, the link goes
-//! N promote|demote|stop|...        an operator's word; options as for replctl
+//! N promote|demote|stop|connect|.. an operator's word; options as for replctl
 //! N write A 0+4K [fua] · N read R 0+4K · N trim T 0+4K · N flush F
 //!                                  a client asks; the letter names the request, and a write
 //!                                  fills its sectors with it
@@ -16,6 +16,7 @@
 //! N loses frames                   what is on its way to N never comes
 //! settle [quietly]                 disks and link work until nothing is left to do
 //! wait 300                         milliseconds pass
+//! live 300                         the same while disks and link work; pings are not told
 //! N is killed                      the process dies; its disk finishes what it was given
 //! N loses power [keeping all] [tearing]    nothing that was volatile remains, unless said so;
 //!                                  tearing: of metadata under way the first sector lands
@@ -115,6 +116,7 @@ impl Stage {
                 let ms = ms.parse().map_err(|_| "milliseconds")?;
                 self.pair().wait(ms);
             }
+            ["live", ms] => live(self.pair(), ms.parse().map_err(|_| "milliseconds")?)?,
             ["show"] => show(self.pair()),
             [node, rest @ ..] => {
                 let node = number_of(node)?;
@@ -124,6 +126,18 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+fn live(pair: &mut Pair, ms: u64) -> Outcome {
+    const STEP_MS: u64 = 100;
+    for _ in 0..ms / STEP_MS {
+        pair.wait(STEP_MS);
+        settle(pair)?;
+    }
+    if let Some(story) = &mut pair.story {
+        story.retain(|line| !line.ends_with("ping"));
+    }
+    Ok(())
 }
 
 fn on_node(pair: &mut Pair, node: usize, words: &[&str]) -> Outcome {
@@ -143,6 +157,8 @@ fn on_node(pair: &mut Pair, node: usize, words: &[&str]) -> Outcome {
             pair.order(node, Command::PeerIsOff(PeerIndex(0), SessionId(session)));
         }
         ["stop"] => pair.order(node, Command::Stop),
+        ["connect"] => pair.order(node, Command::Connect(PeerIndex(0))),
+        ["disconnect"] => pair.order(node, Command::Disconnect(PeerIndex(0))),
         ["invalidate"] => pair.order(node, Command::Invalidate),
         ["resync-full"] => pair.order(node, Command::ResyncFull(PeerIndex(0))),
         ["discard-diverged"] => pair.order(node, Command::DiscardDiverged),

@@ -80,6 +80,9 @@ fn note(note: &Note) -> String {
         Note::ResyncStarted { bytes, full_because: Some(why), .. } => {
             format!("full resync of {}: {why}", size(*bytes))
         }
+        Note::HeldBack { drops, left, .. } => {
+            format!("held back: dropped {drops} times, to be heard for {} ms", left.as_ms())
+        }
         Note::ResyncFinished { sent_bytes, .. } => {
             format!("resync finished, {} sent", size(*sent_bytes))
         }

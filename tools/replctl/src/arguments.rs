@@ -108,7 +108,8 @@ and the other node agrees. The flags are your word for what no node can know:
         #[arg(long)]
         drop_clients: bool,
     },
-    /// Connect to the other node again after `disconnect`.
+    /// Connect to the other node again after `disconnect`; bring it up to date at once though it
+    /// was dropped often lately.
     Connect {
         /// Which.
         resource: String,

@@ -248,7 +248,7 @@ fn history(
 fn explain(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8, Failure> {
     let report = fetch_status(socket, None)?;
     let Some(cluster) = &report.cluster_state else {
-        return explain_fence(&report, wants_json);
+        return explain_fence(&report, resource, wants_json);
     };
     let offices: Vec<_> =
         cluster.resources.iter().filter(|it| resource.is_none_or(|name| it.name == name)).collect();
@@ -260,6 +260,7 @@ fn explain(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8
     show_cluster::head(&mut out, cluster);
     for office in offices {
         show_cluster::explain(&mut out, office, &report.node);
+        show::held_back(&mut out, &report, Some(&office.name));
     }
     show_cluster::nodes(&mut out, cluster);
     print!("{out}");
@@ -267,8 +268,20 @@ fn explain(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8
 }
 
 /// Without a witness only fencing decides anything.
-fn explain_fence(report: &StatusReport, wants_json: bool) -> Result<u8, Failure> {
+fn explain_fence(
+    report: &StatusReport,
+    resource: Option<&str>,
+    wants_json: bool,
+) -> Result<u8, Failure> {
+    let mut held_back = String::new();
+    show::held_back(&mut held_back, report, resource);
+    if !wants_json {
+        print!("{held_back}");
+    }
     let Some(fence) = &report.fence else {
+        if !held_back.is_empty() {
+            return Ok(EXIT_DONE);
+        }
         return Err(Failure::new(
             EXIT_REFUSED,
             "this cluster has no witness and no fence agent, so nothing is decided by itself: \

@@ -199,14 +199,31 @@ fn one_resource(
 /// For whom, for how long already, until when, and what happens then.
 fn wait_line(wait: &WaitReport) -> String {
     let mut line = format!("  waits for {} (since {}", wait.what, span(wait.since_ms));
-    if let Some(limit_ms) = wait.limit_ms {
-        let _ = write!(line, ", given up after {}", span(limit_ms));
+    match wait.limit_ms {
+        Some(limit_ms) if wait.party == "held_back" => {
+            let _ = write!(line, ", for {} in all", span(limit_ms));
+        }
+        Some(limit_ms) => {
+            let _ = write!(line, ", given up after {}", span(limit_ms));
+        }
+        None => {}
     }
     if !wait.then.is_empty() {
         let then = if wait.limit_ms.is_some() { ", then " } else { "; " };
         let _ = write!(line, "{then}{}", wait.then);
     }
     line + ")"
+}
+
+/// Peers that were dropped too often lately: why each is not brought up to date, and until when.
+pub fn held_back(out: &mut String, report: &StatusReport, resource: Option<&str>) {
+    for it in report.resources.iter().filter(|it| resource.is_none_or(|name| it.name == name)) {
+        let Some(replica) = &it.replica else { continue };
+        for wait in replica.waits.iter().filter(|wait| wait.party == "held_back") {
+            let line = wait_line(wait);
+            let _ = writeln!(out, "{}: {} {} (P6)", it.name, report.node, line.trim_start());
+        }
+    }
 }
 
 fn own_line(out: &mut String, resource: &ResourceReport, replica: &ReplicaReport, node: &str) {

@@ -10,6 +10,7 @@ use crate::block::{PeerIndex, ReplicaId, SessionId, Ticket};
 use crate::command::{Answer, Refusal};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
+use crate::flapping::Flapping;
 use crate::flush::FlushWaiter;
 use crate::handshake;
 use crate::input::DiskFailure;
@@ -460,6 +461,7 @@ impl Replica {
         self.note_served();
         self.office_since = self.now;
         self.lost_in_office = false;
+        self.peers.iter_mut().for_each(|peer| peer.flapping = Flapping::default());
         self.set_role(Role::Primary, effects);
         effects.push(Effect::OpenDevice { tenure: self.register.tenure });
         if let Some(ticket) = promotion.ticket {

@@ -2,10 +2,13 @@
 //! (The answers to clients are judged in `clients.rs`, by the history checker.)
 
 mod convergence;
+mod flapping;
 mod metadata;
 mod tracking;
 
 use crate::rules::Held;
+
+pub use flapping::Flaps;
 
 /// What the checkers remember.
 #[derive(Debug, Default)]
@@ -26,6 +29,8 @@ pub struct Checkers {
     pub tracked: [u64; 2],
     /// The last office of each node (R6a).
     pub held: [Option<Held>; 2],
+    /// How often each node dropped its peer (P6).
+    pub flaps: [Flaps; 2],
     /// The final reading has begun.
     pub reading: bool,
 }

@@ -93,9 +93,10 @@ pub fn session(from: Session, to: Session) -> Option<&'static str> {
         Greeting => matches!(to, Down | Refused | Idle | Following | AwaitFollow),
         Idle | Following | Left => to == Down,
         AwaitFollow => {
-            matches!(to, Down | AwaitShrink | AwaitPlan | AwaitSyncReady | Current)
+            matches!(to, Down | AwaitShrink | HeldBack | AwaitPlan | AwaitSyncReady | Current)
         }
-        AwaitShrink => matches!(to, Down | AwaitPlan | AwaitSyncReady),
+        AwaitShrink => matches!(to, Down | HeldBack | AwaitPlan | AwaitSyncReady),
+        HeldBack => matches!(to, Down | AwaitPlan | AwaitSyncReady),
         AwaitPlan => matches!(to, Down | AwaitSyncReady),
         AwaitSyncReady => matches!(to, Down | Syncing | Flushing),
         Syncing => matches!(to, Down | Draining | Flushing | Leaving),
@@ -117,7 +118,7 @@ pub fn session(from: Session, to: Session) -> Option<&'static str> {
         (_, Leaving | Left) => "who is not written to has nothing to wait for when it leaves",
         (Leaving | Left, _) => "who leaves does not stay",
         (Idle | Following, _) => "only a primary leads",
-        (AwaitShrink, Current) => "who is out of the set must join first (R4)",
+        (AwaitShrink | HeldBack, Current) => "who is out of the set must join first (R4)",
         _ => "the steps of a return have an order (R4)",
     };
     (!can).then_some(why)

@@ -89,6 +89,7 @@ kinds! { NoteKind of Note:
     PeerLost = Note::PeerLost { .. },
     PeerRefused = Note::PeerRefused { .. },
     ResyncStarted = Note::ResyncStarted { .. },
+    HeldBack = Note::HeldBack { .. },
     ResyncFinished = Note::ResyncFinished { .. },
     DiskFailed = Note::DiskFailed { .. },
     HotExtentsMarked = Note::HotExtentsMarked { .. },

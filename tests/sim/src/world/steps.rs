@@ -35,6 +35,7 @@ impl World {
         if is_covered {
             self.cover_input(node, &input);
         }
+        self.flaps_before(node, &input);
         let local = self.local(node);
         let process = self.nodes[node].process.as_mut().expect("a process");
         let mut effects = mem::take(&mut self.effects);
@@ -46,6 +47,7 @@ impl World {
         process.view.told(&input);
         process.replica.step(local, input, &mut effects);
         process.replica.check_invariants();
+        self.flaps_after(node, &effects);
         if self.cluster.is_none() {
             self.watch_orders(node, &effects);
         }

@@ -114,6 +114,8 @@ impl Run {
         let timing = Timing {
             join_grace: Span(0),
             power_loss_wait: Span::from_ms(5_000),
+            rejoin_delay: Span::from_ms(20),
+            rejoin_delay_max: Span::from_ms(100),
             ..Timing::default()
         };
         Self {
