@@ -17,6 +17,7 @@ use crate::block::{PeerIndex, ReplicaId, Ticket};
 use crate::command::{Answer, Command, Refusal};
 use crate::effect::{Effect, Effects, Retry};
 use crate::flapping::Flapping;
+use crate::membership::Change;
 use crate::note::Note;
 use crate::persist::After;
 use crate::replica::{Replica, Role};
@@ -115,6 +116,15 @@ impl Replica {
                 rule: "R13",
                 why: format!("this replica is {}", self.role.name()),
                 next: "run it on the primary, or replctl invalidate on the secondary".into(),
+            });
+        }
+        // The proposal that is on its way says that it lacks nothing.
+        if matches!(self.change, Some(Change::Grow { peer: grown, .. }) if grown == peer) {
+            return Err(Refusal {
+                code: "busy",
+                rule: "R13",
+                why: "that replica is just becoming a member: the change is being committed".into(),
+                next: "say it again in a moment".into(),
             });
         }
         // Forgetting which replica it was makes it a new one: a full resync when it comes back.
