@@ -14,6 +14,7 @@ use failover::services::systemd::Systemd;
 use nbd_frontend::attach::Keeper;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
+use replicator_core::Span;
 use thiserror::Error;
 
 use crate::cluster::ControlPlane;
@@ -36,6 +37,9 @@ use crate::verdict;
 const USE_POLL: Duration = Duration::from_millis(500);
 /// How often it says so.
 const USE_REMINDER: Duration = Duration::from_secs(30);
+/// A stop waits for so long that a majority decides about the office of a replica that serves
+/// nobody: where this is the last node to be switched off, none ever will.
+const DECISION_PATIENCE: Span = Span::from_ms(10_000);
 
 /// A running node.
 pub struct Daemon {
@@ -271,11 +275,27 @@ impl Daemon {
         for resource in &self.resources {
             resource.close();
             let daemon = self.clone();
-            let (resource, stopped) = (resource.clone(), stopped.clone());
+            let (stopping, stopped) = (resource.clone(), stopped.clone());
             thread::spawn(move || {
-                daemon.stop_one(&resource);
+                daemon.stop_one(&stopping);
                 stopped();
             });
+            let (daemon, resource) = (self.clone(), resource.clone());
+            thread::spawn(move || daemon.watch_stop(&resource));
+        }
+    }
+
+    /// Ends the stop of a replica whose office nobody decides about, as a crash would: it serves
+    /// nobody any more, and what it acknowledged is safe.
+    fn watch_stop(&self, resource: &Resource) {
+        while !resource.is_down() {
+            if resource.undecided_for() >= Some(DECISION_PATIENCE) {
+                let text =
+                    "stops as a crash would: there is no majority to decide about its office";
+                self.events.emit(Weight::Warning, resource.name(), text);
+                return resource.abandon();
+            }
+            thread::sleep(USE_POLL);
         }
     }
 

@@ -342,7 +342,7 @@ impl PeerLinks {
         if let Message::Ack { seq } = message {
             let (sent, at) = link.sent_at[seq as usize % SENT_TIMES];
             if sent == seq {
-                io.counters.peer_ack.record(io.now.since(at));
+                io.counters.peer_ack[usize::from(link.peer.0)].record(io.now.since(at));
             }
         }
         let (peer, session) = (link.peer, link.session);

@@ -191,6 +191,11 @@ impl Resource {
         matches!(self.lock().phase, Phase::Up)
     }
 
+    /// Whether it has ended.
+    pub fn is_down(&self) -> bool {
+        matches!(self.lock().phase, Phase::Down | Phase::Failed(_))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,8 +9,8 @@ use std::mem;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::time::Duration;
-use std::{fs, io, ptr};
+use std::time::{Duration, Instant};
+use std::{fs, io, ptr, thread};
 
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
@@ -27,6 +27,9 @@ const COMPLETIONS: u32 = 4096;
 const PIECES_MAX: usize = 256;
 /// Kernel threads for what cannot be done without blocking (flushes, zeroing).
 const WORKERS_MAX: u32 = 8;
+/// A ring that gets no memory is tried again for so long, so often.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(5);
+const MEMORY_POLL: Duration = Duration::from_millis(50);
 
 /// Why there is no ring.
 #[derive(Debug, Error)]
@@ -227,7 +230,7 @@ impl<T: Copy> Ring<T> {
     /// Sets up a ring for the calling thread. The pool is the only one whose buffers may be used
     /// with it.
     pub fn new(pool: &Pool) -> Result<Self, RingError> {
-        let ring = set_up().map_err(explain)?;
+        let ring = set_up_patiently().map_err(explain)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(RingError::Missing { errno: io::Error::from_raw_os_error(libc::ENOSYS) });
         }
@@ -477,6 +480,24 @@ impl Vector {
         // SAFETY: msghdr is a plain C struct, for which all zeroes mean "nothing".
         let header = unsafe { mem::zeroed() };
         Box::new(Self { header, pieces: [none; PIECES_MAX] })
+    }
+}
+
+/// Without the right to lock memory all rings of a user share one limit, and the kernel gives back
+/// what those of a killed process had only a moment after its end: a daemon that is started again
+/// at once is not to fail for that.
+fn set_up_patiently() -> io::Result<IoUring> {
+    let began = Instant::now();
+    loop {
+        match set_up() {
+            Err(error)
+                if error.raw_os_error() == Some(libc::ENOMEM)
+                    && began.elapsed() < MEMORY_PATIENCE =>
+            {
+                thread::sleep(MEMORY_POLL);
+            }
+            result => return result,
+        }
     }
 }
 

@@ -3,11 +3,12 @@ one goes again. On loopback, but where the network is cut: no root is needed.
 """
 
 import random
+import signal
 import time
 import urllib.request
 
 from cluster import BLOCK, MIB, WITNESS, Node, differing_blocks, expect, free_port, wait_until
-from trio import SIZE_MIB, Trio, Watch
+from trio import SIZE_MIB, Trio, Watch, stay
 from trio_http import samples
 from trio_members import seen, wait_until_it_votes, wait_until_it_waits_for_a_vote, wipe
 
@@ -74,6 +75,13 @@ class Copies(Trio):
             node.start()
             self.wait_in_sync(but=("delta",))
 
+    def remove(self, member, name):
+        """A node that was stopped loses its vote; a member is asked for it when it has missed it."""
+        wait_until(f"{member.name} is served without {name} and has missed it", lambda: (
+            name not in self.office(member)["in_sync"]
+            and seen(member, name)["silent_ms"] > 1500))
+        member.ctl("node", "remove", name)
+
     def wait_until_heard(self, name):
         """Until all running nodes hear that one, so that it may get a vote."""
         for node in self.nodes.values():
@@ -135,10 +143,7 @@ class Growing(Copies):
         """delta goes for good."""
         self.alpha.refuses("node", "remove", "delta", code="is_running")
         self.delta.stop()
-        wait_until("alpha serves without delta and has missed it", lambda: (
-            "delta" not in self.office(self.alpha)["in_sync"]
-            and seen(self.alpha, "delta")["state"] == "silent"))
-        self.alpha.ctl("node", "remove", "delta")
+        self.remove(self.alpha, "delta")
         del self.nodes["delta"], self.resources["demo"]["disk"]["delta"]
         self.data_nodes.remove(self.delta)
         self.have_new_file([self.gamma, self.beta, self.alpha])
@@ -164,6 +169,8 @@ def tells_of_both_peers(cluster, node, others):
         of_peer = f'{{resource="demo",peer="{other}"}}'
         expect(pages["/metrics"].get(f"replicator_dirty_bytes{of_peer}") == 0,
                f"no series of {other}: {[key for key in pages['/metrics'] if 'peer' in key]}")
+        key = f"replicator_peer_acknowledgement_seconds_count{of_peer}"
+        expect(pages["/metrics"].get(key, 0) > 0, f"how long {other} takes is not told")
         of_peer = f'{{name="demo",conn_name="{other}",volume="0"}}'
         key = f"drbd_peerdevice_outofsync_bytes{of_peer}"
         expect(pages["/metrics?names=drbd"].get(key) == 0, f"no series of {other}")
@@ -250,10 +257,7 @@ def three_become_a_pair_with_a_witness():
         gone = next(node for node in (gamma, beta) if node is not primary)
         gone.stop()
         left = [node for node in cluster.data_nodes if node is not gone]
-        wait_until("it is served without it", lambda: (
-            gone.name not in cluster.office(primary)["in_sync"]
-            and seen(primary, gone.name)["state"] == "silent"))
-        primary.ctl("node", "remove", gone.name)
+        cluster.remove(primary, gone.name)
         cluster.data_nodes = left
         primary.kill()
         cluster.wait_for_another(than=primary)
@@ -405,25 +409,95 @@ def a_primary_that_is_cut_off_from_both_others_serves_no_more_and_one_of_them_do
         cluster.finish()
 
 
+def a_node_that_cannot_get_the_office_stops_all_the_same():
+    with Three(top="lease_ms = 5000") as cluster:
+        alpha, beta, gamma = cluster.start(watched=False).nodes.values()
+        alpha.kill()
+        # Halfway through the lease: beta hears gamma still when that is over, proposes, and has no
+        # answer.
+        wait_until("alpha is missed", lambda: seen(beta, "alpha")["silent_ms"] > 2500)
+        gamma.signal(signal.SIGSTOP)
+        wait_until("beta wants the office", lambda: beta.replica()["role"] == "promoting")
+        began = time.monotonic()
+        beta.stop()
+        took = time.monotonic() - began
+        expect("no majority to decide" in beta.log(), f"it stopped after {took:.1f} s")
+        expect(took < 25, f"it took {took:.1f} s")
+        gamma.signal(signal.SIGCONT)
+        alpha.start()
+        beta.start()
+        cluster.wait_in_sync()
+        cluster.expect_identical()
+
+
+def the_last_of_three_is_stopped_and_has_all_when_they_come_back():
+    with Three() as cluster:
+        alpha, beta, gamma = cluster.start().nodes.values()
+        cluster.watch.program.kill()
+        cluster.watch.load.stop()
+        for node in (gamma, beta, alpha):
+            began = time.monotonic()
+            node.stop()
+            print(f"    {node.name} stopped within {time.monotonic() - began:.1f} s")
+        expect("no majority to decide" in alpha.log(), "the last one was stopped by a decision")
+        for node in (beta, gamma, alpha):
+            node.start()
+        cluster.wait_in_sync()
+        cluster.watch.load.verify()
+        cluster.expect_identical()
+
+
 def faults_of_a_minute_lose_nothing_on_three():
     with Three() as cluster:
         cluster.start()
-        seed = random.randrange(1 << 32)
-        print(f"    seed {seed}")
-        chance = random.Random(seed)
+        chance = random_with_seed()
         end = time.monotonic() + 60
         while time.monotonic() < end:
             hit = chance.sample(cluster.data_nodes, chance.choice([1, 1, 2, 3]))
             for node in hit:
                 chance.choice([node.kill, node.kill, node.stop])()
-                wait_until("a moment", lambda: chance.random() < 0.1)
+                a_moment(chance)
             for node in chance.sample(hit, len(hit)):
                 node.spawn()
-                wait_until("a moment", lambda: chance.random() < 0.1)
+                a_moment(chance)
             if chance.random() < 0.7:
                 cluster.wait_in_sync()
             cluster.watch.expect_well()
         cluster.finish()
+
+
+def power_cuts_of_a_minute_lose_nothing_on_three_while_one_member_is_left():
+    with Three(backing="volatile") as cluster:
+        cluster.start()
+        chance = random_with_seed()
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            cluster.wait_in_sync()
+            # Two in a row, the second one while the first is away or is being brought up to date.
+            hit = chance.sample(cluster.data_nodes, chance.choice([1, 2]))
+            for node in hit:
+                node.kill()
+                a_moment(chance)
+                if chance.random() < 0.5:
+                    node.spawn()
+                    a_moment(chance)
+            for node in hit:
+                if not node.is_running:
+                    node.spawn()
+            cluster.watch.expect_well()
+        cluster.finish()
+
+
+def random_with_seed():
+    """Random numbers, and how to have them again."""
+    seed = random.randrange(1 << 32)
+    print(f"    seed {seed}")
+    return random.Random(seed)
+
+
+def a_moment(chance):
+    """0 to 0.5 s, most often short."""
+    stay(chance.random() ** 2 / 2)
 
 
 SCENARIOS = [three_replicas_lose_one_after_the_other_and_no_acknowledged_write,
@@ -434,4 +508,7 @@ LONG = [a_third_replica_goes_for_good_and_the_two_left_fail_over_as_before,
         one_of_three_whose_machine_is_new_is_replaced_while_the_others_go_on,
         the_office_goes_to_each_of_three_and_one_that_was_away_gets_only_what_it_lacks,
         a_primary_that_is_cut_off_from_both_others_serves_no_more_and_one_of_them_does,
-        faults_of_a_minute_lose_nothing_on_three]
+        a_node_that_cannot_get_the_office_stops_all_the_same,
+        the_last_of_three_is_stopped_and_has_all_when_they_come_back,
+        faults_of_a_minute_lose_nothing_on_three,
+        power_cuts_of_a_minute_lose_nothing_on_three_while_one_member_is_left]

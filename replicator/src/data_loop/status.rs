@@ -1,5 +1,6 @@
 //! What a data loop tells about itself.
 
+use replicator_core::limits::PEERS_MAX;
 use replicator_core::{Span, Status};
 
 use crate::buffers::ShareUse;
@@ -75,8 +76,8 @@ pub struct Counters {
     pub disk_read: Histogram,
     /// Flushes of the local disk.
     pub disk_flush: Histogram,
-    /// From a frame that was ordered to its acknowledgement.
-    pub peer_ack: Histogram,
+    /// From a frame that was ordered to its acknowledgement, for each peer.
+    pub peer_ack: [Histogram; PEERS_MAX],
     /// Reads, from the request to the reply.
     pub client_read: Histogram,
     /// Writes, from the request to the reply.

@@ -257,8 +257,10 @@ fn data_loop(out: &mut Families, resource: &str, status: &LoopStatus) {
         out.durations("replicator_disk_duration_seconds", help, labels, took);
     }
     let help = "From a frame that was sent to its acknowledgement by the peer.";
-    let took = &counters.peer_ack;
-    out.durations("replicator_peer_acknowledgement_seconds", help, labels.clone(), took);
+    for (peer, took) in status.core.peers.iter().zip(&counters.peer_ack) {
+        let labels = with(&labels, "peer", &peer.node);
+        out.durations("replicator_peer_acknowledgement_seconds", help, labels, took);
+    }
     for (kind, bytes) in [("read", counters.read_bytes), ("write", counters.written_bytes)] {
         let labels = with(&labels, "operation", kind);
         out.counter("replicator_request_bytes", "Payload of client requests.", labels, bytes);

@@ -11,6 +11,7 @@ use failover::core::services::Input as ServicesInput;
 use failover::{Before, Cluster};
 use replicator_core::input::Undecided;
 use replicator_core::register::RegisterState;
+use replicator_core::status::Party;
 use replicator_core::{Command, Input, Span, Time};
 
 use super::{Phase, Resource};
@@ -208,6 +209,15 @@ impl Resource {
     /// Whether a majority decides about this resource.
     pub fn is_in_cluster(&self) -> bool {
         self.cluster_handle.get().is_some()
+    }
+
+    /// For how long its replica, which serves nobody, has waited for a majority to decide about its
+    /// office; none: it does not.
+    pub fn undecided_for(&self) -> Option<Span> {
+        let core = self.loop_status()?.core;
+        let waits = core.waits.iter().filter(|wait| wait.party == Party::Majority);
+        let longest = waits.map(|wait| wait.since).max();
+        longest.filter(|_| matches!(core.role, "promoting" | "demoting"))
     }
 
     /// Whether it is up and has a loop.
