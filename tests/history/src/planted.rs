@@ -121,6 +121,8 @@ pub const TABLE: &[Planted] = &[
     ("F8 W1 A1 f8 P R=0", None),
     ("W1 A1 F W2 A2 W3 A3 P R=1 P R=3", None),
     ("W1 A1 F W2 A2 F L R=1 R=1", None),
+    ("W1 A1 W2 A2 L R=2 P R=1 F R=1", None),
+    ("W1 A1 F W2 A2 L R=2 P P R=1", None),
     // An acknowledged write is lost.
     ("W1 A1 R=0", Some(ViolationKind::LostAcknowledged)),
     ("W1 A1 F W2 A2 R=1", Some(ViolationKind::LostAcknowledged)),
@@ -156,6 +158,9 @@ pub const TABLE: &[Planted] = &[
     ("W1 A1 R=2 W2 A2 R=2", Some(ViolationKind::NeverWritten)),
     ("W1 A1 R=foreign", Some(ViolationKind::NeverWritten)),
     ("W1 A1 F L R=9", Some(ViolationKind::NeverWritten)),
+    ("W1 A1 W2 A2 L R=2 F P R=1", Some(ViolationKind::LostFlushed)),
+    ("W1 A1 W2 A2 L R=2 W3! A3 P R=1", Some(ViolationKind::LostFlushed)),
+    ("W1 A1 W2 A2 L R=2 P F R=1 R=2", Some(ViolationKind::Resurrected)),
     // A write of an earlier tenure appears after the later tenure has served the unit.
     ("W1 A1 W2 U2 N1 R=1 R=2", Some(ViolationKind::LateWrite)),
     ("W1 A1 W2 U2 N1 W3 A3 R=2", Some(ViolationKind::LateWrite)),

@@ -129,6 +129,8 @@ pub(crate) struct Conflict {
 pub(crate) struct Register {
     pub rollbacks_done: u32,
     traces: Vec<Trace>,
+    /// When it last fell back to anything it ever held; 0: never.
+    any_since: u64,
 }
 
 impl Register {
@@ -140,7 +142,7 @@ impl Register {
             first_read_end: NEVER,
             last_start: 0,
         };
-        Register { rollbacks_done, traces: vec![initial] }
+        Register { rollbacks_done, traces: vec![initial], any_since: 0 }
     }
 
     /// How many writes this unit still has to remember.
@@ -392,7 +394,13 @@ impl Register {
     /// Falls back: what is before a durable write is gone, one of the rest is the value now.
     pub fn roll_back(&mut self, rollback: &Rollback, facts: &Facts) {
         let at = rollback.at;
-        if rollback.to_anything {
+        let is_durable = |t: &Trace| t.is_durable(at, rollback.flushed_until, facts);
+        // What was found after a fall to anything is no more durable than anything else.
+        let again = self.any_since > 0
+            && rollback.flushed_until <= self.any_since
+            && !self.traces.iter().any(is_durable);
+        if rollback.to_anything || again {
+            self.any_since = at;
             self.traces.retain_mut(|t| {
                 t.optional = true;
                 t.first_end_as_of(at, facts) == NEVER
@@ -406,7 +414,6 @@ impl Register {
             });
             return;
         }
-        let is_durable = |t: &Trace| t.is_durable(at, rollback.flushed_until, facts);
         // Not lost this time, but perhaps the next: it hides what it overtook and ends nothing.
         let stays_this_time = |t: &Trace| {
             let op = &facts.ops[t.op as usize];
