@@ -158,14 +158,19 @@ impl World {
             there.record = *record;
             self.note_durable(seat);
         }
+        let now = self.now;
         match seat {
             WITNESS.. => {
-                let now = self.now;
                 let witness = &mut self.cluster_mut().witnesses[seat - WITNESS];
                 witness.paused_until = 0;
                 witness.clock.go_on(now);
             }
-            node => self.nodes[node].paused_until = 0,
+            node => {
+                self.nodes[node].paused_until = 0;
+                self.nodes[node].clock.go_on(now);
+                let woke_at = &mut self.cluster_mut().woke_at[node];
+                *woke_at = woke_at.map(|at| at.min(now));
+            }
         }
     }
 
