@@ -8,9 +8,13 @@ import time
 import urllib.request
 
 from cluster import BLOCK, MIB, WITNESS, Node, differing_blocks, expect, free_port, wait_until
+from etcd_site import Site, etcd_lines
 from trio import SIZE_MIB, Trio, Watch, stay
 from trio_http import samples
 from trio_members import seen, wait_until_it_votes, wait_until_it_waits_for_a_vote, wipe
+
+# So that faults go on to hit members (P6).
+HELD_BACK_SHORTLY = {"rejoin_delay_ms": 200, "rejoin_delay_max_ms": 2_000}
 
 
 class Copies(Trio):
@@ -150,6 +154,26 @@ class Growing(Copies):
         self.wait_in_sync()
 
 
+class ThreeWithEtcd(Three):
+    """The same three, with the register in etcd."""
+
+    def __init__(self):
+        self.site = Site().start()
+        try:
+            super().__init__()
+        except BaseException:
+            self.site.close()
+            raise
+
+    def _config(self, mine):
+        first, rest = super()._config(mine).split("\n", 1)
+        return "\n".join([first, etcd_lines(self.site, lease_ms=2000), rest])
+
+    def close(self, keep=False):
+        super().close(keep)
+        self.site.close()
+
+
 def tells_of_both_peers(cluster, node, others):
     """Status, metrics and explain of a primary name both of its peers."""
     replica = node.replica()
@@ -183,6 +207,8 @@ def three_replicas_lose_one_after_the_other_and_no_acknowledged_write():
         verdict = alpha.status()["verdict"]
         expect(verdict["level"] == "safe", f"with three members the verdict is {verdict}")
         tells_of_both_peers(cluster, alpha, ["beta", "gamma"])
+        in_sync = cluster.history()[-1]["in_sync"]
+        expect(in_sync == ["alpha", "beta", "gamma"], f"history says in sync: {in_sync}")
         alpha.kill()
         first = cluster.wait_for_another(than=alpha)
         second = gamma if first is beta else beta
@@ -448,7 +474,7 @@ def the_last_of_three_is_stopped_and_has_all_when_they_come_back():
 
 
 def faults_of_a_minute_lose_nothing_on_three():
-    with Three() as cluster:
+    with Three(timing=HELD_BACK_SHORTLY) as cluster:
         cluster.start()
         chance = random_with_seed()
         end = time.monotonic() + 60
@@ -467,7 +493,7 @@ def faults_of_a_minute_lose_nothing_on_three():
 
 
 def power_cuts_of_a_minute_lose_nothing_on_three_while_one_member_is_left():
-    with Three(backing="volatile") as cluster:
+    with Three(backing="volatile", timing=HELD_BACK_SHORTLY) as cluster:
         cluster.start()
         chance = random_with_seed()
         end = time.monotonic() + 60
@@ -485,6 +511,27 @@ def power_cuts_of_a_minute_lose_nothing_on_three_while_one_member_is_left():
                 if not node.is_running:
                     node.spawn()
             cluster.watch.expect_well()
+        cluster.finish()
+
+
+def etcd_three_replicas_lose_two_at_once_and_the_last_one_goes_on():
+    with ThreeWithEtcd() as cluster:
+        alpha, beta, gamma = cluster.start().nodes.values()
+        alpha.kill()
+        first = cluster.wait_for_another(than=alpha)
+        alpha.start()
+        cluster.wait_in_sync()
+        # The members of etcd are the majority, so one replica may be the last.
+        lost = [node for node in cluster.data_nodes if node is not first]
+        for node in lost:
+            node.kill()
+        cluster.wait_for_acks(first.name)
+        for node in lost:
+            node.start()
+        cluster.wait_in_sync()
+        first.kill()
+        cluster.wait_for_another(than=first)
+        first.start()
         cluster.finish()
 
 
@@ -508,6 +555,7 @@ LONG = [a_third_replica_goes_for_good_and_the_two_left_fail_over_as_before,
         one_of_three_whose_machine_is_new_is_replaced_while_the_others_go_on,
         the_office_goes_to_each_of_three_and_one_that_was_away_gets_only_what_it_lacks,
         a_primary_that_is_cut_off_from_both_others_serves_no_more_and_one_of_them_does,
+        etcd_three_replicas_lose_two_at_once_and_the_last_one_goes_on,
         a_node_that_cannot_get_the_office_stops_all_the_same,
         the_last_of_three_is_stopped_and_has_all_when_they_come_back,
         faults_of_a_minute_lose_nothing_on_three,

@@ -122,6 +122,9 @@ impl History {
             node.map_or_else(String::new, |node| node.0.clone())
         };
         let register = entry.map(|entry| &entry.state);
+        let set = register.map_or(&[][..], |it| &it.set);
+        let mut in_sync: Vec<String> = set.iter().map(|it| node_of(it.replica)).collect();
+        in_sync.sort();
         let entry = HistoryEntry {
             at_unix_ms: unix_ms(),
             revision: state.revision,
@@ -131,9 +134,7 @@ impl History {
             by: state.by.0.clone(),
             generation: register.map_or(0, |register| register.generation),
             primary: register.and_then(|it| it.primary).map(node_of).unwrap_or_default(),
-            in_sync: register
-                .map(|it| it.set.iter().map(|member| node_of(member.replica)).collect())
-                .unwrap_or_default(),
+            in_sync,
             phases: Vec::new(),
             paused_ms: None,
         };
