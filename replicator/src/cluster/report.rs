@@ -66,6 +66,9 @@ pub struct NodeReport {
     pub silent_ms: u64,
     /// The way there and back in microseconds; 0: not measured.
     pub round_trip_us: u64,
+    /// Nodes that are heard here and that it says it does not hear: what they send to it is lost.
+    #[serde(default)]
+    pub does_not_hear: Vec<String>,
 }
 
 /// The office of a resource.
@@ -203,9 +206,26 @@ impl ControlPlane {
                 round_trip_us: heard
                     .and_then(|heard| heard.round_trip)
                     .map_or(0, |span| span.0 / 1_000),
+                does_not_hear: if word == "reachable" { self.lost_on(node, &name) } else { vec![] },
             }
         };
         self.config.nodes.iter().map(report).collect()
+    }
+
+    /// Whom a node that is heard does not hear, of those that are heard here: its last heartbeat
+    /// says so.
+    fn lost_on(&self, node: &Node, name: &NodeName) -> Vec<String> {
+        let detector = node.detector();
+        let Some(heartbeat) = detector.node(name).map(|heard| &heard.heartbeat) else {
+            return Vec::new();
+        };
+        let is_lost = |other: &NodeName| {
+            let lives = other.0 == self.node.name || detector.hears_now(now(), other);
+            let heard = heartbeat.heard.iter().find(|(heard, _)| heard == other);
+            lives && heard.is_none_or(|(_, silence)| *silence >= detector.patience())
+        };
+        let others = self.config.nodes.iter().map(|it| NodeName(it.name.clone()));
+        others.filter(|other| other != name && is_lost(other)).map(|other| other.0).collect()
     }
 
     fn office_report(&self, node: &Node, entry: &Entry) -> OfficeReport {

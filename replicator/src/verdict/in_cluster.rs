@@ -98,7 +98,7 @@ fn with_missing(
 ) -> String {
     let lacks = lacking(missing);
     match replica.peers.iter().find(|peer| peer.is_member && peer.state == "current") {
-        Some(other) if one_more_ends_votes(cluster) => format!(
+        Some(other) if one_more_ends_votes(node, &other.node, cluster) => format!(
             "served by {node}, and {} has everything too, but one more failure leaves no \
              majority{}. {lacks}",
             other.node,
@@ -167,7 +167,7 @@ fn may_fail(who: &str, primary: &str, heir: &str, cluster: &ClusterReport) -> Ve
         );
         return verdict(Level::Degraded, text);
     }
-    if !silent.is_empty() && cluster.etcd.is_none() && one_more_ends_votes(cluster) {
+    if !silent.is_empty() && cluster.etcd.is_none() && one_more_ends_votes(primary, heir, cluster) {
         let text = format!(
             "{who}{heir} has everything, but one more failure leaves no majority{silent}. Bring \
              that back"
@@ -183,11 +183,31 @@ fn may_fail(who: &str, primary: &str, heir: &str, cluster: &ClusterReport) -> Ve
     verdict(Level::Safe, text)
 }
 
-/// Whether those who are heard are no majority any more when one of them fails.
-fn one_more_ends_votes(cluster: &ClusterReport) -> bool {
+/// Whether those who are heard are no majority any more when one of them fails: for the primary,
+/// or, when that is the one, for who would take over. A vote counts when both hear each other.
+fn one_more_ends_votes(primary: &str, heir: &str, cluster: &ClusterReport) -> bool {
     let voters = cluster.nodes.iter().filter(|node| node.votes || lost_its_vote(node)).count();
-    let heard = cluster.nodes.iter().filter(|node| node.votes && is_heard(node)).count();
-    cluster.etcd.is_none() && heard.saturating_sub(1) * 2 <= voters
+    let heard: Vec<&NodeReport> =
+        cluster.nodes.iter().filter(|node| node.votes && is_heard(node)).collect();
+    let ends_with = |failed: &NodeReport| {
+        let leader = if failed.name == primary { heir } else { primary };
+        let votes = heard.iter().filter(|it| {
+            it.name != failed.name && (it.name == leader || hear_each_other(cluster, leader, it))
+        });
+        votes.count() * 2 <= voters
+    };
+    cluster.etcd.is_none()
+        && (heard.len().saturating_sub(1) * 2 <= voters || heard.iter().any(|it| ends_with(it)))
+}
+
+/// Whether nothing between two nodes is lost, as far as they tell.
+fn hear_each_other(cluster: &ClusterReport, one: &str, two: &NodeReport) -> bool {
+    let hears_two = cluster
+        .nodes
+        .iter()
+        .filter(|it| it.name == one)
+        .all(|it| it.does_not_hear.iter().all(|name| *name != two.name));
+    hears_two && two.does_not_hear.iter().all(|name| name != one)
 }
 
 fn is_heard(node: &NodeReport) -> bool {
@@ -199,9 +219,9 @@ fn lost_its_vote(node: &NodeReport) -> bool {
     !node.votes && node.trouble.as_ref().is_some_and(|why| why.code != "not_a_voter")
 }
 
-/// `: gamma is silent for 3.1 s`, or nothing.
+/// `: gamma is silent for 3.1 s`, `: gamma does not hear beta`, or nothing.
 fn silent_ones(cluster: &ClusterReport) -> String {
-    let missing: Vec<String> = cluster
+    let mut missing: Vec<String> = cluster
         .nodes
         .iter()
         .filter(|node| !is_heard(node) || lost_its_vote(node))
@@ -214,6 +234,9 @@ fn silent_ones(cluster: &ClusterReport) -> String {
             other => format!("{} is {other}", node.name),
         })
         .collect();
+    for node in cluster.nodes.iter().filter(|node| !node.does_not_hear.is_empty()) {
+        missing.push(format!("{} does not hear {}", node.name, node.does_not_hear.join(" and ")));
+    }
     if missing.is_empty() { String::new() } else { format!(": {}", missing.join(", ")) }
 }
 
@@ -345,6 +368,32 @@ mod tests {
             assert_eq!(verdict.level, Level::Degraded, "{}", verdict.text);
             assert!(verdict.text.contains(words), "{}", verdict.text);
         }
+    }
+
+    #[test]
+    fn a_vote_that_is_lost_on_its_way_counts_for_whoever_needs_it() {
+        let told = |deaf: usize, to: &str| {
+            let mut cluster = cluster();
+            cluster.nodes[deaf].does_not_hear = vec![to.into()];
+            [("primary", "beta", "alpha"), ("secondary", "alpha", "beta")]
+                .map(|(role, peer, node)| of(&resource(role, peer), node, &cluster))
+        };
+        // Alpha needs gamma when beta fails, beta needs it when alpha fails.
+        for (deaf, to) in [(2, "alpha"), (2, "beta"), (1, "gamma"), (0, "gamma")] {
+            let name = ["alpha", "beta", "gamma"][deaf];
+            for verdict in told(deaf, to) {
+                assert_eq!(verdict.level, Level::Degraded, "{}", verdict.text);
+                let words = format!("leaves no majority: {name} does not hear {to}. Bring");
+                assert!(verdict.text.contains(&words), "{}", verdict.text);
+            }
+        }
+        // Where neither needs the other, nothing is lost: three of five outlive any one.
+        let mut cluster = cluster();
+        cluster.nodes.push(node("delta", "reachable"));
+        cluster.nodes.push(node("zeta", "reachable"));
+        cluster.nodes[3].does_not_hear = vec!["zeta".into()];
+        let verdict = of(&resource("primary", "beta"), "alpha", &cluster);
+        assert_eq!(verdict.level, Level::Safe, "{}", verdict.text);
     }
 
     #[test]

@@ -93,7 +93,11 @@ pub fn nodes(out: &mut String, cluster: &ClusterReport) {
             other => other.to_owned(),
         };
         let vote = if node.votes { "" } else { " · has no vote" };
-        let _ = writeln!(out, "  {:<8} {kind:<10} {state}{vote}", node.name);
+        let lost = match &node.does_not_hear[..] {
+            [] => String::new(),
+            names => format!(" · DOES NOT HEAR {}", names.join(" ")),
+        };
+        let _ = writeln!(out, "  {:<8} {kind:<10} {state}{vote}{lost}", node.name);
         if let Some(trouble) = &node.trouble {
             let text = refusal(trouble).replace("\n  next", "\n           next");
             let _ = writeln!(out, "           {}", text.trim_start_matches("refused: "));
