@@ -72,6 +72,7 @@ impl Replica {
         self.start_queued(effects);
         self.requests_drained(effects);
         self.go_on_with_mirror(effects);
+        self.stop_drained(effects);
     }
 
     pub(crate) fn begin_leaving(&mut self, leaving: Vec<ByteRange>) {

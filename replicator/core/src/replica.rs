@@ -451,6 +451,7 @@ impl Replica {
             }
             self.give_up_promotion(effects);
         }
+        self.stop_drained(effects);
     }
 
     // ------------------------------------------------------------------ time

@@ -82,8 +82,12 @@ impl Replica {
         self.stop_drained(effects);
     }
 
-    pub(super) fn stop_drained(&mut self, effects: &mut Effects) {
-        if self.role == Role::Stopping && self.applied.is_empty() && !self.stop_flushing {
+    /// Goes on with the end once nothing is under way: what is applied, and a block of the log of
+    /// an office that was lost while it was written.
+    pub(crate) fn stop_drained(&mut self, effects: &mut Effects) {
+        let log_rests = !self.log_is_writing() || self.metadata_failed;
+        let rests = self.applied.is_empty() && log_rests;
+        if self.role == Role::Stopping && rests && !self.stop_flushing {
             self.stop_flushing = true;
             self.flush_disk(FlushWaiter::Stop, effects);
         }
