@@ -74,6 +74,7 @@ def of_two_that_could_take_over_the_one_that_is_liked_does():
         expect(cluster.primary() is gamma, "the office went back by itself")
         gamma.kill()
         expect(cluster.wait_for_another(than=gamma) is alpha, "beta took over, and not alpha")
+        cluster.wait_in_sync(but=("gamma",))
         alpha.kill()
         gamma.start()
         cluster.wait_for_acks("beta")
