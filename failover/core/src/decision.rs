@@ -192,7 +192,7 @@ impl Node {
         if let Some(etcd) = &self.etcd {
             return self.hears_etcd(etcd);
         }
-        let Some(state) = self.state().or(self.acceptor.accepted()) else { return false };
+        let Some(state) = self.names_voters() else { return false };
         let heard: Vec<u128> = state
             .all_voters()
             .filter(|voter| self.hears_voter(voter))
@@ -201,13 +201,22 @@ impl Node {
         state.is_majority(|id| heard.contains(&id))
     }
 
+    /// The newest state this node goes by for who votes: what a promise told it, before it has
+    /// settled anything itself (L7).
+    fn names_voters(&self) -> Option<&ClusterState> {
+        let own = self.state().or(self.acceptor.accepted());
+        let told = self.proposer.asks().filter(|_| !self.is_settled);
+        own.map(|own| told.filter(|told| told.revision > own.revision).unwrap_or(own))
+    }
+
     /// The first state of a cluster, a read after a start, a change of voters that is half done.
     fn housekeeping(&self) -> Option<(Change, &'static str)> {
         if self.state().is_none() && self.acceptor.accepted().is_none() {
             return self.founding();
         }
         if !self.is_settled {
-            return self.hears_majority().then_some((Change::Read, "read"));
+            let has_whom = self.hears_majority() || !self.newer_elsewhere().is_empty();
+            return has_whom.then_some((Change::Read, "read"));
         }
         let state = self.state()?;
         if let Some(next) = &state.next_voters

@@ -91,6 +91,8 @@ struct Round {
     ballot: Ballot,
     /// The newest state known to be committed: its voters are asked.
     voters_of: Option<ClusterState>,
+    /// Others that are asked what they have accepted: they may be voters of a newer state.
+    also: Vec<(NodeName, u128)>,
     phase: Phase,
     denied: BTreeMap<u128, Denial>,
     resend_at: Time,
@@ -153,6 +155,11 @@ impl Proposer {
         self.round.is_some()
     }
 
+    /// The state whose voters the round asks.
+    pub(crate) fn asks(&self) -> Option<&ClusterState> {
+        self.round.as_ref()?.voters_of.as_ref()
+    }
+
     /// The state that was proposed and may be committed, or come to be (SAFETY.md "Open proposal").
     pub fn open(&self) -> Option<&ClusterState> {
         self.open.as_ref()
@@ -211,14 +218,17 @@ impl Proposer {
     }
 
     /// Starts the next round, or repeats what had no answer. `known` is committed; before anything
-    /// is, `accepted`, which may not be, says whom to ask.
+    /// is, `accepted`, which may not be, says whom to ask, and `also` who has something newer.
     pub fn go_on(
         &mut self,
         now: Time,
         known: Option<&(Ballot, ClusterState)>,
-        accepted: Option<&ClusterState>,
+        (accepted, also): (Option<&ClusterState>, Vec<(NodeName, u128)>),
         doing: &mut Vec<Doing>,
     ) {
+        if let Some(round) = self.round.as_mut().filter(|_| !also.is_empty()) {
+            round.also.clone_from(&also);
+        }
         if let Some(round) = self.round.as_ref().filter(|round| now >= round.resend_at) {
             // Who has promised more never agrees to this ballot, and the others may be silent for
             // ever: a higher one is tried.
@@ -246,6 +256,7 @@ impl Proposer {
         self.round = Some(Round {
             ballot,
             voters_of,
+            also,
             phase: Phase::Preparing { promises: BTreeMap::new() },
             denied: BTreeMap::new(),
             resend_at: now,
@@ -268,8 +279,9 @@ impl Proposer {
                 _ => Vec::new(),
             },
         };
-        if let Phase::Accepting { state, .. } = &round.phase {
-            asked.extend(of(state));
+        match &round.phase {
+            Phase::Preparing { .. } => asked.extend(round.also.iter().cloned()),
+            Phase::Accepting { state, .. } => asked.extend(of(state)),
         }
         asked.sort();
         asked.dedup();
@@ -340,7 +352,7 @@ impl Proposer {
             }
         }
         if !self.is_majority(|id| promises.contains_key(&id)) {
-            return self.go_on(now, known, None, doing);
+            return self.go_on(now, known, (None, Vec::new()), doing);
         }
         let newest = match (highest, known) {
             // What is known to be committed needs no proof.

@@ -13,6 +13,7 @@ use crate::ballot::{Ballot, NodeName};
 use crate::cluster::{Cause, ClusterState, Holder, Home};
 use crate::command::{Asker, Change, Unfit};
 use crate::defect::{Defect, defect};
+use crate::detector::Heard;
 use crate::message::Message;
 use crate::proposer::{Doing, Outcome, Proposal};
 use crate::verdict::Verdict;
@@ -94,11 +95,16 @@ impl Node {
         }
         loop {
             let mut doing = Vec::new();
-            let known = self.known.as_ref();
-            self.proposer.go_on(self.now, known, self.acceptor.accepted(), &mut doing);
+            let (known, newer) = (self.known.as_ref(), self.newer_elsewhere());
+            self.proposer.go_on(self.now, known, (self.acceptor.accepted(), newer), &mut doing);
             let is_done = doing.is_empty() && self.own.is_empty();
             self.carry_out(doing, effects);
             while let Some(message) = self.own.pop_front() {
+                let is_asked = matches!(message, Message::Prepare { .. } | Message::Accept { .. });
+                if is_asked && !self.may_follow_itself() {
+                    // The proposer repeats itself.
+                    continue;
+                }
                 let (me, process) = (self.config.name.clone(), self.config.process);
                 let acceptor = self.acceptor.record().id;
                 self.said(&me, process, acceptor, message, effects);
@@ -111,9 +117,32 @@ impl Node {
 
     /// L5: the acceptor here follows its own node no earlier than others: a majority, without which
     /// nothing is decided anyway, has to answer this process first.
-    pub(super) fn may_propose(&self) -> bool {
+    fn may_follow_itself(&self) -> bool {
         let is_blank = self.acceptor.accepted().is_none();
         self.is_settled || is_blank || self.hears_majority() || defect(Defect::StrangersFollowed)
+    }
+
+    /// Whether others are asked. The voters may have changed while this node was away (L7): so one
+    /// that has accepted something newer is asked before a majority of those is there that voted
+    /// when it left, and by its promise this node knows whose majority counts.
+    pub(super) fn may_propose(&self) -> bool {
+        self.may_follow_itself() || !self.newer_elsewhere().is_empty()
+    }
+
+    /// The acceptors that have accepted something newer than what this process began with.
+    pub(crate) fn newer_elsewhere(&self) -> Vec<(NodeName, u128)> {
+        let Some(own) = self.state().or(self.acceptor.accepted()) else { return Vec::new() };
+        if self.is_settled || self.etcd.is_some() {
+            return Vec::new();
+        }
+        let is_newer = |(name, node): &(&NodeName, &Heard)| {
+            node.heartbeat.accepted > own.revision
+                && !node.went_back
+                && self.detector.has_answered(name)
+                && self.detector.hears_now(self.now, name)
+        };
+        let newer = self.detector.nodes().filter(is_newer);
+        newer.map(|(name, node)| (name.clone(), node.acceptor)).collect()
     }
 
     pub(super) fn carry_out(&mut self, doing: Vec<Doing>, effects: &mut Effects) {

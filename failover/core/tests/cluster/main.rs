@@ -1,6 +1,7 @@
 //! The whole of failover-core without a data plane, in virtual time.
 
 mod members;
+mod missed_voters;
 mod old_record;
 mod refused_wish;
 mod world;

@@ -361,7 +361,7 @@ impl Machine {
         }
         self.rounds -= 1;
         let mut doing = Vec::new();
-        self.proposer.go_on(now.max(due), self.known.as_ref(), None, &mut doing);
+        self.proposer.go_on(now.max(due), self.known.as_ref(), (None, Vec::new()), &mut doing);
         self.carry_out(doing, output);
         true
     }
