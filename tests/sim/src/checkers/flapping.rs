@@ -1,6 +1,7 @@
 //! P6: a primary brings nobody up to date whom it dropped too often lately and has not heard for
 //! long enough since. Counted here once more, from what each process is told and orders.
 
+use replicator_core::block::ReplicaId;
 use replicator_core::wire::Message;
 use replicator_core::{Command, Effect, Input, Note};
 
@@ -15,6 +16,10 @@ pub struct Flaps {
     /// Somebody wants the peer to leave.
     leaves: bool,
     met_at: u64,
+    /// Who the peer says that it is, and who it was when it joined: a replica whose disk was replaced
+    /// meanwhile was not dropped.
+    is_now: Option<ReplicaId>,
+    joined_as: Option<ReplicaId>,
 }
 
 impl Flaps {
@@ -28,6 +33,10 @@ impl Flaps {
             }
             Input::PeerSaid { session: of, message: Message::Leave { .. }, .. } => {
                 self.leaves |= of.0 == session;
+            }
+            Input::PeerSaid { message: Message::Hello(hello), .. } => {
+                self.is_now = Some(hello.replica);
+                self.joined_as = self.joined_as.or(self.is_now);
             }
             // The peer is needed (R16).
             Input::DiskDone { result: Err(_), .. } => self.drops.clear(),
@@ -60,9 +69,14 @@ impl World {
                     flaps.leaves = false;
                 }
                 Effect::Note(Note::Committed { what: "a member left the in-sync set", .. })
-                    if !flaps.leaves =>
+                    if !flaps.leaves && flaps.joined_as == flaps.is_now =>
                 {
                     flaps.drops.push(now);
+                }
+                Effect::Note(Note::Committed {
+                    what: "a replica joined the in-sync set", ..
+                }) => {
+                    flaps.joined_as = flaps.is_now;
                 }
                 Effect::SendPeer { message: Message::SyncStart { .. }, .. } => {
                     self.check_heard(node, now);
