@@ -16,7 +16,7 @@ pub struct Flaps {
     /// Somebody wants the peer to leave.
     leaves: bool,
     met_at: u64,
-    /// Who the peer says that it is, and who it was when it joined: a replica whose disk was replaced
+    /// Who the peer says that it is, and who it was when it joined: one whose disk was replaced
     /// meanwhile was not dropped.
     is_now: Option<ReplicaId>,
     joined_as: Option<ReplicaId>,
