@@ -603,15 +603,17 @@ class Cluster:
         return found[0]
 
     def expect_identical(self, resource="demo"):
-        """Flushes, then compares the data of both disks byte for byte."""
+        """Flushes, then compares the data of all disks byte for byte."""
         primary = self.primary(resource)
         with primary.client(resource) as client:
             client.flush()
         size = primary.replica(resource)["size_bytes"]
         disks = self.resources[resource]["disk"]
-        differing = differing_blocks(disks["alpha"], disks["beta"], size)
-        expect(not differing, f"{len(differing)} blocks differ between the disks of {resource}: "
-                              f"{differing[:20]}")
+        mine = disks[primary.name]
+        for name in sorted({node.name for node in self.data_nodes} - {primary.name}):
+            differing = differing_blocks(mine, disks[name], size)
+            expect(not differing, f"{len(differing)} blocks differ between the disks of "
+                                  f"{primary.name} and {name}: {differing[:20]}")
         return size
 
     def spawn(self, *command, log=None):

@@ -7,7 +7,7 @@ import signal
 import time
 import urllib.request
 
-from cluster import BLOCK, MIB, WITNESS, Node, differing_blocks, expect, free_port, wait_until
+from cluster import BLOCK, MIB, WITNESS, Node, expect, free_port, wait_until
 from etcd_site import Site, etcd_lines
 from trio import SIZE_MIB, Trio, Watch, stay
 from trio_http import samples
@@ -49,27 +49,6 @@ class Copies(Trio):
         found = self.primary()
         self.wait_for_acks(found.name)
         return found
-
-    def primary(self, resource="demo"):
-        """The node that serves; one that was cut off may still think that it does."""
-        found = [node for node in self.data_nodes if node.is_running
-                 and node.replica(resource)["role"] == "primary"]
-        expect(len(found) == 1, f"{len(found)} nodes are primary")
-        return found[0]
-
-    def expect_identical(self, resource="demo"):
-        """Flushes, then compares the data of all disks byte for byte."""
-        primary = self.primary(resource)
-        with primary.client(resource) as client:
-            client.flush()
-        size = primary.replica(resource)["size_bytes"]
-        disks = self.resources[resource]["disk"]
-        mine = disks[primary.name]
-        for name in sorted({node.name for node in self.data_nodes} - {primary.name}):
-            differing = differing_blocks(mine, disks[name], size)
-            expect(not differing, f"{len(differing)} blocks differ between the disks of "
-                                  f"{primary.name} and {name}: {differing[:20]}")
-        return size
 
     def have_new_file(self, nodes):
         """Every daemon reads the file, one after the other, while the others go on."""
