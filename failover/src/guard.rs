@@ -242,15 +242,16 @@ pub struct WatchdogReport {
     pub can_be_disarmed: bool,
     /// How its time-out and the lease go together; or why there is none.
     pub why: String,
-    /// Whether services should not run on this node without it.
+    /// Whether services may not run on this node without it.
     pub is_required: bool,
 }
 
 impl WatchdogReport {
-    /// Why services should not run on this node, if so.
+    /// Why services may not run on this node, if so.
     pub fn hindrance(&self) -> Option<String> {
-        (self.is_required && !self.is_armed)
-            .then(|| format!("watchdog = \"required\", and there is none: {}", self.why))
+        (self.is_required && !self.is_armed).then(|| {
+            format!("a watchdog is required for services, and this node has none: {}", self.why)
+        })
     }
 }
 
@@ -290,6 +291,11 @@ impl Guard {
     /// Where services note what they start.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Why services may not run on this node, if so.
+    pub fn hindrance(&self) -> Option<String> {
+        self.explain(self.table.watchdog()).hindrance()
     }
 
     /// How it stands.

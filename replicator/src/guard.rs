@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use failover::core::Span;
+use failover::core::facts::Hindrance;
 use failover::guard::{Guard, GuardOptions, GuardReport, Registry};
 
 use crate::config::NodeConfig;
@@ -13,11 +14,14 @@ use crate::config::NodeConfig;
 pub struct Guarding {
     guard: Option<Guard>,
     problem: Option<String>,
+    /// Whether services may not run without a watchdog.
+    needs_watchdog: bool,
 }
 
 impl Guarding {
     /// Starts one; without one services run all the same, and status says so.
     pub fn start(node: &NodeConfig, lease_ms: u64) -> Arc<Self> {
+        let needs_watchdog = node.watchdog.is_required();
         let program =
             std::env::current_exe().unwrap_or_else(|_| OsString::from("replicatord").into());
         let started = Guard::start(GuardOptions {
@@ -27,14 +31,14 @@ impl Guarding {
             watchdog: node.watchdog.clone(),
         });
         Arc::new(match started {
-            Ok(guard) => Self { guard: Some(guard), problem: None },
+            Ok(guard) => Self { guard: Some(guard), problem: None, needs_watchdog },
             Err(error) => {
                 let text = format!(
                     "there is no guard ({error}): when this daemon stands still, nothing but the \
                      kernel withdraws its addresses, and nothing freezes its services"
                 );
                 tracing::error!("{text}");
-                Self { guard: None, problem: Some(text) }
+                Self { guard: None, problem: Some(text), needs_watchdog }
             }
         })
     }
@@ -64,9 +68,24 @@ impl Guarding {
         warnings
     }
 
-    /// Why services should not run here, if so.
-    pub fn hindrance(&self) -> Option<String> {
-        self.report().and_then(|report| report.watchdog.hindrance())
+    /// Why services may not run here, if so.
+    pub fn hindrance(&self) -> Option<Hindrance> {
+        let why = match &self.guard {
+            Some(guard) => guard.hindrance()?,
+            None if self.needs_watchdog => {
+                let why = "a watchdog is required for services, and nothing feeds one: ";
+                format!("{why}{}", self.problem.as_deref().unwrap_or("there is no guard"))
+            }
+            None => return None,
+        };
+        Some(Hindrance {
+            code: "watchdog_missing".into(),
+            rule: "L4".into(),
+            why,
+            next: "see that its device is there and free (softdog is one: modprobe softdog), then \
+                   restart replicatord; or write watchdog = \"auto\""
+                .into(),
+        })
     }
 
     /// The daemon ends orderly.

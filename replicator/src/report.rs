@@ -206,7 +206,8 @@ pub struct DeviceReport {
 /// What runs on top of a resource on this node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ServicesReport {
-    /// `running`, `starting`, `stopping`, `stopped`, `suspended`, `failed`, `maintenance`.
+    /// `running`, `starting`, `stopping`, `stopped`, `suspended`, `failed`, `forbidden`,
+    /// `maintenance`.
     pub state: String,
     /// Whether an operator said hands off.
     pub maintenance: bool,

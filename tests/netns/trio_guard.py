@@ -9,6 +9,7 @@ import signal
 import time
 
 from cluster import expect, wait_until
+from trio import Trio
 from trio_services import Served
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup/unified")
@@ -211,11 +212,49 @@ def a_daemon_that_ends_orderly_takes_its_guard_along():
         expect(cluster.guard()["restarts"] == 0, f"{cluster.guard()}")
 
 
+class Unwatched(Served):
+    """A trio whose nodes require a watchdog, and none of them has it."""
+
+    watchdog = "/dev/replicator-has-no-such-watchdog"
+
+    def _config(self, mine):
+        return super()._config(mine).replace("\n", f'\nwatchdog = "{self.watchdog}"\n', 1)
+
+    def told(self, command):
+        """What alpha tells of it in words."""
+        return self.alpha.ctl_raw(command, as_json=False)[1]
+
+
+def no_service_runs_while_every_node_lacks_the_watchdog_it_requires():
+    with Unwatched() as cluster:
+        Trio.start(cluster, watched=False)
+        alpha, beta = cluster.alpha, cluster.beta
+        wait_until("alpha says that its services may not run",
+                   lambda: alpha.status()["services"]["state"] == "forbidden", 20)
+        status, why = cluster.told("status"), cluster.told("explain")
+        expect("no service runs: a watchdog is required" in status, status)
+        for node in ("alpha", "beta"):
+            expect(f"{node} cannot run services: a watchdog is required" in why, why)
+        expect("modprobe softdog" in why and cluster.watchdog in why, why)
+        # The data are served, where they were: nobody is better off.
+        expect(cluster.office()["primary"] == "alpha", f"{cluster.office()}")
+        alpha.ctl("start", "demo")
+        # With one that need not have it the services are where they may run.
+        cluster.watchdog = "off"
+        cluster.write_config()
+        beta.stop()
+        beta.start()
+        cluster.wait_for_services("beta")
+        expect(not cluster.beats.last("alpha", "one"), "one ran on alpha")
+        expect(cluster.office()["primary"] == "beta", f"{cluster.office()}")
+
+
 SCENARIOS = [
     a_daemon_that_is_killed_and_not_back_leaves_no_services_behind,
     a_daemon_that_is_stopped_leaves_no_services_behind_and_follows_when_it_goes_on,
     a_daemon_that_comes_back_too_late_kills_what_was_frozen,
     a_guard_that_is_killed_is_started_again_and_does_its_work,
+    no_service_runs_while_every_node_lacks_the_watchdog_it_requires,
 ]
 LONG = [
     a_daemon_that_is_killed_leaves_nothing_in_its_cgroups,

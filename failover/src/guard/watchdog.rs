@@ -21,7 +21,8 @@ pub enum WatchdogWish {
     /// One that is free; none is a warning.
     #[default]
     Auto,
-    /// One that is free; a node without it takes no office that another node can have.
+    /// One that is free; a node without it runs no services, and takes no office that another
+    /// node can have.
     Required,
     /// None.
     Off,
@@ -50,7 +51,7 @@ impl WatchdogWish {
         }
     }
 
-    /// Whether a node without one says that services should not run on it.
+    /// Whether no services run on a node without one.
     pub fn is_required(&self) -> bool {
         matches!(self, Self::Required | Self::Device(_))
     }

@@ -52,6 +52,8 @@ pub struct Setup {
     pub site: Site,
     /// Where the guard is told of them.
     pub registry: Registry,
+    /// Why services may not run on this node, if so. Asked again and again; must not wait.
+    pub forbidden: Box<dyn Fn() -> Option<Hindrance> + Send>,
 }
 
 enum Letter {
@@ -87,6 +89,8 @@ impl Runner {
             site: Arc::new(setup.site),
             listener: Box::new(listener),
             guarded,
+            ask_forbidden: setup.forbidden,
+            forbidden: None,
             own: letters.clone(),
             waiting: Vec::new(),
         };
@@ -159,6 +163,9 @@ struct RunnerThread {
     site: Arc<Site>,
     listener: Box<dyn Listener>,
     guarded: Guarded,
+    ask_forbidden: Box<dyn Fn() -> Option<Hindrance> + Send>,
+    /// What the engine was told of that.
+    forbidden: Option<Hindrance>,
     own: UnboundedSender<Letter>,
     jobs: Vec<Option<Job>>,
     /// The last job that was dropped, until it is gone.
@@ -169,12 +176,14 @@ struct RunnerThread {
 
 impl RunnerThread {
     async fn run(mut self, mut inbox: UnboundedReceiver<Letter>) {
+        self.look_whether_forbidden();
         self.prepare().await;
         for (at, service) in self.services.iter().enumerate() {
             tokio::spawn(watch(at, service.clone(), self.own.clone()));
         }
         loop {
             self.guarded.beat();
+            self.look_whether_forbidden();
             // What a start has made so far is the guard's business too.
             let starts = |job: &Option<Job>| job.as_ref().is_some_and(Job::is_start);
             if self.jobs.iter().any(starts) {
@@ -192,6 +201,15 @@ impl RunnerThread {
                 },
                 () = sleep(pause) => self.step(Input::TimePassed),
             }
+        }
+    }
+
+    /// The guard has no watchdog, or has one again.
+    fn look_whether_forbidden(&mut self) {
+        let found = (self.ask_forbidden)();
+        if found != self.forbidden {
+            self.forbidden.clone_from(&found);
+            self.step(Input::Forbidden(found));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The whole cluster as this node knows it, as plain values for `replctl` and `--json`.
 
 use failover::core::cluster::{ClusterState, Resource as Entry};
+use failover::core::facts::Hindrance;
 use failover::core::node::Node;
 use failover::core::recovery::Strange;
 use failover::core::request::differences;
@@ -122,6 +123,9 @@ pub struct ReplicaFacts {
     /// For how long that has been the reason.
     #[serde(default)]
     pub hindered_ms: u64,
+    /// Why services cannot run there, if so.
+    #[serde(default)]
+    pub trouble: Option<RefusalReport>,
 }
 
 /// A decision, or why it is not made.
@@ -289,17 +293,19 @@ fn awaits(node: &Node, entry: &Entry) -> String {
 
 fn replica_facts(node: &Node, entry: &Entry, name: &NodeName) -> ReplicaFacts {
     let facts = node.facts_of(name, &entry.name);
+    let refused = |it: &Hindrance| RefusalReport {
+        code: it.code.clone(),
+        rule: it.rule.clone(),
+        why: it.why.clone(),
+        next: it.next.clone(),
+    };
     ReplicaFacts {
         node: name.0.clone(),
         role: facts.map_or_else(String::new, |facts| facts.role.clone()),
         data: facts.map_or_else(|| "unknown".to_owned(), |facts| facts.data.clone()),
         is_member: entry.has_member(name),
-        hindrance: facts.and_then(|facts| facts.hindrance.as_ref()).map(|it| RefusalReport {
-            code: it.code.clone(),
-            rule: it.rule.clone(),
-            why: it.why.clone(),
-            next: it.next.clone(),
-        }),
+        hindrance: facts.and_then(|facts| facts.hindrance.as_ref()).map(refused),
+        trouble: facts.and_then(|facts| facts.trouble.as_ref()).map(refused),
         hindered_ms: node.hindered_for(name, &entry.name, now()).map_or(0, |span| span.as_ms()),
     }
 }

@@ -87,6 +87,10 @@ impl Resource {
             services: specs.iter().map(make).collect::<std::io::Result<_>>()?,
             site: Site { device, resource: self.name().to_owned(), node: self.node.name.clone() },
             registry: registry.clone(),
+            forbidden: match guarding.cloned() {
+                Some(guarding) => Box::new(move || guarding.hindrance()),
+                None => Box::new(|| None),
+            },
         };
         let story = Story { resource: self.clone(), phases: Mutex::default() };
         let runner = Runner::start(setup, story)?;
@@ -192,14 +196,7 @@ impl Resource {
 
     /// Why services cannot run on this node, if so.
     pub fn trouble(&self) -> Option<Hindrance> {
-        let missing = self.guarding.get().and_then(|guarding| guarding.hindrance());
-        let missing = missing.map(|why| Hindrance {
-            code: "watchdog_missing".into(),
-            rule: "L4".into(),
-            why,
-            next: "load a driver, or write watchdog = \"auto\"".into(),
-        });
-        missing.or_else(|| self.services().and_then(Runner::trouble))
+        self.services().and_then(Runner::trouble)
     }
 
     // ------------------------------------------------------------------ the guard

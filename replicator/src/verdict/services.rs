@@ -42,6 +42,12 @@ fn of(services: &ServicesReport, data: &Verdict, name: &str, node: &str) -> Opti
             );
             Some(verdict(Level::Attention, text))
         }
+        "forbidden" => {
+            let (why, next) = services.trouble.as_ref().map_or(("", ""), |it| (&it.why, &it.next));
+            let text =
+                format!("the data are served by {node}, but no service runs: {why}. Next: {next}");
+            Some(verdict(Level::Attention, text))
+        }
         "starting" if !missing.is_empty() && data.level < Level::Attention => {
             let text = format!("{node} is starting: {missing}");
             Some(verdict(Level::Degraded, text))
@@ -51,8 +57,9 @@ fn of(services: &ServicesReport, data: &Verdict, name: &str, node: &str) -> Opti
             Some(verdict(data.level.max(Level::Degraded), format!("{node} is stopping: {left}")))
         }
         _ => services.trouble.as_ref().filter(|_| data.level < Level::Attention).map(|trouble| {
+            let how = if trouble.code == "services_failed" { "did not" } else { "may not" };
             let text = format!(
-                "{}. But services did not run on {node} and it is the last choice for them: {}. \
+                "{}. But services {how} run on {node} and it is the last choice for them: {}. \
                  Next: {}",
                 data.text.trim_end_matches('.'),
                 trouble.why,
@@ -77,6 +84,7 @@ fn first_failure(services: &ServicesReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::RefusalReport;
 
     fn report(state: &str, service: &str) -> ResourceReport {
         let service = ServiceReport {
@@ -111,6 +119,17 @@ mod tests {
         mention(&mut report, "alpha");
         assert_eq!(report.verdict.level, Level::Attention);
         assert!(report.verdict.text.contains("db does not run: exit code 1"), "{report:?}");
+    }
+
+    #[test]
+    fn services_that_may_not_run_say_why_and_what_to_do() {
+        let mut report = report("forbidden", "stopped");
+        let trouble = RefusalReport::new("watchdog_missing", "no watchdog", "modprobe softdog");
+        report.services.as_mut().unwrap().trouble = Some(trouble);
+        mention(&mut report, "alpha");
+        assert_eq!(report.verdict.level, Level::Attention);
+        let expected = "no service runs: no watchdog. Next: modprobe softdog";
+        assert!(report.verdict.text.ends_with(expected), "{report:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use replicator::cluster::{Applied, ClusterRequest};
 use replicator::config::{ClusterConfig, NodeConfig};
 use replicator::control::{Conversation, Order, RefusalReport, Reply, ask};
-use replicator::report::StatusReport;
+use replicator::report::{ResourceReport, StatusReport};
 use replicator::verdict::Level;
 use serde_json::json;
 
@@ -275,6 +275,13 @@ fn explain_fence(
 ) -> Result<u8, Failure> {
     let mut held_back = String::new();
     show::held_back(&mut held_back, report, resource);
+    let is_meant = |it: &&ResourceReport| resource.is_none_or(|name| it.name == name);
+    for found in report.resources.iter().filter(is_meant).filter_map(|it| it.services.as_ref()) {
+        if let Some(trouble) = &found.trouble {
+            held_back += &show_cluster::no_services(&report.node, trouble);
+            held_back.push('\n');
+        }
+    }
     if !wants_json {
         print!("{held_back}");
     }

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use replicator::cluster::{
-    Applied, ClusterReport, EtcdReport, HistoryEntry, NodeReport, OfficeReport,
+    Applied, ClusterReport, EtcdReport, HistoryEntry, NodeReport, OfficeReport, ReplicaFacts,
 };
+use replicator::control::RefusalReport;
 
 use crate::show::{ago, refusal, span};
 
@@ -144,7 +145,9 @@ pub fn office_alone(out: &mut String, report: &OfficeReport) {
 /// Why things are as they are.
 pub fn explain(out: &mut String, report: &OfficeReport, node: &str) {
     office_alone(out, report);
+    let has_trouble = |it: &ReplicaFacts| it.node == node && it.trouble.is_some();
     match &report.explain {
+        None if report.replicas.iter().any(has_trouble) => {}
         None => {
             let _ = writeln!(out, "{node}: all is as it should be");
         }
@@ -167,7 +170,15 @@ pub fn explain(out: &mut String, report: &OfficeReport, node: &str) {
                 refusal(hindrance).trim_start_matches("refused: ")
             );
         }
+        if let Some(trouble) = &replica.trouble {
+            let _ = writeln!(out, "{}", no_services(&replica.node, trouble));
+        }
     }
+}
+
+/// Why a node runs no services.
+pub fn no_services(node: &str, trouble: &RefusalReport) -> String {
+    format!("{node} cannot run services: {}", refusal(trouble).trim_start_matches("refused: "))
 }
 
 /// What became of each difference between file and register.

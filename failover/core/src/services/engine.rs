@@ -64,6 +64,8 @@ pub struct Engine {
     is_running_told: bool,
     /// Since when everything that should runs.
     pub(super) running_since: Option<Time>,
+    /// Why nothing of the primary may run on this node, whatever office it has.
+    pub(super) forbidden: Option<Hindrance>,
     pub(super) trouble: Option<Trouble>,
     /// How often in a row there was trouble.
     pub(super) trouble_level: u32,
@@ -98,6 +100,7 @@ impl Engine {
             is_release_open: false,
             is_running_told: false,
             running_since: None,
+            forbidden: None,
             trouble: None,
             trouble_level: 0,
             last_ticket: 0,
@@ -131,6 +134,7 @@ impl Engine {
             }
             Input::Changed { service, change } => self.changed(service, change, effects),
             Input::Unprepared { service, why } => self.unprepared(service, why, effects),
+            Input::Forbidden(why) => self.forbid(why, effects),
             Input::Ordered(order) => self.ordered(&order, effects),
             Input::TimePassed => {}
         }
@@ -650,7 +654,7 @@ impl Engine {
     }
 
     fn tell_running(&mut self, effects: &mut Vec<Effect>) {
-        let runs = self.office == Office::Held && self.runs_all();
+        let runs = self.office == Office::Held && self.forbidden.is_none() && self.runs_all();
         if !runs {
             self.running_since = None;
             return;
@@ -695,7 +699,7 @@ impl Engine {
 
     /// Which hindrance this node has, if services cannot run here.
     pub fn trouble(&self) -> Option<&Hindrance> {
-        self.trouble.as_ref().map(|trouble| &trouble.why)
+        self.forbidden.as_ref().or(self.trouble.as_ref().map(|trouble| &trouble.why))
     }
 
     /// Its services, for those who look.

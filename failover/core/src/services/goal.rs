@@ -46,7 +46,10 @@ impl Engine {
             Place::Secondary => self.is_up && self.office == Office::NotHeld,
             Place::All => self.is_up,
         };
-        is_placed_here && !service.is_off
+        // One that only looks tells who could serve, here as elsewhere.
+        let is_forbidden =
+            self.forbidden.is_some() && service.is_primary_only() && !service.is_witness_only();
+        is_placed_here && !service.is_off && !is_forbidden
     }
 
     /// Whether all that should run on this node runs.

@@ -8,6 +8,7 @@ use replicator_core::{Span, Time};
 use super::outcome::{Change, Condition, Failure};
 use super::service::Action;
 use super::spec::ServiceSpec;
+use crate::facts::Hindrance;
 
 /// What the engine is told at its start.
 #[derive(Clone, Debug)]
@@ -131,6 +132,8 @@ pub enum Input {
         /// What.
         why: Failure,
     },
+    /// What only the primary runs may not run on this node, for this reason; or may again.
+    Forbidden(Option<Hindrance>),
     /// An operator wants something.
     Ordered(Order),
     /// A deadline of [`Engine::next_deadline`] has come.

@@ -47,7 +47,8 @@ pub struct ServiceState {
 /// All of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct State {
-    /// `running`, `starting`, `stopping`, `stopped`, `suspended`, `failed`, `maintenance`.
+    /// `running`, `starting`, `stopping`, `stopped`, `suspended`, `failed`, `forbidden`,
+    /// `maintenance`.
     pub word: &'static str,
     /// Whether the operator wants hands off.
     pub is_maintained: bool,
@@ -81,6 +82,8 @@ impl Engine {
             "failed"
         } else if matches!(self.office, Office::Lost | Office::Releasing(_)) {
             "stopping"
+        } else if self.office == Office::Held && self.forbidden.is_some() {
+            if self.is_all_stopped() { "forbidden" } else { "stopping" }
         } else if self.office == Office::Held {
             if self.runs_all() { "running" } else { "starting" }
         } else if any(|it| it.phase != Phase::Stopped) {

@@ -4,6 +4,9 @@
 //! It holds as long as a service that should run here does not, and for a time after: a minute, and
 //! twice as long each time, so that two nodes that both fail do not throw the office at each other.
 //! With an hour's pause at most nothing is banned for ever.
+//!
+//! Where something that was required is missing (a watchdog), services may not run at all: also not
+//! when no node has it, for as long as it is missing.
 
 use alloc::format;
 use alloc::string::ToString;
@@ -33,6 +36,18 @@ pub struct Trouble {
 }
 
 impl Engine {
+    /// Services may not run on this node, or may again. What runs stops orderly.
+    pub(super) fn forbid(&mut self, why: Option<Hindrance>, effects: &mut Vec<Effect>) {
+        let (code, weight, text) = match &why {
+            Some(why) => ("services_forbidden", Weight::Error, why.why.clone()),
+            None => ("services_allowed", Weight::Info, "services may run here again".to_string()),
+        };
+        if self.forbidden.is_some() != why.is_some() {
+            self.note(effects, code, weight, None, text);
+        }
+        self.forbidden = why;
+    }
+
     /// A service was given up here.
     pub(super) fn given_up(&mut self, at: usize, effects: &mut Vec<Effect>) {
         let service = &self.services[at];

@@ -4,6 +4,7 @@
 //!
 //! First everything may go wrong; then faults stop, and what should run must run in bounded time.
 
+use failover_core::facts::Hindrance;
 use failover_core::services::{
     Action, Answer, Change, Condition, Effect, Engine, Force, FsckPolicy, Gain, Input, Kind, Order,
     Phase, Place, Release, ServiceSpec, ServiceTiming, Settings,
@@ -72,6 +73,8 @@ struct World {
     release: Option<Release>,
     release_asked_at: Time,
     is_calm: bool,
+    /// What only the primary runs may not run here.
+    is_forbidden: bool,
     deaf_until: Time,
     starts: u64,
     log: Vec<String>,
@@ -151,6 +154,7 @@ impl World {
             release: None,
             release_asked_at: now,
             is_calm: false,
+            is_forbidden: false,
             deaf_until: now,
             starts: 0,
             log: Vec::new(),
@@ -281,6 +285,8 @@ impl World {
                     assert!(self.office.is_some(), "started without an office");
                     assert!(has_lease, "started without a lease");
                     assert!(self.release.is_none(), "started while the office is given up");
+                    let only_looks = matches!(fake.spec.kind, Kind::Reach { .. });
+                    assert!(!self.is_forbidden || only_looks, "started where it is forbidden");
                 }
                 let step = fake.spec.step;
                 for (_, other) in self.honest() {
@@ -396,9 +402,18 @@ impl World {
                 let is_on = self.dice.percent(30);
                 self.tell(Input::Ordered(Order::Maintenance(is_on)));
             }
+            19 if self.dice.percent(50) => self.forbid(!self.is_forbidden),
             19 => self.tell(Input::Ordered(Order::Clear(name))),
             _ => {}
         }
+    }
+
+    /// A watchdog that is required goes, or comes.
+    fn forbid(&mut self, is_forbidden: bool) {
+        self.is_forbidden = is_forbidden;
+        let why =
+            is_forbidden.then(|| Hindrance { code: "watchdog".into(), ..Hindrance::default() });
+        self.tell(Input::Forbidden(why));
     }
 
     fn office_changes(&mut self) {
@@ -515,6 +530,7 @@ impl World {
     /// Faults stop: what is told late is told, nobody plays, and a lasting office comes.
     fn calm_down(&mut self) {
         self.is_calm = true;
+        self.forbid(false);
         self.tell(Input::Ordered(Order::Maintenance(false)));
         self.tell(Input::Ordered(Order::Start(None)));
         self.release = None;

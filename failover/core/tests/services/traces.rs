@@ -1,6 +1,7 @@
 //! Scripted traces: what is told, and every order that follows.
 
 use failover_core::Time;
+use failover_core::facts::Hindrance;
 use failover_core::services::{
     Change, Condition, Gain, Input, Order, Phase, Place, Release, address_delay,
 };
@@ -321,6 +322,50 @@ fn a_failure_that_cannot_be_helped_is_not_tried_again_in_place() {
     story.gain(2, Gain::HandedOver);
     story.fails_for_good("a");
     assert!(story.engine.trouble().is_some());
+}
+
+/// O2: a watchdog that is required and missing.
+#[test]
+fn where_services_are_forbidden_nothing_of_the_primary_starts_and_what_runs_stops_in_order() {
+    let why = |text: &str| Hindrance {
+        code: "watchdog_missing".into(),
+        why: text.into(),
+        ..Hindrance::default()
+    };
+    let mut story = Story::secondary(usual());
+    story.lease(FOREVER);
+    story.tell(Input::Forbidden(Some(why("there is none"))));
+    story.gain(2, Gain::HandedOver);
+    story.wait(ms(3_600_000));
+    story.expect(&[]);
+    assert_eq!(story.engine.state(story.now).word, "forbidden");
+    assert_eq!(story.engine.trouble().unwrap().code, "watchdog_missing");
+    assert!(!story.notes.contains(&"all_running".into()));
+    // Said again, in other words: not told twice.
+    story.tell(Input::Forbidden(Some(why("there is still none"))));
+    assert_eq!(story.notes.iter().filter(|it| *it == "services_forbidden").count(), 1);
+    story.order(Order::Start(None));
+    story.expect(&[]);
+    story.tell(Input::Forbidden(None));
+    story.expect(&["start fs"]);
+    story.done("fs");
+    story.done("address");
+    story.done("db");
+    assert!(story.engine.trouble().is_none());
+    assert!(story.notes.contains(&"all_running".into()));
+    story.orders();
+    story.tell(Input::Forbidden(Some(why("it is gone"))));
+    story.expect(&["stop db"]);
+    assert_eq!(story.engine.state(story.now).word, "stopping");
+    story.done("db");
+    story.expect(&["stop address"]);
+    story.done("address");
+    story.done("fs");
+    story.expect(&["stop fs"]);
+    assert_eq!(story.engine.state(story.now).word, "forbidden");
+    // The office can be given up as ever.
+    story.release(Release::Move);
+    story.expect(&["released"]);
 }
 
 /// V2: a stop that hangs escalates, and is never called done.
