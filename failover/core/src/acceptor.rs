@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::ballot::{Ballot, NodeName};
 use crate::cluster::{ClusterState, Epoch, Holder};
 use crate::defect::{Defect, defect};
+use crate::sole::check_sole;
 
 /// What an acceptor has on its disk, all of it in one record.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -205,7 +206,8 @@ impl Acceptor {
     }
 
     /// Phase two: accepts a state. No office that somebody holds a lease of is taken from him
-    /// unless he proposed it himself, whoever sends it now (L2).
+    /// unless he proposed it himself, whoever sends it now (L2). Whether an office without end is
+    /// over is nothing an acceptor can tell (`sole.rs`).
     pub fn accept(
         &mut self,
         now: Time,
@@ -225,7 +227,9 @@ impl Acceptor {
                 for (resource, _) in known.taken_by(next) {
                     self.check_lease(now, resource, &next.by)?;
                 }
-                check_sole(known, next)?;
+                if defect(Defect::SoleJudgedByAcceptors) {
+                    check_sole(known, next)?;
+                }
             }
         }
         self.wait_if_new(now, next);
@@ -335,24 +339,6 @@ fn offices(record: &Record) -> Vec<(String, Holder, u64)> {
     resources
         .filter_map(|entry| Some((entry.name.clone(), entry.holder.clone()?, entry.state.tenure)))
         .collect()
-}
-
-/// R5d: an office without end is taken only by force.
-pub(crate) fn check_sole(known: &ClusterState, next: &ClusterState) -> Result<(), Denial> {
-    if defect(Defect::SoleIgnored) {
-        return Ok(());
-    }
-    for (resource, holder) in known.taken_by(next) {
-        let old = known.resource(resource).expect("it was just found there");
-        let forced = next
-            .resource(resource)
-            .is_some_and(|new| new.state.basis.lineage > old.state.basis.lineage);
-        if old.state.sole && !forced {
-            let (holder, resource) = (holder.node.clone(), resource.into());
-            return Err(Denial::Sole { holder, resource });
-        }
-    }
-    Ok(())
 }
 
 /// How long an acceptor keeps its word: a tenth longer than the lease, for clocks that drift (L4).

@@ -69,6 +69,8 @@ defects! {
     OpenChangeRepeated,
     /// R5d: a takeover ignores a sole holder.
     SoleIgnored,
+    /// R5d: acceptors judge by what they have accepted whether an office without end is over.
+    SoleJudgedByAcceptors,
     /// R5d: a sole holder keeps its office without end while its own next change is open.
     SoleKeptWhileChanging,
     /// No witness: a lost peer counts as off before anything was confirmed.

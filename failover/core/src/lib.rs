@@ -6,6 +6,7 @@
 //!    acceptor.rs   what this node has promised, durably; who holds a lease here (L2, L3, L5)
 //!    proposer.rs   one command after the other becomes a committed state
 //!    holder.rs     until when this node may act as primary (L3, L4)
+//!    sole.rs       who judges that an office without end is over (R5d)
 //!    detector.rs   who is heard, and what the others report
 //!    decision.rs   when to take over, hand over, resume; and why not (explain)
 //!  voters.rs     who may vote: a node replaced, added, removed (L5, L7)
@@ -44,6 +45,7 @@ pub mod proposer;
 pub mod recovery;
 pub mod request;
 pub mod services;
+mod sole;
 pub mod verdict;
 pub mod voters;
 pub mod wording;

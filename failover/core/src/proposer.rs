@@ -13,6 +13,7 @@ use crate::cluster::{Cause, ClusterState, Holder};
 use crate::command::{Asker, Change, Unfit};
 use crate::defect::{Defect, defect};
 use crate::message::Message;
+use crate::sole::check_sole;
 
 /// Changes that may wait.
 pub const QUEUE_MAX: usize = 64;
@@ -405,7 +406,12 @@ impl Proposer {
             return self.end(now, Outcome::Committed, doing);
         }
         match first.change.apply(base.as_ref(), &self.me, &first.cause) {
-            Ok(next) => self.begin_accept(now, next, base, false, doing),
+            Ok(next) => match base.as_ref().map_or(Ok(()), |base| check_sole(base, &next)) {
+                Ok(()) => self.begin_accept(now, next, base, false, doing),
+                // Nowhere accepted: what was sent of it before followed this very state, and
+                // passed, or one that another has followed since.
+                Err(why) => self.end(now, Outcome::NotNow(why), doing),
+            },
             // Proposed before with an outcome that was open: it was committed.
             Err(Unfit::Already) => self.end(now, Outcome::Committed, doing),
             Err(unfit) => self.end(now, Outcome::Unfit(unfit), doing),

@@ -10,12 +10,13 @@ use replicator_core::{Span, Time};
 use super::holding::Offices;
 use super::store::{Ask, Contents, Founder, Key, Transaction, Value};
 use super::{EtcdRegister, Purpose, ballot_of};
-use crate::acceptor::{Denial, acceptor_term, check_sole};
+use crate::acceptor::{Denial, acceptor_term};
 use crate::cluster::ClusterState;
 use crate::command::{Change, Unfit};
 use crate::defect::{Defect, defect};
 use crate::node::{Effects, Node};
 use crate::proposer::Outcome;
+use crate::sole::check_sole;
 
 /// The transaction of the first proposal.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

@@ -4,6 +4,7 @@ mod members;
 mod missed_voters;
 mod old_record;
 mod refused_wish;
+mod sole;
 mod world;
 
 use failover_core::cluster::{Epoch, Force};

@@ -3,7 +3,7 @@
 //! takeover is committed while the old holder's lease runs.
 
 use failover_core::defect::Defect;
-use failover_core::{NodeName, Span};
+use failover_core::{Ballot, ClusterState, NodeName, Span};
 
 use crate::parts::{Machine, Packet, Seat, To, Want};
 use crate::scenario::{LEASE, START, Scenario, beginning, record};
@@ -39,7 +39,12 @@ pub fn all() -> Vec<(&'static str, Scenario, Vec<Defect>)> {
         (
             "lease: without end, until its holder proposes another member",
             sole_grows(),
-            vec![Defect::SoleKeptWhileChanging],
+            vec![Defect::SoleKeptWhileChanging, Defect::SoleIgnored],
+        ),
+        (
+            "lease: without end, and an acceptor that misses its end is needed",
+            sole_ends_unheard(),
+            vec![Defect::SoleJudgedByAcceptors, Defect::SoleIgnored],
         ),
     ]
 }
@@ -131,13 +136,27 @@ fn holder_reads() -> Scenario {
 
 /// a is the only member, and may never learn that b is one too; b hears of it from the majority.
 fn sole_grows() -> Scenario {
+    let holder = |first| Machine::new("a", Some(first), &[Want::Grow]).may(1, 0);
+    sole(holder)
+}
+
+/// The same, where w never hears a: the end is committed by a and b, which learns that, and the
+/// takeover by b and w, whose acceptor goes from the office without end to the one of b.
+fn sole_ends_unheard() -> Scenario {
+    let holder = |first| Machine::new("a", Some(first), &[Want::Grow]).may(1, 1);
+    let mut scenario = sole(holder);
+    scenario.cut.push(("a".into(), "w".into()));
+    (scenario.teaches, scenario.has_to_reach) = (true, Some(3));
+    scenario
+}
+
+fn sole(holder: impl Fn((Ballot, ClusterState)) -> Machine) -> Scenario {
     let mut first = beginning(VOTERS, Some("a"));
     let state = &mut first.1.resources[0].state;
     state.set.truncate(1);
     state.sole = true;
-    let holder = Machine::new("a", Some(first.clone()), &[Want::Grow]).may(1, 0);
     let taker = Machine::new("b", Some(first.clone()), &[Want::Office, Want::Office]).may(2, 0);
-    let mut scenario = timed(vec![holder, taker], 600, 2);
+    let mut scenario = timed(vec![holder(first.clone()), taker], 600, 2);
     scenario.seats =
         VOTERS.iter().map(|name| Seat::settled(name, record(name, &first), START)).collect();
     scenario

@@ -19,7 +19,7 @@ use failover_core::defect::{Defect, switch_off, switch_on};
 use stateright::{Checker, Model};
 
 use scenario::Scenario;
-use world::Explored;
+use world::{Broken, Explored};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
@@ -46,7 +46,11 @@ fn check(name: &str, scenario: &Scenario, defect: Option<Defect>) -> bool {
     let states = checker.unique_state_count();
     let found = checker.discovery("safe");
     let took = began.elapsed().as_secs_f32();
-    let broken = found.as_ref().and_then(|path| path.last_state().broken());
+    let is_stuck = found.is_none() && checker.discovery("reached").is_none();
+    let broken = match &found {
+        Some(path) => path.last_state().broken(),
+        None => is_stuck.then_some(Broken::Stuck),
+    };
     let is_right = broken.is_some() == defect.is_some();
     match (defect, broken) {
         (None, None) => println!("{name}: {states} states, safe ({took:.1} s)"),

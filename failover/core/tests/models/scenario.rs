@@ -46,6 +46,9 @@ pub struct Scenario {
     pub first_revision: u64,
     /// What was committed before, besides the beginning.
     pub committed: Vec<(Ballot, ClusterState)>,
+    /// The revision that has to be committed in one order of events at least: a rule that refuses
+    /// for ever what may be done is as wrong as one that allows too much.
+    pub has_to_reach: Option<u64>,
 }
 
 impl Scenario {
@@ -70,6 +73,7 @@ impl Scenario {
             waits_out_back_off: true,
             first_revision: 1,
             committed: Vec::new(),
+            has_to_reach: None,
         }
     }
 }

@@ -110,6 +110,8 @@ pub enum Broken {
     TakenWhileLeased,
     /// A takeover is promised while the old holder's lease runs.
     PromisedWhileLeased,
+    /// What may be done is done in no order of events.
+    Stuck,
 }
 
 /// What can happen.
@@ -356,6 +358,14 @@ impl Explored {
         });
     }
 
+    /// Whether what has to be committed at last is.
+    fn has_reached(&self, world: &World) -> bool {
+        let Some(wanted) = self.scenario.has_to_reach else { return true };
+        let tables = self.tables.lock().expect("one thread");
+        let newest = world.committed.last().map(|state| tables.states.get(*state));
+        newest.is_some_and(|(_, state)| state.revision >= wanted)
+    }
+
     fn check(&self, tables: &mut Tables, world: &World) -> Option<Broken> {
         let mut valid = Vec::new();
         for (at, setup) in self.scenario.machines.iter().enumerate() {
@@ -476,7 +486,11 @@ impl Model for Explored {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![Property::always("safe", |_, world: &World| world.broken.is_none())]
+        let reaches = |model: &Self, world: &World| model.has_reached(world);
+        vec![
+            Property::always("safe", |_, world: &World| world.broken.is_none()),
+            Property::sometimes("reached", reaches),
+        ]
     }
 }
 
