@@ -93,6 +93,7 @@ impl World {
     pub fn may_lose_its_disk(&self, node: usize) -> bool {
         self.holds_everything(1 - node)
             && !self.operator_is_busy()
+            && !self.is_being_left_out(1 - node)
             && self.nodes.iter().all(|node| node.impostor.is_none() && node.other.is_none())
     }
 

@@ -302,6 +302,11 @@ impl World {
         self.queue.push(Entry { at: self.now + delay, number: self.events, event });
     }
 
+    /// Everything that is on its way.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.queue.iter().map(|entry| &entry.event)
+    }
+
     /// Ends the run with a failure; the first one counts.
     pub fn fail(&mut self, kind: Kind, rule: &'static str, text: String) {
         tell!(self, "FAILURE {rule}: {text}");

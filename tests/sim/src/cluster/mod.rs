@@ -29,7 +29,8 @@ mod voters;
 use std::collections::{BTreeMap, BTreeSet};
 
 use failover_core::acceptor::Record;
-use failover_core::message::Envelope;
+use failover_core::command::Asker;
+use failover_core::message::{Envelope, Message};
 use failover_core::node::Input;
 use failover_core::{ClusterState, NodeName};
 use history::draw::Draw;
@@ -298,6 +299,24 @@ impl World {
     ) -> Self {
         let cluster = Box::new(Cluster::new(cluster, &mut draw));
         Self::begin(seed, draw, plan, Some(cluster), trace)
+    }
+
+    /// Whether a change of the register may still come that leaves a replica out of the set: one
+    /// that was begun and is not decided, like the takeover of the other node.
+    pub(crate) fn is_being_left_out(&self, node: usize) -> bool {
+        let Some(cluster) = &self.cluster else { return false };
+        let replica = self.superblock(node).replica;
+        let known = cluster.newest().map_or(0, |state| state.revision);
+        let on_its_way = self.events().any(|event| {
+            let Event::Cluster(Happening::Datagram { envelope, .. }) = event else { return false };
+            let Message::Accept { state, .. } = &envelope.message else { return false };
+            let entry = state.resource(RESOURCE).filter(|_| state.revision > known);
+            entry.is_some_and(|entry| !entry.state.contains(replica))
+        });
+        let is_begun = cluster.seats.iter().filter_map(|seat| seat.node.as_ref()).any(|node| {
+            node.proposer().has(|proposal| matches!(proposal.asker, Asker::Replica { .. }))
+        });
+        on_its_way || is_begun || cluster.possible().any(|state| !state.contains(replica))
     }
 
     /// What the cluster is, of a world that has one.
