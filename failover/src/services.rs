@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
+use failover_core::services::reach::Seen;
 use failover_core::services::{Kind, ServiceSpec};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -91,6 +92,11 @@ pub trait Service: Send + Sync {
             freeze(&cgroup, is_suspended);
         }
         Box::pin(async {})
+    }
+
+    /// What it sees of the clients; only `reach` looks at them.
+    fn reach(&self) -> Option<Seen> {
+        None
     }
 
     /// Where its processes are, for the guard to freeze: cgroups, also before something is in them;

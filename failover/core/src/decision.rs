@@ -63,6 +63,8 @@ pub enum Move {
     HandOver {
         /// The node.
         to: NodeName,
+        /// Why, in words; empty where an operator wants it.
+        why: String,
     },
     /// The register is to be changed.
     Change(Change, &'static str),
@@ -128,8 +130,9 @@ impl Node {
                 local.office = Office::Promoting { since: now };
                 effects.push(Effect::Promote { resource, force, why });
             }
-            Move::HandOver { to } => {
+            Move::HandOver { to, why } => {
                 local.office = Office::HandingOver { since: now };
+                local.given_for = why;
                 effects.push(Effect::HandOver { resource, to });
             }
             Move::Change(change, why) => {
@@ -398,7 +401,7 @@ impl Node {
                     force: Force::default(),
                     why: "this node has the office and does not serve".into(),
                 },
-                Some(_) => Move::HandOver { to: me.clone() },
+                Some(hindrance) => Move::HandOver { to: me.clone(), why: hindrance.why },
             });
         }
         if let Some(wanted) = entry.wanted.as_ref().filter(|wanted| *wanted != me) {
@@ -406,7 +409,7 @@ impl Node {
                 return Ok(Move::Stay);
             }
             return match self.check_target(state, entry, wanted) {
-                Ok(()) => Ok(Move::HandOver { to: wanted.clone() }),
+                Ok(()) => Ok(Move::HandOver { to: wanted.clone(), why: String::new() }),
                 Err(_) if self.now.since(self.known_since) < WANTED_PATIENCE => Ok(Move::Stay),
                 Err(_) => {
                     let change = want(entry, None);
@@ -421,7 +424,8 @@ impl Node {
             && self.now >= local.retry_at
             && let Some(to) = self.better_place(state, entry)
         {
-            return Ok(Move::HandOver { to });
+            let why = self.why_better(entry, &to);
+            return Ok(Move::HandOver { to, why });
         }
         if state.standby.contains(me) {
             let mut targets = self.candidates(state, entry).into_iter();
@@ -430,6 +434,7 @@ impl Node {
                 return Ok(Move::Change(change, "standby"));
             }
         }
+        self.check_reached(state, entry)?;
         Ok(Move::Stay)
     }
 
@@ -476,6 +481,19 @@ impl Node {
     pub fn hindered_for(&self, node: &NodeName, resource: &str, now: Time) -> Option<Span> {
         let hindrance = self.facts_of(node, resource)?.hindrance.as_ref()?;
         self.hindered.since(node, resource, hindrance).map(|since| now.since(since))
+    }
+
+    /// A node told what its replica is and can do.
+    pub(crate) fn note_facts(&mut self, node: &NodeName, resource: &str, facts: &Facts) {
+        let whose = (node, resource);
+        self.hindered.note(self.now, whose, facts.hindrance.as_ref());
+        self.troubled.note(self.now, whose, facts.trouble.as_ref());
+    }
+
+    /// Since when services cannot run on a node, for its present reason.
+    pub fn troubled_since(&self, node: &NodeName, resource: &str) -> Option<Time> {
+        let trouble = self.facts_of(node, resource)?.trouble.as_ref()?;
+        self.troubled.since(node, resource, trouble)
     }
 
     /// What a node says of its replica of a resource; none when it is not heard.
@@ -717,7 +735,8 @@ impl Node {
         let mut others = self.candidates(state, entry).into_iter();
         others.find(|node| {
             let is_healthy = node != me && !self.has_trouble(node, entry);
-            is_healthy && (self.has_trouble(me, entry) || leader(state, placement) == Some(node))
+            let is_left = self.has_trouble(me, entry) && self.is_better_off(entry, node);
+            is_healthy && (is_left || leader(state, placement) == Some(node))
         })
     }
 

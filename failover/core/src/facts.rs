@@ -8,6 +8,7 @@ use replicator_core::register::RegisterState;
 use serde::{Deserialize, Serialize};
 
 use crate::ballot::NodeName;
+use crate::services::reach::Seen;
 
 /// What a replica can do.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub struct Facts {
     pub copy: RegisterState,
     /// Why services cannot run on this node, if so: the office goes elsewhere if it can.
     pub trouble: Option<Hindrance>,
+    /// What this node sees by each `reach` service, in the order of the configuration.
+    pub reach: Vec<Seen>,
 }
 
 /// Where an operator likes a resource to be; what the configuration says.

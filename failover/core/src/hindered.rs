@@ -1,5 +1,5 @@
-//! Since when a replica, of whichever node, could not be promoted for one and the same reason: for
-//! `explain`. Nothing is decided by it.
+//! Since when a replica, of whichever node, could not be promoted for one and the same reason, or
+//! services could not run there: for `explain`. Nothing is decided by it.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -7,17 +7,22 @@ use alloc::string::String;
 use replicator_core::Time;
 
 use crate::ballot::NodeName;
-use crate::facts::{Facts, Hindrance};
+use crate::facts::Hindrance;
 
 /// The present reason of every replica, by its code, and when it was first told here.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(crate) struct Hindered(BTreeMap<(NodeName, String), (String, Time)>);
 
 impl Hindered {
-    /// A node told what its replica is.
-    pub(crate) fn note(&mut self, now: Time, node: &NodeName, resource: &str, facts: &Facts) {
+    /// A node told what holds its replica back, or that nothing does.
+    pub(crate) fn note(
+        &mut self,
+        now: Time,
+        (node, resource): (&NodeName, &str),
+        hindrance: Option<&Hindrance>,
+    ) {
         let key = (node.clone(), String::from(resource));
-        let Some(hindrance) = &facts.hindrance else {
+        let Some(hindrance) = hindrance else {
             self.0.remove(&key);
             return;
         };

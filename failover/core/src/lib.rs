@@ -42,6 +42,7 @@ mod lapse;
 pub mod message;
 pub mod node;
 pub mod proposer;
+mod reached;
 pub mod recovery;
 pub mod request;
 pub mod services;

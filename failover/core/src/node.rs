@@ -251,6 +251,8 @@ pub struct Local {
     pub retry_at: Time,
     /// How often in a row it was refused.
     pub refusals: u32,
+    /// Why it gives the office to somebody, while it does.
+    pub(crate) given_for: String,
     /// Where an operator likes it to be.
     pub placement: Placement,
     /// Since when the holder of the office is known to be who it is.
@@ -279,6 +281,7 @@ pub struct Node {
     answers: VecDeque<Waiting>,
     /// Since when replicas cannot be promoted.
     pub(crate) hindered: Hindered,
+    pub(crate) troubled: Hindered,
     /// The newest state known to be committed.
     pub(crate) known: Option<(Ballot, ClusterState)>,
     /// A quorum round of this process has settled what was open (R14).
@@ -334,6 +337,7 @@ impl Node {
             is_dirty: false,
             answers: VecDeque::new(),
             hindered: Hindered::default(),
+            troubled: Hindered::default(),
             known: record_is_enough(&accepted),
             is_settled: defect(Defect::RecordTrustedAtStart) && accepted.is_some(),
             known_since: now,
@@ -373,16 +377,19 @@ impl Node {
             Input::Received { from, envelope } => self.received(&from, *envelope, effects),
             Input::RecordDurable { sequence } => self.record_durable(sequence, effects),
             Input::ReplicaReported { resource, facts } => {
+                let me = self.config.name.clone();
+                if self.locals.contains_key(&resource) {
+                    self.note_facts(&me, &resource, &facts);
+                }
                 if let Some(local) = self.locals.get_mut(&resource) {
                     let is_news = |facts: &Facts| {
-                        (facts.role.clone(), facts.hindrance.clone(), facts.trouble.clone())
+                        let Facts { role, hindrance, trouble, reach, .. } = facts.clone();
+                        (role, hindrance, trouble, reach)
                     };
                     if is_news(&local.facts) != is_news(&facts) {
                         // The others decide by it.
                         self.next_beat = self.now;
                     }
-                    let me = &self.config.name;
-                    self.hindered.note(self.now, me, &resource, &facts);
                     local.facts = facts;
                 }
             }

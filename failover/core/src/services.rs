@@ -11,7 +11,7 @@
 //!     orders.rs   what operators want
 //!     trouble.rs  that services cannot run here, and how long that holds
 //!   report.rs   what those who look see
-//!   reach.rs    who sees more of the clients, and when that moves the office
+//!   reach.rs    what a node sees of the clients
 //!   address.rs  how long the kernel may keep a floating address, and when it is announced
 //! ```
 

@@ -5,7 +5,8 @@ use alloc::string::{String, ToString};
 use crate::acceptor::Denial;
 use crate::cluster::{Cause, Resource};
 use crate::command::{Change, Switch, Unfit};
-use crate::node::Node;
+use crate::decision::Office;
+use crate::node::{Local, Node};
 use crate::verdict::Verdict;
 
 /// What the change is called by which a primary gives its office up.
@@ -31,6 +32,11 @@ impl Node {
         let why = match what {
             "takeover" | "forced takeover" => self.why_taken(old),
             "shrink" => "a member was lost".into(),
+            RELEASE => {
+                let gives = |local: &&Local| matches!(local.office, Office::HandingOver { .. });
+                let local = self.locals.get(resource).filter(gives);
+                local.map_or_else(String::new, |local| local.given_for.clone())
+            }
             _ => String::new(),
         };
         Cause { what: what.into(), resource: resource.clone(), why }

@@ -1,8 +1,9 @@
 //! Whether clients can reach this node: the carrier of a link, and how many of some targets answer,
 //! by ARP or neighbour discovery, ICMP echo, or a TCP connection.
 //!
-//! It is a service like others: it runs while enough of them answer. What every node sees is kept
-//! too, since an office only moves to a node that sees more (`failover_core::services::reach`).
+//! It is a service like others: it runs while enough of them answer. Every data node looks all the
+//! time, also one where it does not run, since an office only moves to a node that sees enough
+//! (`reached.rs` of the core).
 
 mod ask;
 
@@ -47,17 +48,19 @@ pub struct Look {
 /// How well this node reaches its clients.
 pub struct Reach {
     config: Arc<ReachConfig>,
-    last: Arc<Mutex<Option<Seen>>>,
+    last: Arc<Mutex<Seen>>,
 }
 
 impl Reach {
     /// Asks nobody yet.
     pub fn new(config: ReachConfig) -> Self {
-        Self { config: Arc::new(config), last: Arc::default() }
+        let of = config.targets.len() as u16;
+        let nothing = Seen { answer: 0, of, need: config.need, has_carrier: false };
+        Self { config: Arc::new(config), last: Arc::new(Mutex::new(nothing)) }
     }
 
-    /// What the last look found; `None` before the first.
-    pub fn seen(&self) -> Option<Seen> {
+    /// What the last look found; nothing before the first.
+    pub fn seen(&self) -> Seen {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -95,7 +98,7 @@ impl Reach {
                 Err(error) => silent.push(format!("{}: {error}", describe(target))),
             }
         }
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = seen;
         Look { seen, silent }
     }
 
@@ -179,6 +182,10 @@ impl Service for Reach {
 
     fn monitor(&self) -> Doing<'_, Result<Condition, Failure>> {
         Box::pin(self.judge())
+    }
+
+    fn reach(&self) -> Option<Seen> {
+        Some(self.seen())
     }
 
     fn watch(&self, changes: UnboundedSender<Change>) -> Doing<'_, ()> {

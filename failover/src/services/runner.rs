@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use failover_core::facts::Hindrance;
+use failover_core::services::reach::Seen;
 use failover_core::services::report::State;
 use failover_core::services::{
     Action, Answer, Change, Effect, Engine, Failure, Input, Note, Place, Release, Settings,
@@ -66,6 +67,7 @@ enum Letter {
 pub struct Runner {
     letters: UnboundedSender<Letter>,
     engine: Arc<Mutex<Engine>>,
+    services: Vec<Arc<dyn Service>>,
 }
 
 impl Runner {
@@ -81,6 +83,7 @@ impl Runner {
         registry.set_demote_after(&setup.settings.resource, setup.settings.demote_after);
         let guarded = Guarded::new(registry, &setup.settings.resource, guarded)?;
         let engine = Arc::new(Mutex::new(Engine::new(now(), setup.settings)));
+        let services = setup.services.clone();
         let thread = RunnerThread {
             engine: engine.clone(),
             jobs: setup.services.iter().map(|_| None).collect(),
@@ -95,7 +98,7 @@ impl Runner {
             waiting: Vec::new(),
         };
         thread::Builder::new().name(name).spawn(move || runtime.block_on(thread.run(inbox)))?;
-        Ok(Self { letters, engine })
+        Ok(Self { letters, engine, services })
     }
 
     /// Tells the engine a fact.
@@ -132,6 +135,11 @@ impl Runner {
     /// Why services cannot run on this node, if so.
     pub fn trouble(&self) -> Option<Hindrance> {
         self.engine().trouble().cloned()
+    }
+
+    /// What this node sees of the clients, by each `reach` service.
+    pub fn reach(&self) -> Vec<Seen> {
+        self.services.iter().filter_map(|service| service.reach()).collect()
     }
 
     /// Whether nothing that belongs to the primary runs here.

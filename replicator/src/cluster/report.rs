@@ -123,9 +123,15 @@ pub struct ReplicaFacts {
     /// For how long that has been the reason.
     #[serde(default)]
     pub hindered_ms: u64,
-    /// Why services cannot run there, if so.
+    /// Why services cannot run on that node, if so.
     #[serde(default)]
     pub trouble: Option<RefusalReport>,
+    /// For how long that has been the reason.
+    #[serde(default)]
+    pub troubled_ms: u64,
+    /// What it sees of the targets of each `reach` service, in words.
+    #[serde(default)]
+    pub sees: Vec<String>,
 }
 
 /// A decision, or why it is not made.
@@ -307,6 +313,11 @@ fn replica_facts(node: &Node, entry: &Entry, name: &NodeName) -> ReplicaFacts {
         hindrance: facts.and_then(|facts| facts.hindrance.as_ref()).map(refused),
         trouble: facts.and_then(|facts| facts.trouble.as_ref()).map(refused),
         hindered_ms: node.hindered_for(name, &entry.name, now()).map_or(0, |span| span.as_ms()),
+        troubled_ms: node
+            .troubled_since(name, &entry.name)
+            .map_or(0, |since| now().since(since).as_ms()),
+        sees: facts
+            .map_or_else(Vec::new, |facts| facts.reach.iter().map(ToString::to_string).collect()),
     }
 }
 

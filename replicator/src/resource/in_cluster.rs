@@ -69,6 +69,7 @@ impl Resource {
             hindrance: leaving.or(old_device).or(own),
             copy: core.register,
             trouble: self.trouble(),
+            reach: self.services().map_or_else(Vec::new, |services| services.reach()),
         }
     }
 

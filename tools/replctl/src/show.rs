@@ -46,10 +46,12 @@ pub fn ago(at_unix_ms: u64) -> String {
 
 /// A refusal: what, under which rule, what now.
 pub fn refusal(refusal: &RefusalReport) -> String {
-    let rule = if refusal.rule.is_empty() {
-        String::new()
-    } else {
-        format!("  (rule {} of SAFETY.md)", refusal.rule)
+    // `R5d`, `L6`; others, as `operator` or `reach`, are in no list.
+    let is_listed = refusal.rule.starts_with(['R', 'L']);
+    let rule = match refusal.rule.as_str() {
+        "" => String::new(),
+        rule if is_listed => format!("  (rule {rule} of SAFETY.md)"),
+        rule => format!("  (rule: {rule})"),
     };
     let mut text = format!("refused: {}{rule}", refusal.why);
     if !refusal.next.is_empty() {

@@ -152,9 +152,13 @@ pub fn explain(out: &mut String, report: &OfficeReport, node: &str) {
             let _ = writeln!(out, "{node}: all is as it should be");
         }
         Some(explanation) => {
+            let what = match report.primary == node {
+                true => "keeps the office",
+                false => "does not take the office",
+            };
             let _ = writeln!(
                 out,
-                "{node} does not take the office (for {}): {}",
+                "{node} {what} (for {}): {}",
                 span(explanation.since_ms),
                 refusal(&explanation.refusal).trim_start_matches("refused: ")
             );
@@ -171,14 +175,23 @@ pub fn explain(out: &mut String, report: &OfficeReport, node: &str) {
             );
         }
         if let Some(trouble) = &replica.trouble {
-            let _ = writeln!(out, "{}", no_services(&replica.node, trouble));
+            let text = no_services(&replica.node, trouble);
+            let _ = writeln!(out, "for {}: {text}", span(replica.troubled_ms));
+        }
+        if !replica.sees.is_empty() {
+            let _ =
+                writeln!(out, "{} sees of the clients {}", replica.node, replica.sees.join(", "));
         }
     }
 }
 
-/// Why a node runs no services.
+/// Why a node runs no services, or clients do not reach those that it runs.
 pub fn no_services(node: &str, trouble: &RefusalReport) -> String {
-    format!("{node} cannot run services: {}", refusal(trouble).trim_start_matches("refused: "))
+    let what = match trouble.code.as_str() {
+        "clients_unreachable" => "is the last choice for services",
+        _ => "cannot run services",
+    };
+    format!("{node} {what}: {}", refusal(trouble).trim_start_matches("refused: "))
 }
 
 /// What became of each difference between file and register.

@@ -191,7 +191,7 @@ impl Node {
             }
         }
         for (resource, facts) in &heartbeat.facts {
-            self.hindered.note(self.now, from, resource, facts);
+            self.note_facts(from, resource, facts);
         }
         self.detector.beat(self.now, from, heartbeat, (is_mine, sent));
         if self.state().is_some_and(|state| state.revision > revision) {

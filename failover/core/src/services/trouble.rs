@@ -18,6 +18,7 @@ use super::engine::{Engine, Office};
 use super::port::{Effect, Weight};
 use super::service::{Phase, STABLE, doubled};
 use crate::facts::Hindrance;
+use crate::reached;
 
 const LASTS_FIRST: Span = Span::from_ms(60_000);
 const LASTS_MAX: Span = Span::from_ms(3_600_000);
@@ -67,10 +68,17 @@ impl Engine {
             Some((_, failure)) => failure.why.clone(),
             None => "it failed".to_string(),
         };
+        let name = &service.spec.name;
+        let (code, rule, why) = if service.is_witness_only() {
+            let why = format!("clients do not reach this node, by {name}: {why}");
+            (reached::UNREACHED, reached::RULE, why)
+        } else {
+            ("services_failed", "services", format!("{name} does not run here: {why}"))
+        };
         let hindrance = Hindrance {
-            code: "services_failed".into(),
-            rule: "services".into(),
-            why: format!("{} does not run here: {why}", service.spec.name),
+            code: code.into(),
+            rule: rule.into(),
+            why,
             next: format!(
                 "mend it, then replctl clear {resource}; it is tried again by itself after a time"
             ),

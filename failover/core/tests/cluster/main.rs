@@ -3,6 +3,7 @@
 mod members;
 mod missed_voters;
 mod old_record;
+mod reached;
 mod refused_wish;
 mod sole;
 mod world;

@@ -224,10 +224,11 @@ impl World {
             }
             Effect::Committed(state) => {
                 self.log.push(format!(
-                    "{} {node} knows revision {}: {}",
+                    "{} {node} knows revision {}: {} {}",
                     self.now.0 / 1_000_000,
                     state.revision,
-                    state.cause.what
+                    state.cause.what,
+                    state.cause.why
                 ));
             }
         }

@@ -175,6 +175,7 @@ impl World {
             hindrance: status.hindrance.as_ref().map(hindrance),
             copy: status.register,
             trouble: None,
+            reach: Vec::new(),
         }
     }
 
