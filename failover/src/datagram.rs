@@ -6,21 +6,24 @@
 //!   magic (4)  version (1)  cluster  from  to  payload  code (32)
 //! ```
 //! A name is one byte of length and its bytes; the payload is postcard: the addresses that the
-//! sender's own configuration gives it, and the message. A node that has moved is heard, since
-//! only its name is proved, and tells those with an older file where it is.
-//! Datagrams may be lost,
-//! doubled, late or replayed: the messages are made for it (`failover_core::message`).
+//! sender's own configuration gives it, the number of the datagram, and the message. A node that
+//! has moved is heard, since only its name is proved, and tells those with an older file where it
+//! is. Datagrams may be lost, doubled or late: the messages are made for it
+//! (`failover_core::message`). One that comes again is thrown away (`repeats.rs`).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use failover_core::NodeName;
 use failover_core::message::Envelope;
 use thiserror::Error;
 
+use crate::repeats::Repeats;
+
 const MAGIC: &[u8; 4] = b"RPLC";
 /// The version of the messages that this build speaks.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 const CODE_BYTES: usize = 32;
 /// A datagram at most; UDP carries 65 507 bytes.
 pub const DATAGRAM_BYTES_MAX: usize = 60_000;
@@ -54,6 +57,12 @@ pub enum DatagramError {
     /// It was sealed with the key and yet makes no sense.
     #[error("it cannot be understood: {0}")]
     Nonsense(String),
+    /// It came in already, over another path, or somebody sent it again.
+    #[error("it came in already")]
+    Repeated,
+    /// The name of a node is too long for a datagram.
+    #[error("the name of {0:?} has more than 255 bytes")]
+    LongName(NodeName),
     /// The message is larger than a datagram.
     #[error("the message has {0} bytes, a datagram takes {DATAGRAM_BYTES_MAX}")]
     TooLarge(usize),
@@ -77,6 +86,8 @@ pub struct Sealer {
     me: NodeName,
     addresses: Vec<SocketAddr>,
     authenticate: Authenticate,
+    sealed: Arc<AtomicU64>,
+    opened: Arc<Mutex<Repeats>>,
 }
 
 impl Sealer {
@@ -87,7 +98,8 @@ impl Sealer {
         addresses: Vec<SocketAddr>,
         authenticate: Authenticate,
     ) -> Self {
-        Self { cluster: cluster.to_owned(), me, addresses, authenticate }
+        let (sealed, opened) = (Arc::default(), Arc::default());
+        Self { cluster: cluster.to_owned(), me, addresses, authenticate, sealed, opened }
     }
 
     /// The cluster that it seals for.
@@ -107,11 +119,13 @@ impl Sealer {
         let mut bytes = MAGIC.to_vec();
         bytes.push(VERSION);
         for name in [&self.cluster, &self.me.0, &to.0] {
-            let length = u8::try_from(name.len()).expect("names are short: checked when parsed");
+            let length =
+                u8::try_from(name.len()).map_err(|_| DatagramError::LongName(to.clone()))?;
             bytes.push(length);
             bytes.extend_from_slice(name.as_bytes());
         }
-        let mut bytes = postcard::to_extend(&(&self.addresses, envelope), bytes)
+        let number = self.sealed.fetch_add(1, Ordering::Relaxed);
+        let mut bytes = postcard::to_extend(&(&self.addresses, number, envelope), bytes)
             .map_err(|error| DatagramError::Nonsense(error.to_string()))?;
         let code = (self.authenticate)(&[b"cluster datagram", &bytes]);
         bytes.extend_from_slice(&code);
@@ -143,9 +157,14 @@ impl Sealer {
         if !equal_in_constant_time(code, &right) {
             return Err(DatagramError::Code);
         }
-        let (addresses, envelope) = postcard::from_bytes(payload)
+        let (addresses, number, envelope): (_, u64, Envelope) = postcard::from_bytes(payload)
             .map_err(|error| DatagramError::Nonsense(error.to_string()))?;
-        Ok(Opened { from: NodeName(from.to_owned()), addresses, envelope })
+        let from = NodeName(from.to_owned());
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if !opened.is_new(&from, envelope.process, number) {
+            return Err(DatagramError::Repeated);
+        }
+        Ok(Opened { from, addresses, envelope })
     }
 }
 
@@ -203,6 +222,23 @@ pub(crate) mod tests {
         let opened = sealer("beta", 1).open(&sealed).unwrap();
         let (from, addresses, envelope) = ("alpha".into(), addresses(), envelope());
         assert_eq!(opened, Opened { from, addresses, envelope });
+    }
+
+    #[test]
+    fn what_is_sent_again_is_thrown_away_whichever_path_it_comes_over() {
+        let (alpha, beta) = (sealer("alpha", 1), sealer("beta", 1));
+        let sealed = alpha.seal(&"beta".into(), &envelope()).unwrap();
+        assert!(beta.open(&sealed).is_ok());
+        assert_eq!(beta.clone().open(&sealed), Err(DatagramError::Repeated));
+        let same = alpha.clone().seal(&"beta".into(), &envelope()).unwrap();
+        assert!(beta.open(&same).is_ok(), "the same message in another datagram counts");
+    }
+
+    #[test]
+    fn a_name_that_no_datagram_can_hold_is_an_error() {
+        let to = NodeName("n".repeat(256));
+        let sealed = sealer("alpha", 1).seal(&to, &envelope());
+        assert_eq!(sealed, Err(DatagramError::LongName(to)));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod http;
 pub mod netlink;
 pub mod node;
 pub mod port;
+mod repeats;
 pub mod services;
 pub mod store;
 

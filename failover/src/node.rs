@@ -176,6 +176,7 @@ impl Cluster {
             offices: Box::new(offices),
             post,
             records,
+            watched_at: Instant::now(),
             etcd: etcd.clone(),
             effects: Effects::new(),
             orders: HashMap::new(),
@@ -365,6 +366,9 @@ struct NodeThread {
     offices: Box<dyn Offices>,
     post: Post,
     records: mpsc::Sender<Box<Record>>,
+    /// When it looked last how the data loops get on, which is often also while letters come in
+    /// without end: their leases hang on it (L1).
+    watched_at: Instant,
     etcd: Option<Etcd>,
     effects: Effects,
     orders: HashMap<u64, mpsc::Sender<Result<(), Verdict>>>,
@@ -382,12 +386,14 @@ impl NodeThread {
                 .node
                 .next_deadline()
                 .map_or(TURN, |at| Duration::from_nanos(at.since(now()).0).min(TURN));
-            match inbox.recv_timeout(deadline) {
+            let letter = inbox.recv_timeout(deadline);
+            if letter.is_err() || self.watched_at.elapsed() >= TURN {
+                self.watched_at = Instant::now();
+                self.watch_progress();
+            }
+            match letter {
                 Ok(letter) => self.read(letter),
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    self.watch_progress();
-                    self.step(Input::TimePassed);
-                }
+                Err(mpsc::RecvTimeoutError::Timeout) => self.step(Input::TimePassed),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
         }

@@ -153,6 +153,8 @@ fn take_in(bytes: &[u8], from: SocketAddr, stations: &Stations, strangers: &Refu
                 locked(stations).remove(cluster);
             }
         }
+        // Most come over several paths.
+        Err(DatagramError::Repeated) => {}
         Err(why) => station.refused.note(from, &why),
     }
 }

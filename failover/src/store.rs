@@ -39,6 +39,9 @@ pub enum StoreError {
 pub struct Store {
     directory: PathBuf,
     next_slot: usize,
+    /// Whether the directory is known to be durable with the slots in it: never at the start, since
+    /// a process before may have ended between the two.
+    is_listed: [bool; SLOTS.len()],
 }
 
 impl Store {
@@ -63,7 +66,8 @@ impl Store {
                 Err(error) => return Err(io("read", &path, error)),
             }
         }
-        let mut store = Self { directory: directory.into(), next_slot: 0 };
+        let mut store =
+            Self { directory: directory.into(), next_slot: 0, is_listed: [false; SLOTS.len()] };
         let record = match newest {
             Some((slot, record)) => {
                 store.next_slot = 1 - slot;
@@ -92,13 +96,13 @@ impl Store {
         let io = |verb, source| StoreError::Io { verb, path: path.clone(), source };
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
-        let is_new = !path.exists();
         let mut file = options.open(&path).map_err(|error| io("open", error))?;
         file.write_all(&encode(record)).map_err(|error| io("write", error))?;
         file.sync_all().map_err(|error| io("sync", error))?;
-        if is_new {
+        if !self.is_listed[self.next_slot] {
             let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
             synced.map_err(|error| io("sync the directory of", error))?;
+            self.is_listed[self.next_slot] = true;
         }
         self.next_slot = 1 - self.next_slot;
         Ok(())

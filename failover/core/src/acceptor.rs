@@ -343,7 +343,7 @@ fn offices(record: &Record) -> Vec<(String, Holder, u64)> {
 
 /// How long an acceptor keeps its word: a tenth longer than the lease, for clocks that drift (L4).
 pub fn acceptor_term(lease: Span) -> Span {
-    Span(lease.0 + lease.0 / 10)
+    Span(lease.0.saturating_add(lease.0 / 10))
 }
 
 /// How long a holder trusts its lease: a tenth shorter (L4).

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use replicator_core::{Span, Time};
 
 use crate::ballot::NodeName;
-use crate::cluster::{Cause, ClusterState, Force, Home, Resource, Voter};
+use crate::cluster::{Cause, ClusterState, Force, Home, RESOURCES_MAX, Resource, Voter};
 use crate::command::{Asker, Change};
 use crate::defect::{Defect, defect};
 use crate::facts::{Facts, Hindrance, Placement};
@@ -267,6 +267,15 @@ impl Node {
             return Err(self.say_no("not_here", "", "this node has no such resource", "nothing"));
         };
         let Some(entry) = state.resource(resource) else {
+            if state.resources.len() >= RESOURCES_MAX {
+                let why = format!("the register has {RESOURCES_MAX} resources and holds no more");
+                return Err(self.say_no(
+                    "register_full",
+                    "",
+                    &why,
+                    "take a resource that is no longer needed out of the file: replctl apply",
+                ));
+            }
             let change = Change::AddResource { name: resource.into() };
             return Ok(Move::Change(change, "resource added"));
         };

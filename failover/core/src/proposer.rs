@@ -252,7 +252,7 @@ impl Proposer {
             return self.end(now, Outcome::Unfit(Unfit::NotFounded), doing);
         }
         let known_counter = known.map_or(0, |(ballot, _)| ballot.counter);
-        self.counter = self.counter.max(known_counter) + 1;
+        self.counter = self.counter.max(known_counter).saturating_add(1);
         let ballot = Ballot { counter: self.counter, node: self.me.clone(), process: self.process };
         self.round = Some(Round {
             ballot,

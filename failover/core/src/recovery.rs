@@ -316,7 +316,7 @@ impl Node {
         let known = self.known.as_ref().map_or(0, |(ballot, _)| ballot.counter);
         let highest = record.promised.counter.max(known).max(self.proposer.counter());
         let (node, process) = (self.config.name.clone(), self.config.process);
-        let ballot = Ballot { counter: highest + 1, node, process };
+        let ballot = Ballot { counter: highest.saturating_add(1), node, process };
         // As for an answer: the next record that is written has it.
         let sequence = record.sequence + 1;
         self.acceptor.enter_epoch(self.now, &ballot, &state);

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use failover::core::cluster::RESOURCES_MAX;
 use failover::guard::WatchdogWish;
 use failover::http::{HttpConfig, Network};
 use replicator_core::{Span, Timing, limits};
@@ -135,6 +136,10 @@ fn top_level(
             resource(&name, section, (&data_nodes, &witnesses), timing, problems)
         {
             check_disks(&resource, &name, &mut owners, problems);
+            if resources.len() == RESOURCES_MAX {
+                let what = format!("`{}` is one resource more than {RESOURCES_MAX}", resource.name);
+                problems.add(name.span.clone(), what, "put it into another cluster");
+            }
             resources.push(resource);
         }
     }

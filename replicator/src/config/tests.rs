@@ -107,6 +107,20 @@ fn three_data_nodes_are_their_own_majority_and_a_fourth_is_refused() {
 }
 
 #[test]
+fn a_cluster_has_as_many_resources_as_its_register_can_hold() {
+    let resources = |count: usize| -> String {
+        let one = |n| format!("[resource.r{n}]\ndisk = \"/srv/{n}.img\"\n");
+        let nodes = "cluster = \"shop\"\n[node.alpha]\naddress = \"192.0.2.1\"\n\
+                     [node.beta]\naddress = \"192.0.2.2\"\n";
+        nodes.to_owned() + &(0..count).map(one).collect::<String>()
+    };
+    let path = std::path::Path::new("r.toml");
+    ClusterConfig::parse(path, resources(64)).expect("so many are good");
+    let text = refusal(&resources(65));
+    assert!(text.contains("is one resource more than 64"), "{text}");
+}
+
+#[test]
 fn every_problem_is_reported_at_once() {
     let text = refusal(
         "cluster = \"a b\"\n\

@@ -150,8 +150,9 @@ impl<C: Core> DataLoop<C> {
             }
             self.settle();
             let next_look = self.look_after();
-            // R5a: the lease is looked at again right before replies leave.
-            if self.core.holds_lease(now()) {
+            // R5a: the lease is looked at again right before replies leave; also whether it is
+            // still the one the core knows, since an office without end has no time (R5d).
+            if self.is_lease_known() && self.core.holds_lease(now()) {
                 self.clients.start_sends(&mut self.io);
             }
             self.peers.start_sends(&mut self.io);
@@ -191,6 +192,10 @@ impl<C: Core> DataLoop<C> {
             self.lease_told = until;
             self.io.tell(Input::LeaseChanged { until });
         }
+    }
+
+    fn is_lease_known(&self) -> bool {
+        self.lease.as_ref().is_none_or(|lease| lease.get() == self.lease_told)
     }
 
     fn completed(&mut self, done: Done<Token>) {

@@ -84,9 +84,12 @@ impl Node {
     }
 
     /// L5: somebody heard more of this node's acceptor, before this process, than its record had
-    /// at the start: it is an old copy.
+    /// at the start; or more of this very process than it has made durable, so that the machine
+    /// went back with all its memory. It is an old copy.
     fn hear_of_own_record(&mut self, seen: &RecordSeen) {
-        let is_newer = seen.process != self.config.process && seen.sequence > self.began_with;
+        let is_own = seen.process == self.config.process;
+        let had = if is_own { self.durable } else { self.began_with };
+        let is_newer = seen.sequence > had;
         if seen.acceptor == self.acceptor.record().id
             && (is_newer || seen.went_back)
             && !self.is_old_copy

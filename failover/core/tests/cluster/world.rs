@@ -141,6 +141,9 @@ impl World {
             let news = |it: &Effect| matches!(it, Effect::Learned { state, .. } if state == mine);
             assert!(!effects.iter().any(news), "told twice: {mine:?}");
         }
+        // The process may stop between any two (R5d).
+        let is_lease = |it: &Effect| matches!(it, Effect::LeaseChanged { .. });
+        assert!(effects.is_sorted_by_key(|it| !is_lease(it)), "said before the lease is told");
         for effect in effects {
             self.effect(&name(node), effect);
         }
