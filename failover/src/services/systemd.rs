@@ -43,6 +43,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const ORDER_AGAIN: Duration = Duration::from_millis(200);
 /// Between two SIGKILLs to a unit that starts new processes while it stops.
 const KILL_AGAIN: Duration = Duration::from_millis(200);
+/// A unit without processes (an NFS server is threads of the kernel) has only its stop command,
+/// which is not killed before it had so long.
+const STOP_COMMAND_LIMIT: Duration = Duration::from_secs(3);
+/// Nothing of a unit is left, and systemd has not said so for so long: nobody waits for it.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
 /// How long the kernel may take to end killed processes before that is an error.
 const REAP_PATIENCE: Duration = Duration::from_secs(2);
 /// A signal about a job may be read a little after the look it explains.
@@ -286,35 +291,63 @@ impl Unit {
         }
     }
 
+    /// The kernel kills and systemd is asked to stop, at the same time: in a failover systemd may
+    /// read all its units anew for as long as it likes.
     async fn stop_by_force(&self) -> Result<(), Failure> {
-        let directory = self.directory();
-        let killed = async {
-            loop {
-                let state = self.look().await?;
-                if state.active.is_down() && state.job.is_none() {
-                    return self.kill_leftovers(&state).await;
-                }
-                tokio::select! {
-                    ended = self.run_job(Order::Stop) => {
-                        ended?;
-                        sleep(LATE_SIGNAL).await;
-                    }
-                    failed = self.kill_for_ever() => return failed,
-                }
+        let directory = self.directory().or_else(|| cgroup::find(self.name()));
+        let directory = directory.filter(|directory| cgroup::has_processes(directory));
+        let grace = if directory.is_some() { Duration::ZERO } else { STOP_COMMAND_LIMIT };
+        let without_systemd = async {
+            match &directory {
+                Some(directory) => while !self.end_processes(directory).await {},
+                // Only systemd can stop what runs without a process.
+                None if self.is_known_to_run() => std::future::pending().await,
+                None => {}
             }
+            sleep(SILENT_AFTER).await;
         };
-        match killed.await {
-            // Without systemd the kernel can still do it, and tell.
-            Err(failure) if is_about_the_bus(&failure) => match directory {
-                Some(directory) => self.kill_without_systemd(&directory, failure).await,
-                None => Err(failure),
+        tokio::select! {
+            // Of both at the same time systemd knows more.
+            biased;
+            stopped = self.stop_by_systemd(grace) => match stopped {
+                Err(failure) if is_about_the_bus(&failure) => match self.directory() {
+                    Some(directory) => self.kill_without_systemd(&directory, failure).await,
+                    None => Err(failure),
+                },
+                stopped => stopped,
             },
-            other => other,
+            () = without_systemd => {
+                tracing::warn!("{}: nothing of it is left; systemd is silent", self.name());
+                self.tracked.view.send_modify(|view| view.expect = Expect::Stopped);
+                Ok(())
+            }
+        }
+    }
+
+    /// By the last look, if there was one.
+    fn is_known_to_run(&self) -> bool {
+        self.tracked.view.borrow().state.as_ref().is_some_and(|state| !state.active.is_down())
+    }
+
+    async fn stop_by_systemd(&self, grace: Duration) -> Result<(), Failure> {
+        loop {
+            let state = self.look().await?;
+            if state.active.is_down() && state.job.is_none() {
+                return self.kill_leftovers(&state).await;
+            }
+            tokio::select! {
+                ended = self.run_job(Order::Stop) => {
+                    ended?;
+                    sleep(LATE_SIGNAL).await;
+                }
+                failed = self.kill_for_ever(grace) => return failed,
+            }
         }
     }
 
     /// Ends only with an error.
-    async fn kill_for_ever(&self) -> Result<(), Failure> {
+    async fn kill_for_ever(&self, grace: Duration) -> Result<(), Failure> {
+        sleep(grace).await;
         let name = self.name().to_owned();
         loop {
             let killed = self.systemd.bus.call("KillUnit", |manager| {

@@ -165,6 +165,38 @@ async fn a_stop_that_hangs_is_killed_and_its_failure_is_reset() {
     assert_eq!(unit.monitor().await, Ok(Condition::Stopped));
 }
 
+/// An NFS server is threads of the kernel: killed at once, its stop command would leave them.
+#[tokio::test]
+async fn by_force_too_the_stop_command_of_a_unit_without_processes_has_its_time() {
+    let fake = Fake::new(&[(DB, FakeUnit { stop: Goes::Well(1_000), ..running() })]).await;
+    let unit = db(&fake);
+    unit.stop(Force::Kill).await.unwrap();
+    assert!(fake.calls("KillUnit").is_empty(), "{:?}", fake.calls("KillUnit"));
+    assert_eq!(unit.monitor().await, Ok(Condition::Stopped));
+}
+
+/// At boot systemd may answer nobody for a while: that is no reason for a reset of the machine.
+#[tokio::test]
+async fn a_unit_without_processes_that_nobody_knows_to_run_is_stopped_also_while_systemd_is_silent()
+{
+    let mut fake = Fake::new(&[(DB, FakeUnit::default())]).await;
+    fake.freeze();
+    let unit = db(&fake);
+    let stopped = timeout(Duration::from_secs(4), unit.stop(Force::Kill)).await;
+    stopped.expect("a stop by force waits for systemd").unwrap();
+}
+
+/// What has no process may be in the kernel.
+#[tokio::test]
+async fn a_unit_that_is_known_to_run_without_processes_is_never_called_stopped_by_guess() {
+    let mut fake = Fake::new(&[(DB, running())]).await;
+    let unit = db(&fake);
+    assert_eq!(unit.monitor().await, Ok(Condition::Running));
+    fake.freeze();
+    let stopped = timeout(Duration::from_secs(4), unit.stop(Force::Kill)).await;
+    assert!(stopped.is_err(), "{stopped:?}");
+}
+
 #[tokio::test]
 async fn a_failure_is_told_within_200_ms_with_its_cause() {
     let fake = Fake::new(&[(DB, FakeUnit::default())]).await;

@@ -21,6 +21,21 @@ pub(super) fn directory(control_group: &str) -> Option<PathBuf> {
     Some(Path::new(root).join(control_group.trim_start_matches('/')))
 }
 
+/// The cgroup of a unit of which systemd has not said where it is; none when nothing of it runs.
+pub(super) fn find(unit: &str) -> Option<PathBuf> {
+    let mut to_look = vec![directory("")?];
+    while let Some(slice) = to_look.pop() {
+        let found = slice.join(unit);
+        if found.is_dir() {
+            return Some(found);
+        }
+        let entries = fs::read_dir(&slice).into_iter().flatten().flatten();
+        let is_slice = |path: &PathBuf| path.extension().is_some_and(|it| it == "slice");
+        to_look.extend(entries.map(|entry| entry.path()).filter(is_slice));
+    }
+    None
+}
+
 /// The processes in it and below it; none when it is gone.
 pub(super) fn processes(directory: &Path) -> Vec<i32> {
     let mut found = Vec::new();
@@ -34,6 +49,11 @@ pub(super) fn processes(directory: &Path) -> Vec<i32> {
     // Zero: a process of another PID namespace, which is not ours to name or to kill.
     found.retain(|pid| *pid > 0);
     found
+}
+
+/// Whether anything runs in it.
+pub(super) fn has_processes(directory: &Path) -> bool {
+    !processes(directory).is_empty()
 }
 
 /// Kills everything in it, at once where the kernel can (Linux 5.14).
