@@ -17,7 +17,7 @@ use std::time::Duration;
 use failover::core::Span;
 use failover::guard::{self, Guard, GuardOptions, Registry, WatchdogWish};
 use failover::node::now;
-use failover::services::address::{Address, AddressConfig};
+use failover::services::address::{Address, AddressConfig, LeaseLength};
 use failover::services::{Force, Service, Site};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 prefix: prefix.parse()?,
                 interface: Some(interface.clone()),
                 is_source: true,
-                lease: Span::from_ms(lease_ms.parse()?),
+                lease: LeaseLength::new(Span::from_ms(lease_ms.parse()?)),
                 peers: Vec::new(),
             };
             let wish =
@@ -50,7 +50,7 @@ fn hold(
     run_dir: Option<&Path>,
     watchdog: WatchdogWish,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let lease = config.lease;
+    let lease = config.lease.get();
     let guard = match run_dir {
         Some(run_dir) => {
             std::fs::create_dir_all(run_dir)?;

@@ -85,6 +85,13 @@ impl Registry {
         Self { table: Some(table), rows: Arc::default() }
     }
 
+    /// The register has another lease than at the start of the guard. Never waits.
+    pub fn set_lease_length(&self, lease: Span) {
+        if let Some(table) = self.table {
+            table.set_lease(lease);
+        }
+    }
+
     /// Until when this node may act as primary of a resource. Never waits.
     pub fn set_lease(&self, resource: &str, until: Option<Time>) {
         self.with_office(resource, |table, row| table.set_until(row, until));
@@ -205,7 +212,7 @@ pub struct GuardOptions {
     pub command: Vec<OsString>,
     /// Where its lock file is.
     pub run_dir: PathBuf,
-    /// The lease.
+    /// The lease, until [`Registry::set_lease_length`] says another one.
     pub lease: Span,
     /// Which watchdog it feeds.
     pub watchdog: WatchdogWish,
@@ -216,6 +223,8 @@ pub struct GuardOptions {
 pub struct GuardReport {
     /// Its process; 0 while there is none.
     pub pid: u32,
+    /// The lease it goes by.
+    pub lease_ms: u64,
     /// How often it had to be started again.
     pub restarts: u64,
     /// How many groups of processes it would freeze: a cgroup for each service, or, without
@@ -304,6 +313,7 @@ impl Guard {
         let (watchdog, warnings) = (self.table.watchdog(), self.table.warnings());
         GuardReport {
             pid: state.child.as_ref().map_or(0, Child::id),
+            lease_ms: self.table.lease().as_ms(),
             restarts: state.restarts,
             groups: (0..table::GROUPS_MAX).filter(|row| self.table.group(*row).is_some()).count(),
             warnings,
@@ -313,7 +323,7 @@ impl Guard {
 
     fn explain(&self, found: table::WatchdogFacts) -> WatchdogReport {
         let timeout = Span::from_ms(u64::from(found.timeout_s) * 1_000);
-        let lease = self.options.lease;
+        let lease = self.table.lease();
         let is_in_time = found.is_armed && rules::is_in_time(timeout, lease);
         let why = match (&self.options.watchdog, found.is_armed) {
             (WatchdogWish::Off, _) => "switched off: watchdog = \"off\"".to_owned(),

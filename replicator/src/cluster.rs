@@ -230,6 +230,9 @@ impl Offices for Wiring {
     }
 
     fn committed(&self, state: &ClusterState) {
+        for resource in self.resources.values() {
+            resource.lease_length_changed(state.lease);
+        }
         for entry in &state.resources {
             self.with(&entry.name, |it| it.switches_changed(&entry.switches));
         }

@@ -23,12 +23,13 @@ use std::time::{Duration, Instant};
 
 use failover::Cluster;
 use failover::core::services::Input as ServicesInput;
+use failover::services::address::LeaseLength;
 use failover::services::runner::Runner;
 use nbd_frontend::attach::Keeper;
 use nbd_frontend::export::Export;
 use nbd_frontend::session::Session;
 use replicator_core::register::RegisterState;
-use replicator_core::{Answer, Note, PeerIndex, Refusal, Retry, SessionId};
+use replicator_core::{Answer, Note, PeerIndex, Refusal, Retry, SessionId, Span};
 
 use crate::block_device::{BlockDevice, Shape};
 use crate::cluster::{LeaseCell, ToHistory};
@@ -70,6 +71,8 @@ pub struct Resource {
     chronicle: OnceLock<mpsc::Sender<ToHistory>>,
     /// Until when this node may act as primary.
     lease: Arc<LeaseCell>,
+    /// How long leases are: as configured, until the register says it.
+    lease_length: LeaseLength,
     /// What runs on top of it.
     services: OnceLock<Runner>,
     /// Who withdraws it when this process cannot.
@@ -143,6 +146,7 @@ impl Resource {
             &node.run_dir,
             keeper,
         );
+        let lease_length = LeaseLength::new(Span::from_ms(cluster.lease_ms));
         let now = Instant::now();
         let state = State {
             phase: Phase::Down,
@@ -171,6 +175,7 @@ impl Resource {
             cluster_handle: OnceLock::new(),
             chronicle: OnceLock::new(),
             lease: Arc::default(),
+            lease_length,
             services: OnceLock::new(),
             guarding: OnceLock::new(),
         }

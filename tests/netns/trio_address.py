@@ -89,8 +89,52 @@ def the_address_moves_at_a_switchover_without_a_wait():
     moves("switchover", lambda trio, node: node.ctl("switchover", "demo"), lambda trio, node: None)
 
 
+def write_lease(nodes, lease_ms):
+    """Another lease in the file of these nodes."""
+    for node in nodes:
+        lines = [line for line in node.config.read_text().splitlines()
+                 if not line.startswith("lease_ms")]
+        node.config.write_text("\n".join([f"lease_ms = {lease_ms}", *lines, ""]))
+
+
+def address_and_guard_go_by_the_lease_of_the_register_whatever_the_file_says():
+    """A shorter one is applied to daemons that run; the taker has another one in its file."""
+    with Addressed() as trio:
+        alpha, beta, gamma = trio.start().nodes.values()
+
+        def expect_it_lasts(lease_ms, *nodes):
+            for node in nodes:
+                wait_until(f"the guard of {node.name} goes by {lease_ms} ms",
+                           lambda: node.ctl("status")["guard"]["lease_ms"] == lease_ms)
+            # What was added before is gone by then, if nobody refreshes it.
+            since = time.monotonic() + 2.5
+            wait_until(f"the address lasts under a lease of {lease_ms} ms",
+                       lambda: trio.answers("alpha", since) or trio.answers("beta", since))
+
+        expect_it_lasts(1000, alpha, beta)
+        write_lease((alpha, beta, gamma), 600)
+        alpha.ctl("apply")
+        expect_it_lasts(600, alpha, beta)
+        write_lease((beta, gamma), 2000)
+        first = next(it for it in (alpha, beta) if it.name == trio.office()["primary"])
+        other = beta if first is alpha else alpha
+        other.stop()
+        other.start()
+        trio.wait_in_sync()
+        began = time.monotonic()
+        first.kill()
+        taken = trio.wait_for_answer(other.name, began)
+        trio.expect_never_two(first.name, other.name, taken)
+        expect_it_lasts(600, other)
+        first.start()
+        trio.wait_in_sync()
+        beta.ctl("apply")
+        expect_it_lasts(2000, alpha, beta)
+
+
 SCENARIOS = [
     the_address_moves_when_the_daemon_of_its_node_is_killed,
+    address_and_guard_go_by_the_lease_of_the_register_whatever_the_file_says,
 ]
 LONG = [
     the_address_moves_when_its_node_is_cut_off,

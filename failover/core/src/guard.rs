@@ -70,7 +70,7 @@ pub struct Sight {
     pub now: Time,
     /// The last sign of life of the daemon, for this office; `None`: its process is gone.
     pub heartbeat: Option<Time>,
-    /// The lease, as configured.
+    /// The lease that ends of leases are judged by ([`in_force`]).
     pub lease: Span,
 }
 
@@ -123,6 +123,20 @@ impl Sight {
             _ => self.is_alive() || office.is_withdrawn,
         }
     }
+}
+
+/// By which lease the ends of leases are to be judged, when the register's is `told` and another
+/// one was in force `before`. A shorter one counts at once. A longer one counts when no lease that
+/// runs can have been granted for the shorter one: whoever takes over goes by what was granted.
+pub fn in_force(
+    before: Span,
+    told: Span,
+    now: Time,
+    offices: impl IntoIterator<Item = Office>,
+) -> Span {
+    let at_most = now + Span(before.0 / 10 * 9);
+    let mut running = offices.into_iter().filter_map(|it| it.until.filter(|until| *until > now));
+    if told <= before || running.all(|until| until > at_most) { told } else { before }
 }
 
 /// Whether a watchdog can fire before another node has the addresses.
@@ -267,6 +281,19 @@ mod tests {
         let fits = Span::from_ms(lease_for_ms(timeout));
         assert!(is_in_time(timeout, fits), "{fits:?}");
         assert!(!is_in_time(timeout, Span::from_ms(fits.as_ms() - 20)));
+    }
+
+    #[test]
+    fn a_shorter_lease_counts_at_once_and_a_longer_one_when_it_was_granted() {
+        let (short, long) = (Span::from_ms(1_000), Span::from_ms(5_000));
+        let until = |ms| Office { until: Some(at(ms)), ..Office::default() };
+        assert_eq!(in_force(long, short, at(0), [until(4_500)]), short);
+        // A renewal under the old one, and one whose answer took 50 ms under the new one.
+        assert_eq!(in_force(short, long, at(0), [until(900)]), short);
+        assert_eq!(in_force(short, long, at(50), [until(4_500)]), long);
+        assert_eq!(in_force(short, long, at(50), [until(4_500), until(700)]), short);
+        assert_eq!(in_force(short, long, at(900), [until(900), Office::default()]), long);
+        assert_eq!(in_force(short, long, at(0), [until(u64::MAX / 2_000_000)]), long);
     }
 
     #[test]

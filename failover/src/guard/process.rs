@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use failover_core::guard::{Duty, Office, Sight};
+use failover_core::guard::{Duty, Office, Sight, in_force, wanted_timeout_s};
 use failover_core::{Span, Time};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -18,7 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::freeze::{Seen, kill_all, set_frozen};
 use super::table::{ADDRESSES_MAX, GROUPS_MAX, Group, OFFICES_MAX, Shared, Table, WatchdogFacts};
-use super::watchdog::{self, Kernel, Watchdog, WatchdogWish};
+use super::watchdog::{self, Device, Kernel, Watchdog, WatchdogWish};
 use super::{END_WITHIN, open_lock};
 use crate::netlink::{Place, Requests};
 use crate::node::now;
@@ -27,6 +27,7 @@ use crate::node::now;
 const TICK: u8 = 20;
 /// What is withdrawn is withdrawn again, in case it came back.
 const AGAIN_AFTER: Span = Span::from_ms(200);
+const SECOND: Span = Span::from_ms(1_000);
 /// The watchdog is fed at most so often.
 const FEED_EVERY: Span = Span::from_ms(100);
 /// Among the real-time processes it is not the most urgent one.
@@ -76,9 +77,10 @@ pub fn run(run_dir: &Path, watchdog: &str) -> io::Result<()> {
     let signals = take_signals()?;
     let daemon = open_process(table.daemon_pid())?;
     let mut warnings = prepare();
-    let watchdog = arm(&wish, table);
+    let lease = table.lease();
+    let watchdog = arm(&wish, table, lease);
     let machine = Kernels { requests: Requests::open()? };
-    let mut watch = Watch::new(table, machine, watchdog);
+    let mut watch = Watch::new(table, machine, watchdog, lease);
     // From here on nothing new is mapped.
     if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
         warnings.push(format!("the memory of the guard is not locked: {error}"));
@@ -164,11 +166,11 @@ fn prepare() -> Vec<String> {
     refused
 }
 
-fn arm(wish: &WatchdogWish, table: Shared) -> Option<Watchdog<Kernel>> {
+fn arm(wish: &WatchdogWish, table: Shared, lease: Span) -> Option<Watchdog<Kernel>> {
     if *wish == WatchdogWish::Off {
         return None;
     }
-    match watchdog::open(wish, table.lease()) {
+    match watchdog::open(wish, lease) {
         Ok(armed) => {
             table.set_watchdog(&armed.facts);
             Some(armed)
@@ -200,10 +202,13 @@ struct FrozenGroup {
     looked_at: Option<Time>,
 }
 
-struct Watch<M> {
+struct Watch<M, D> {
     table: Shared,
     machine: M,
-    watchdog: Option<Watchdog<Kernel>>,
+    watchdog: Option<Watchdog<D>>,
+    /// The time-out that was asked for, in seconds, and the lease that is judged by.
+    asked_s: u32,
+    lease: Span,
     fed_at: Option<Time>,
     offices: Vec<Option<(Office, Duty)>>,
     unattended_since: Vec<Option<Time>>,
@@ -216,12 +221,15 @@ enum Then {
     End,
 }
 
-impl<M: Machine> Watch<M> {
-    fn new(table: Shared, machine: M, watchdog: Option<Watchdog<Kernel>>) -> Self {
+impl<M: Machine, D: Device> Watch<M, D> {
+    /// The watchdog has the time-out that `lease` wants.
+    fn new(table: Shared, machine: M, watchdog: Option<Watchdog<D>>, lease: Span) -> Self {
         Self {
             table,
             machine,
             watchdog,
+            asked_s: wanted_timeout_s(lease),
+            lease,
             fed_at: None,
             offices: vec![None; OFFICES_MAX],
             unattended_since: vec![None; OFFICES_MAX],
@@ -273,6 +281,10 @@ impl<M: Machine> Watch<M> {
     /// Looks at everything once and does what is due.
     fn step(&mut self, now: Time, has_daemon: bool) {
         let table = self.table;
+        let offices = (0..OFFICES_MAX).filter_map(|row| table.office(row));
+        let offices = offices.map(|(until, _)| Office { until, ..Office::default() });
+        self.lease = in_force(self.lease, table.lease(), now, offices);
+        let lease = self.lease;
         for (row, known) in self.offices.iter_mut().enumerate() {
             let since = &mut self.unattended_since[row];
             *known = table.office(row).map(|(until, is_given_up)| {
@@ -284,7 +296,7 @@ impl<M: Machine> Watch<M> {
                     unattended_since: *since,
                     demote_after,
                 };
-                let duty = Self::sight(table, row, now, has_daemon).duty(&office);
+                let duty = Self::sight(table, lease, row, now, has_daemon).duty(&office);
                 let is_unattended = duty.freeze == Some(true);
                 *since = is_unattended.then(|| since.unwrap_or(now));
                 office.unattended_since = *since;
@@ -303,10 +315,10 @@ impl<M: Machine> Watch<M> {
 
     /// What is known of the daemon, for one office. A process of which no thread gave a sign yet
     /// has just begun.
-    fn sight(table: Shared, row: usize, now: Time, has_daemon: bool) -> Sight {
+    fn sight(table: Shared, lease: Span, row: usize, now: Time, has_daemon: bool) -> Sight {
         let given = table.heartbeat(row);
         let heartbeat = has_daemon.then(|| given.unwrap_or(now));
-        Sight { now, heartbeat, lease: table.lease() }
+        Sight { now, heartbeat, lease }
     }
 
     fn look_after_address(&mut self, row: usize, now: Time) {
@@ -375,15 +387,23 @@ impl<M: Machine> Watch<M> {
 
     fn feed(&mut self, now: Time, has_daemon: bool) {
         let Some(watchdog) = &mut self.watchdog else { return };
+        let (table, lease, offices) = (self.table, self.lease, &self.offices);
+        let may_feed = |timeout| {
+            offices.iter().enumerate().all(|(row, known)| {
+                let sight = Self::sight(table, lease, row, now, has_daemon);
+                sight.may_feed(known.iter().map(|(office, _)| *office), timeout)
+            })
+        };
+        let wanted_s = wanted_timeout_s(lease);
+        if wanted_s != self.asked_s && may_feed(Span(SECOND.0 * u64::from(wanted_s))) {
+            self.asked_s = wanted_s;
+            watchdog.set_timeout(wanted_s);
+            table.set_watchdog(&watchdog.facts);
+        }
         if self.fed_at.is_some_and(|at| now.since(at) < FEED_EVERY) {
             return;
         }
-        let timeout = watchdog.timeout();
-        let may_feed = self.offices.iter().enumerate().all(|(row, known)| {
-            let sight = Self::sight(self.table, row, now, has_daemon);
-            sight.may_feed(known.iter().map(|(office, _)| *office), timeout)
-        });
-        if may_feed && watchdog.feed().is_ok() {
+        if may_feed(watchdog.timeout()) && watchdog.feed().is_ok() {
             self.fed_at = Some(now);
         }
     }
@@ -405,258 +425,4 @@ impl<M: Machine> Watch<M> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use failover_core::guard::STALE_AFTER;
-
-    use super::super::Registry;
-    use super::super::table::create;
-    use super::*;
-
-    const LEASE: Span = Span::from_ms(1_000);
-    const DEMOTE_AFTER: Span = Span::from_ms(10_000);
-    const GROUP: &str = "/sys/fs/cgroup/replicator/demo";
-
-    #[derive(Default)]
-    struct Fake {
-        there: BTreeSet<std::net::IpAddr>,
-        frozen: BTreeMap<Vec<u8>, bool>,
-        ended: BTreeSet<Vec<u8>>,
-        looks: u32,
-        refuses: bool,
-    }
-
-    impl Machine for Fake {
-        fn remove_address(&mut self, place: &Place) -> io::Result<bool> {
-            if self.refuses {
-                return Err(io::ErrorKind::PermissionDenied.into());
-            }
-            Ok(self.there.remove(&place.address))
-        }
-
-        fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<Seen> {
-            if self.refuses {
-                return Err(io::ErrorKind::PermissionDenied.into());
-            }
-            self.frozen.insert(group.to_vec(), is_frozen);
-            self.looks += 1;
-            Ok(if self.ended.contains(group) { Seen::Gone } else { Seen::Done })
-        }
-
-        fn kill_all(&mut self, group: &[u8]) -> io::Result<Seen> {
-            self.ended.insert(group.to_vec());
-            Ok(Seen::Done)
-        }
-    }
-
-    fn at(ms: u64) -> Time {
-        Time(Span::from_ms(1_000_000 + ms).0)
-    }
-
-    fn place() -> Place {
-        Place { index: 3, address: [192, 0, 2, 100].into(), prefix: 24 }
-    }
-
-    struct World {
-        registry: Registry,
-        table: Shared,
-        watch: Watch<Fake>,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let table = Table::map(&create().unwrap()).unwrap();
-            table.begin(LEASE, 1);
-            table.set_demote_after(0, DEMOTE_AFTER);
-            let machine = Fake { there: [place().address].into(), ..Fake::default() };
-            let watch = Watch::new(table, machine, None);
-            Self { registry: Registry::over(table), table, watch }
-        }
-
-        fn renewed(&self, ms: u64) {
-            self.registry.set_lease("demo", Some(at(ms + 900)));
-            self.table.beat(at(ms));
-        }
-
-        fn is_there(&self) -> bool {
-            self.watch.machine.there.contains(&place().address)
-        }
-
-        fn is_frozen(&self) -> Option<bool> {
-            self.watch.machine.frozen.get(GROUP.as_bytes()).copied()
-        }
-
-        fn is_withdrawn(&self) -> bool {
-            self.watch.offices[0].is_some_and(|(office, _)| office.is_withdrawn)
-        }
-    }
-
-    #[test]
-    fn a_stopped_daemon_loses_its_address_and_its_services_stand_still_until_it_is_back() {
-        let mut world = World::new();
-        world.renewed(0);
-        let slot = world.registry.guard_address("demo", &place());
-        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        let ends = 900;
-        for ms in (0..ends).step_by(20) {
-            world.watch.step(at(ms), true);
-        }
-        assert!(world.is_there() && !slot.was_removed());
-        assert_eq!(world.is_frozen(), Some(false), "a new group runs");
-        assert!(!world.is_withdrawn());
-        world.watch.step(at(ends), true);
-        assert!(!world.is_there() && slot.was_removed());
-        assert_eq!(world.is_frozen(), Some(true));
-        assert!(world.is_withdrawn());
-        world.renewed(ends + 20);
-        world.watch.step(at(ends + 20), true);
-        assert_eq!(world.is_frozen(), Some(false));
-    }
-
-    #[test]
-    fn a_daemon_that_lives_without_a_lease_keeps_its_services_running() {
-        let mut world = World::new();
-        world.renewed(0);
-        let _slot = world.registry.guard_address("demo", &place());
-        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        for ms in (0..5_000).step_by(20) {
-            world.table.beat(at(ms));
-            world.watch.step(at(ms), true);
-        }
-        assert!(!world.is_there(), "an address it forgot is removed all the same");
-        assert_eq!(world.is_frozen(), Some(false));
-    }
-
-    #[test]
-    fn what_was_frozen_stays_so_for_a_daemon_that_is_back_without_its_lease() {
-        let mut world = World::new();
-        world.renewed(0);
-        let groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        world.watch.step(at(2_000), true);
-        assert_eq!(world.is_frozen(), Some(true));
-        world.table.beat(at(2_500));
-        world.watch.step(at(2_520), true);
-        assert_eq!(world.is_frozen(), Some(true));
-        let looks = world.watch.machine.looks;
-        world.table.beat(at(3_000));
-        world.watch.step(at(3_020), true);
-        assert_eq!(world.watch.machine.looks, looks, "a daemon that lives may thaw what it stops");
-        drop(groups);
-    }
-
-    #[test]
-    fn a_dead_daemon_is_not_believed_its_last_heartbeat() {
-        let mut world = World::new();
-        world.renewed(0);
-        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        world.table.beat(at(1_000));
-        world.watch.step(at(1_001), false);
-        assert_eq!(world.is_frozen(), Some(true));
-    }
-
-    #[test]
-    fn an_address_that_comes_back_is_removed_again() {
-        let mut world = World::new();
-        world.renewed(0);
-        let _slot = world.registry.guard_address("demo", &place());
-        world.watch.step(at(2_000), false);
-        world.watch.machine.there.insert(place().address);
-        world.watch.step(at(2_020), false);
-        world.watch.step(at(2_000 + AGAIN_AFTER.as_ms()), false);
-        assert!(!world.is_there());
-    }
-
-    #[test]
-    fn what_cannot_be_withdrawn_is_not_called_withdrawn() {
-        let mut world = World::new();
-        world.renewed(0);
-        let _slot = world.registry.guard_address("demo", &place());
-        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        world.watch.machine.refuses = true;
-        world.watch.step(at(5_000), true);
-        assert!(!world.is_withdrawn());
-        world.watch.machine.refuses = false;
-        world.watch.step(at(5_020), true);
-        assert!(world.is_withdrawn());
-    }
-
-    #[test]
-    fn what_it_froze_stays_so_when_it_ends_since_the_lease_may_be_another_nodes() {
-        let mut world = World::new();
-        world.renewed(0);
-        let groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        world.watch.step(at(5_000), true);
-        assert_eq!(world.is_frozen(), Some(true));
-        drop(groups);
-        world.watch.step(at(5_020), true);
-        world.watch.end().unwrap();
-        assert_eq!(world.is_frozen(), Some(true));
-    }
-
-    #[test]
-    fn services_of_a_daemon_that_does_not_come_back_are_killed() {
-        let mut world = World::new();
-        world.renewed(0);
-        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        let is_killed = |world: &World| world.watch.machine.ended.contains(GROUP.as_bytes());
-        let (frozen, ends) = (1_100, 1_100 + DEMOTE_AFTER.as_ms());
-        for ms in (frozen..ends).step_by(20) {
-            world.watch.step(at(ms), false);
-        }
-        assert!(world.is_frozen() == Some(true) && !is_killed(&world));
-        world.watch.step(at(ends + 200), false);
-        assert!(is_killed(&world));
-    }
-
-    #[test]
-    fn time_in_which_the_daemon_was_there_does_not_count_as_unattended() {
-        let mut world = World::new();
-        world.renewed(0);
-        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        world.watch.step(at(2_000), true);
-        world.table.beat(at(9_000));
-        world.watch.step(at(9_020), true);
-        world.watch.step(at(12_500), true);
-        assert!(world.watch.machine.ended.is_empty());
-    }
-
-    #[test]
-    fn the_number_of_a_process_group_that_ended_is_never_used_again() {
-        let mut world = World::new();
-        world.renewed(0);
-        let groups = world.registry.guard_groups("demo", &["/proc/4711".into()]);
-        world.watch.machine.ended.insert(b"/proc/4711".to_vec());
-        world.watch.step(at(2_000), false);
-        let looks = world.watch.machine.looks;
-        for ms in (2_020..20_000).step_by(20) {
-            world.watch.step(at(ms), false);
-        }
-        assert_eq!((world.watch.machine.looks, looks), (1, 1));
-        assert!(world.is_withdrawn());
-        drop(groups);
-    }
-
-    #[test]
-    fn a_thread_of_services_that_stands_still_makes_the_daemon_stuck() {
-        let mut world = World::new();
-        world.renewed(0);
-        let _groups = world.registry.guard_groups("demo", &[GROUP.into()]);
-        world.table.beat_services(0, at(0));
-        for ms in (0..2_000).step_by(20) {
-            world.table.beat(at(ms));
-            world.watch.step(at(ms), true);
-        }
-        assert_eq!(world.is_frozen(), Some(true));
-    }
-
-    #[test]
-    fn a_standstill_shorter_than_the_lease_changes_nothing() {
-        let mut world = World::new();
-        world.renewed(0);
-        let _slot = world.registry.guard_address("demo", &place());
-        assert!(STALE_AFTER.as_ms() < 850);
-        world.watch.step(at(850), true);
-        assert!(world.is_there());
-    }
-}
+mod tests;

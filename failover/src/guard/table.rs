@@ -154,6 +154,11 @@ impl Table {
         self.magic.store(MAGIC, Ordering::Release);
     }
 
+    /// The lease is another one from now on.
+    pub fn set_lease(&self, lease: Span) {
+        self.lease_ns.store(lease.0, Ordering::Release);
+    }
+
     /// The daemon ends orderly.
     pub fn end(&self) {
         self.is_ended.store(1, Ordering::Release);
@@ -284,7 +289,7 @@ impl Table {
 
     /// The lease.
     pub fn lease(&self) -> Span {
-        Span(self.lease_ns.load(Ordering::Relaxed))
+        Span(self.lease_ns.load(Ordering::Acquire))
     }
 
     /// The daemon's process.

@@ -159,6 +159,17 @@ impl<D: Device> Watchdog<D> {
         self.device.feed()
     }
 
+    /// Asks for another time-out, which may be as good as food: only for who may feed it. One that
+    /// takes none keeps what it has.
+    pub fn set_timeout(&mut self, seconds: u32) {
+        let set = self.device.set_timeout(seconds);
+        match (self.device.timeout(), set) {
+            (Ok(has), _) if has > 0 => self.facts.timeout_s = has,
+            (_, Ok(())) => self.facts.timeout_s = seconds,
+            _ => {}
+        }
+    }
+
     /// At an orderly end. One that cannot be switched off (nowayout) is fed a last time: the
     /// machine has its time-out to come down, or another daemon to come up.
     pub fn disarm(&mut self) -> io::Result<()> {
@@ -327,6 +338,18 @@ mod tests {
         let mut device = Fake { takes_timeout: false, says_timeout: false, ..fake() };
         assert!(arm(&mut device, Path::new("/dev/watchdog"), LEASE).is_err());
         assert_eq!((device.fed, device.disarmed), (0, 1));
+    }
+
+    #[test]
+    fn another_time_out_is_set_and_read_back() {
+        let mut device = fake();
+        let mut watchdog = armed(&mut device);
+        watchdog.set_timeout(5);
+        assert_eq!(watchdog.facts.timeout_s, 5);
+        let mut device = Fake { takes_timeout: false, ..fake() };
+        let mut watchdog = armed(&mut device);
+        watchdog.set_timeout(5);
+        assert_eq!(watchdog.facts.timeout_s, 60);
     }
 
     #[test]

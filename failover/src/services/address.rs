@@ -15,6 +15,8 @@ mod place;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use failover_core::Span;
@@ -24,6 +26,27 @@ use tokio::sync::oneshot;
 use super::{Change, Condition, Doing, Failure, Force, Service, Site};
 use crate::guard::Registry;
 use keeper::{Desk, Order};
+
+/// How long leases are. All who hold a clone see each change, at once.
+#[derive(Clone, Debug)]
+pub struct LeaseLength(Arc<AtomicU64>);
+
+impl LeaseLength {
+    /// At first.
+    pub fn new(lease: Span) -> Self {
+        Self(Arc::new(AtomicU64::new(lease.0)))
+    }
+
+    /// From now on.
+    pub fn set(&self, lease: Span) {
+        self.0.store(lease.0, Ordering::Release);
+    }
+
+    /// Now.
+    pub fn get(&self) -> Span {
+        Span(self.0.load(Ordering::Acquire))
+    }
+}
 
 /// What an address is and where.
 #[derive(Clone, Debug)]
@@ -38,8 +61,8 @@ pub struct AddressConfig {
     pub interface: Option<String>,
     /// Whether the kernel may choose it as the source of new connections.
     pub is_source: bool,
-    /// The length of the lease, as configured.
-    pub lease: Span,
+    /// The length of the lease, as the register has it.
+    pub lease: LeaseLength,
     /// Where the other nodes are: one of them that still answers for the address is no stranger.
     pub peers: Vec<IpAddr>,
 }

@@ -63,7 +63,7 @@ impl Resource {
                         prefix: *prefix,
                         interface: interface.clone(),
                         is_source: false,
-                        lease: Span::from_ms(self.cluster.lease_ms),
+                        lease: self.lease_length.clone(),
                         peers: self.addresses_of_others(),
                     };
                     Ok(Arc::new(Address::new(config, registry.clone())?))
@@ -81,7 +81,7 @@ impl Resource {
             settings: Settings {
                 resource: self.name().to_owned(),
                 services: specs.clone(),
-                lease: Span::from_ms(self.cluster.lease_ms),
+                lease: self.lease_length.get(),
                 demote_after: self.config.timing.demote_after,
             },
             services: specs.iter().map(make).collect::<std::io::Result<_>>()?,
@@ -210,6 +210,20 @@ impl Resource {
         if let Some(guarding) = self.guarding.get() {
             guarding.registry().set_lease(self.name(), until);
         }
+    }
+
+    /// The lease of the register. Its file may say another one: an operator has not applied it yet,
+    /// or this node was not started since.
+    pub fn lease_length_changed(&self, lease: Span) {
+        if self.lease_length.get() == lease {
+            return;
+        }
+        // Before anybody is told of the next renewal.
+        self.lease_length.set(lease);
+        if let Some(guarding) = self.guarding.get() {
+            guarding.registry().set_lease_length(lease);
+        }
+        self.tell_services(Input::LeaseLengthChanged { lease });
     }
 
     // ------------------------------------------------------------------ operators

@@ -52,7 +52,7 @@ const REPEATED_EVERY: Span = Span::from_ms(40_000);
 const CONTEST_PAUSE: Span = Span::from_ms(1_000);
 
 /// How many seconds the kernel may keep an address of which a renewal has just been won; `None`: it
-/// must not be refreshed by this one. `lease` is what the configuration says.
+/// must not be refreshed by this one. `lease` is what the register says.
 pub fn life_s(left: Span, lease: Span) -> Option<u32> {
     match longest_life_s(left, lease)? {
         // A second less where that still outlasts two renewals: the kernel may be slow to hear it.

@@ -16,7 +16,6 @@ use alloc::vec::Vec;
 
 use replicator_core::{Span, Time};
 
-use super::lease::address_delay;
 use super::outcome::{Change, Condition, Failure, Force};
 use super::port::{Answer, Effect, Gain, Input, Note, Release, Settings, Weight};
 use super::service::{Action, Event, Job, Next, Phase, STABLE, Service, next};
@@ -52,6 +51,9 @@ pub struct Engine {
     /// Addresses are not added before.
     pub(super) address_from: Time,
     pub(super) lease_until: Option<Time>,
+    /// What the lease was before it changed, and until when a lost primary may still have its
+    /// address by it.
+    pub(super) earlier_lease: Option<(Span, Time)>,
     /// Since when the lease of an office is over.
     pub(super) lapsed_since: Option<Time>,
     /// The resource runs on this node.
@@ -93,6 +95,7 @@ impl Engine {
             tenure: 0,
             address_from: now,
             lease_until: None,
+            earlier_lease: None,
             lapsed_since: None,
             is_up: false,
             is_maintained: false,
@@ -120,6 +123,7 @@ impl Engine {
             Input::OfficeGained { tenure, how } => self.gained(tenure, how),
             Input::NotHeld { tenure } => self.not_held(tenure, effects),
             Input::LeaseChanged { until } => self.lease_changed(until, effects),
+            Input::LeaseLengthChanged { lease } => self.lease_length_changed(lease),
             Input::OfficeLost => {
                 if self.holds() {
                     self.lose("the office was taken away", effects);
@@ -176,7 +180,7 @@ impl Engine {
         self.lapsed_since = None;
         self.device_fail = DeviceFail::Not;
         self.address_from = match how {
-            Gain::TakenFromSilent => self.now + address_delay(self.settings.lease),
+            Gain::TakenFromSilent => self.now + self.delay_of_addresses(),
             Gain::HandedOver | Gain::Resumed => self.now,
         };
         self.enter(Office::Held);

@@ -40,6 +40,22 @@ impl Engine {
         }
     }
 
+    pub(super) fn lease_length_changed(&mut self, lease: Span) {
+        let before = self.settings.lease;
+        if lease != before {
+            self.earlier_lease = Some((before, self.now + others_from(before)));
+            self.settings.lease = lease;
+        }
+    }
+
+    /// [`address_delay`] by the lease that a silent holder may have had: its last renewal may have
+    /// been granted for that of before a change.
+    pub(super) fn delay_of_addresses(&self) -> Span {
+        let earlier = self.earlier_lease.filter(|(_, until)| self.now < *until);
+        let earlier = earlier.map(|(lease, _)| address_delay(lease));
+        earlier.unwrap_or_default().max(address_delay(self.settings.lease))
+    }
+
     pub(super) fn has_lease(&self) -> bool {
         self.lease_until.is_some_and(|until| until > self.now)
     }

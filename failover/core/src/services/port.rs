@@ -17,7 +17,7 @@ pub struct Settings {
     pub resource: String,
     /// Its services.
     pub services: Vec<ServiceSpec>,
-    /// The lease.
+    /// The lease, until the register says another one.
     pub lease: Span,
     /// So long without a lease, and everything stops.
     pub demote_after: Span,
@@ -98,6 +98,11 @@ pub enum Input {
     LeaseChanged {
         /// `None`: not at all.
         until: Option<Time>,
+    },
+    /// The register has this lease, from now on.
+    LeaseLengthChanged {
+        /// What holder and acceptors go by.
+        lease: Span,
     },
     /// The office was taken away, or given up for want of a lease; the device fails.
     OfficeLost,

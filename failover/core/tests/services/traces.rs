@@ -88,6 +88,30 @@ fn after_a_takeover_from_a_silent_holder_the_address_waits() {
 }
 
 #[test]
+fn the_address_waits_by_the_lease_of_the_register_and_after_a_change_by_both() {
+    let waits = |since_change: u64| {
+        let mut story = Story::secondary(usual());
+        story.tell(Input::LeaseLengthChanged { lease: ms(200) });
+        story.wait(ms(10_000));
+        if since_change > 0 {
+            story.tell(Input::LeaseLengthChanged { lease: ms(1_000) });
+            story.wait(ms(since_change));
+        }
+        story.lease(FOREVER);
+        story.gain(2, Gain::TakenFromSilent);
+        story.done("fs");
+        story.orders();
+        (0..2_000).step_by(10).find(|_| {
+            story.wait(ms(10));
+            !story.orders().is_empty()
+        })
+    };
+    assert_eq!(waits(0), Some(1_170), "the file says 1 s");
+    assert_eq!(waits(1_390), Some(1_170), "the last renewal may have been for 0.2 s");
+    assert_eq!(waits(1_400), Some(290));
+}
+
+#[test]
 fn an_office_that_is_resumed_continues_what_runs() {
     let mut story = Story::new(usual());
     story.tell(Input::ResourceUp);

@@ -365,7 +365,7 @@ impl Keeper {
     /// How long the kernel may keep the address from now on, and until when it must be gone.
     fn life(&self, at: Time) -> Option<(u32, Span)> {
         let left = self.until?.since(at);
-        let seconds = life_s(left, self.config.lease)?;
+        let seconds = life_s(left, self.config.lease.get())?;
         Some((seconds, Span::from_ms(u64::from(seconds) * 1_000)))
     }
 
@@ -401,7 +401,7 @@ impl Keeper {
         up.present = Some(present);
         // We may have stood still between the decision and the kernel's deed.
         let left = self.until.map_or(Span(0), |until| until.since(after));
-        if longest_life_s(left, self.config.lease).is_none_or(|still_s| still_s < valid_s) {
+        if longest_life_s(left, self.config.lease.get()).is_none_or(|still_s| still_s < valid_s) {
             self.withdraw("it was refreshed too late");
         } else {
             self.announce();

@@ -97,6 +97,7 @@ pub fn failure(code: &str, why: String, next: &str) -> Failure {
 mod tests {
     use failover_core::Span;
 
+    use super::super::LeaseLength;
     use super::*;
 
     fn link(index: u32, name: &str) -> Link {
@@ -126,7 +127,7 @@ mod tests {
             prefix: place.prefix,
             interface: interface.map(str::to_owned),
             is_source: true,
-            lease: Span::from_ms(1_000),
+            lease: LeaseLength::new(Span::from_ms(1_000)),
             peers: Vec::new(),
         }
     }
