@@ -5,6 +5,7 @@
 //! ```text
 //!   table.rs     what both share: a mapping of atomics, no pointers, no locks
 //!   process.rs   the guard itself, `replicatord guard`
+//!   remover.rs   addresses removed, by a thread that may wait for the kernel
 //!   freeze.rs    cgroups and process groups made to stand still, and killed
 //!   watchdog.rs  /dev/watchdog
 //! ```
@@ -18,6 +19,7 @@
 
 mod freeze;
 mod process;
+mod remover;
 mod table;
 mod watchdog;
 
@@ -418,6 +420,10 @@ fn reap(mut child: Child, within: Duration) {
         thread::sleep(Duration::from_millis(2));
     }
     tracing::error!("the guard did not end within {} s: killed", within.as_secs());
+    kill_and_wait(child);
+}
+
+fn kill_and_wait(mut child: Child) {
     let _ = child.kill();
     let _ = child.wait();
 }
@@ -443,8 +449,15 @@ impl Keeper {
                 Some(child) => match child.try_wait() {
                     Ok(Some(status)) => status.to_string(),
                     Ok(None) if self.is_stale() => {
-                        let _ = child.kill();
-                        let _ = child.wait();
+                        // One that waits for the kernel ends when the kernel lets it. Nobody
+                        // else waits meanwhile.
+                        let stuck = state.child.take();
+                        drop(state);
+                        stuck.into_iter().for_each(kill_and_wait);
+                        state = lock(&self.state);
+                        if state.is_ending {
+                            return;
+                        }
                         "it stood still and was killed".to_owned()
                     }
                     Ok(None) => continue,

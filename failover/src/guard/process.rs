@@ -1,5 +1,6 @@
-//! The guard itself: one thread, locked memory, real-time priority where that is permitted. After
-//! its start it allocates nothing and waits for nobody but the kernel.
+//! The guard itself: one thread, and one that may wait for the kernel's lock on the network; locked
+//! memory, real-time priority where that is permitted. After its start it allocates nothing and
+//! waits for nobody.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,6 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::freeze::{Seen, kill_all, set_frozen};
+use super::remover::Remover;
 use super::table::{ADDRESSES_MAX, GROUPS_MAX, Group, OFFICES_MAX, Shared, Table, WatchdogFacts};
 use super::watchdog::{self, Device, Kernel, Watchdog, WatchdogWish};
 use super::{END_WITHIN, open_lock};
@@ -37,18 +39,19 @@ const OOM_SCORE: &str = "-1000";
 
 /// What the guard does to the machine.
 trait Machine {
-    fn remove_address(&mut self, place: &Place) -> io::Result<bool>;
+    /// Whether the address of a row of the table was there; `None`: that takes a while yet.
+    fn remove_address(&mut self, row: usize, place: &Place) -> io::Result<Option<bool>>;
     fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<Seen>;
     fn kill_all(&mut self, group: &[u8]) -> io::Result<Seen>;
 }
 
 struct Kernels {
-    requests: Requests,
+    remover: Remover,
 }
 
 impl Machine for Kernels {
-    fn remove_address(&mut self, place: &Place) -> io::Result<bool> {
-        self.requests.remove_address(place)
+    fn remove_address(&mut self, row: usize, place: &Place) -> io::Result<Option<bool>> {
+        self.remover.remove(row, place)
     }
 
     fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<Seen> {
@@ -79,7 +82,11 @@ pub fn run(run_dir: &Path, watchdog: &str) -> io::Result<()> {
     let mut warnings = prepare();
     let lease = table.lease();
     let watchdog = arm(&wish, table, lease);
-    let machine = Kernels { requests: Requests::open()? };
+    let mut requests = Requests::open()?;
+    // Its threads inherit no priority. What is refused to it was refused to this one too.
+    let begin = || drop(take_priority());
+    let remover = Remover::start(begin, move |place| requests.remove_address(place))?;
+    let machine = Kernels { remover };
     let mut watch = Watch::new(table, machine, watchdog, lease);
     // From here on nothing new is mapped.
     if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
@@ -145,17 +152,7 @@ fn open_process(pid: i32) -> io::Result<Option<OwnedFd>> {
 /// What it asks of the kernel for itself; gives what was refused, in words.
 fn prepare() -> Vec<String> {
     let mut refused = Vec::new();
-    let parameter = libc::sched_param { sched_priority: PRIORITY };
-    // SAFETY: `parameter` is a whole sched_param that lives during the call.
-    let done = unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_RR | libc::SCHED_RESET_ON_FORK,
-            &raw const parameter,
-        )
-    };
-    if done < 0 {
-        let error = io::Error::last_os_error();
+    if let Err(error) = take_priority() {
         refused.push(format!(
             "the guard has no real-time priority ({error}): on a machine under load it may be late"
         ));
@@ -164,6 +161,17 @@ fn prepare() -> Vec<String> {
         refused.push(format!("the guard may be killed when memory runs out: {error}"));
     }
     refused
+}
+
+/// Of the thread that calls.
+fn take_priority() -> io::Result<()> {
+    let parameter = libc::sched_param { sched_priority: PRIORITY };
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `parameter` is a whole sched_param that lives during the call.
+    match unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn arm(wish: &WatchdogWish, table: Shared, lease: Span) -> Option<Watchdog<Kernel>> {
@@ -303,11 +311,11 @@ impl<M: Machine, D: Device> Watch<M, D> {
                 (office, duty)
             });
         }
-        for row in 0..ADDRESSES_MAX {
-            self.look_after_address(row, now);
-        }
         for row in 0..GROUPS_MAX {
             self.look_after_group(row, now);
+        }
+        for row in 0..ADDRESSES_MAX {
+            self.look_after_address(row, now);
         }
         self.feed(now, has_daemon);
         table.guard_beat(now);
@@ -333,8 +341,9 @@ impl<M: Machine, D: Device> Watch<M, D> {
         }
         let is_due = known.removed_at.is_none_or(|at| now.since(at) >= AGAIN_AFTER);
         if duty.remove_addresses && is_due {
-            match self.machine.remove_address(&place) {
-                Ok(was_there) => {
+            match self.machine.remove_address(row, &place) {
+                Ok(None) => {}
+                Ok(Some(was_there)) => {
                     known.removed_at = Some(now);
                     if was_there {
                         self.table.set_removed(row);

@@ -21,14 +21,16 @@ struct Fake {
     ended: BTreeSet<Vec<u8>>,
     looks: u32,
     refuses: bool,
+    /// The kernel does not answer about addresses.
+    is_slow: bool,
 }
 
 impl Machine for Fake {
-    fn remove_address(&mut self, place: &Place) -> io::Result<bool> {
+    fn remove_address(&mut self, _row: usize, place: &Place) -> io::Result<Option<bool>> {
         if self.refuses {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        Ok(self.there.remove(&place.address))
+        Ok((!self.is_slow).then(|| self.there.remove(&place.address)))
     }
 
     fn set_frozen(&mut self, group: &[u8], is_frozen: bool) -> io::Result<Seen> {
@@ -123,18 +125,30 @@ impl Watched {
                 let until = at(self.ms - 20 + lease_ms * 9 / 10);
                 self.world.registry.set_lease("demo", Some(until));
             }
+            self.live(20);
+        }
+    }
+
+    /// The daemon lives for a time; the machine is not reset meanwhile.
+    fn live(&mut self, for_ms: u64) {
+        let ends = self.ms + for_ms;
+        while self.ms < ends {
             self.world.table.beat(at(self.ms));
-            self.now.set(at(self.ms));
-            self.world.watch.step(at(self.ms), true);
+            self.step(true);
             let unfed = at(self.ms).since(self.fed.get());
             let timeout_s = self.timeout_s();
             assert!(
                 unfed < Span::from_ms(u64::from(timeout_s) * 1_000),
-                "at {} ms it was not fed for {timeout_s} s under a lease of {lease_ms} ms",
+                "at {} ms it was not fed for {timeout_s} s",
                 self.ms
             );
-            self.ms += 20;
         }
+    }
+
+    fn step(&mut self, has_daemon: bool) {
+        self.now.set(at(self.ms));
+        self.world.watch.step(at(self.ms), has_daemon);
+        self.ms += 20;
     }
 }
 
@@ -249,6 +263,28 @@ fn an_address_that_comes_back_is_removed_again() {
     world.watch.step(at(2_020), false);
     world.watch.step(at(2_000 + AGAIN_AFTER.as_ms()), false);
     assert!(!world.is_there());
+}
+
+#[test]
+fn a_kernel_that_is_busy_with_the_network_holds_up_neither_the_freeze_nor_the_food() {
+    let mut watched = Watched::new(1_000, false);
+    let _slot = watched.world.registry.guard_address("demo", &place());
+    let _groups = watched.world.registry.guard_groups("demo", &[GROUP.into()]);
+    watched.world.watch.machine.is_slow = true;
+    watched.renew(1_000, 1_000);
+    watched.live(5_000);
+    assert!(watched.world.is_there() && !watched.world.is_withdrawn());
+    // Now the daemon dies, and nobody says that all is well.
+    let died = watched.ms;
+    while watched.ms < died + 2_000 {
+        watched.step(false);
+    }
+    assert_eq!(watched.world.is_frozen(), Some(true));
+    assert!(watched.fed.get() <= at(died));
+    watched.world.watch.machine.is_slow = false;
+    watched.step(false);
+    assert!(!watched.world.is_there() && watched.world.is_withdrawn());
+    assert!(watched.fed.get() > at(died));
 }
 
 #[test]
