@@ -583,17 +583,22 @@ class Cluster:
             self.wait_in_sync(resource)
         return self
 
-    def wait_in_sync(self, resource="demo", deadline_s=40.0):
-        """Waits until both are members, connected, and nothing is left to copy."""
+    def wait_in_sync(self, resource="demo", deadline_s=60.0, but=()):
+        """Waits until all, but those named, are members, connected, and nothing is left to copy."""
         def done():
-            primary = [node for node in self.data_nodes
-                       if node.is_running and node.replica(resource)["role"] == "primary"]
-            if len(primary) != 1:
-                return False
-            peer = primary[0].peer(resource)
-            return (peer.get("is_member") and peer["dirty_bytes"] == 0
-                    and peer["state"] == "current")
-        wait_until(f"both replicas of {resource} are in sync", done, deadline_s)
+            replicas = [node.replica(resource) for node in self.data_nodes if node.is_running]
+            primary = [replica for replica in replicas if replica["role"] == "primary"]
+            return len(primary) == 1 and all(
+                peer["is_member"] and peer["dirty_bytes"] == 0 and peer["state"] == "current"
+                for peer in primary[0]["peers"] if peer["node"] not in but)
+        wait_until(f"all replicas of {resource} are in sync", done, deadline_s)
+
+    def restart_in_turn(self, nodes, but=()):
+        """Stops and starts daemons one after the other, each when all, but those named, are in sync."""
+        for node in nodes:
+            node.stop()
+            node.start()
+            self.wait_in_sync(but=but)
 
     def primary(self, resource="demo"):
         """The node that is primary."""

@@ -30,17 +30,6 @@ class Copies(Trio):
             with open(parts["disk"][name], "wb") as file:
                 file.truncate(SIZE_MIB * MIB)
 
-    def wait_in_sync(self, resource="demo", deadline_s=60.0, but=()):
-        """Waits until all, but those named, are members, connected, and nothing is left to copy."""
-        def done():
-            running = [node for node in self.data_nodes if node.is_running]
-            primary = [node for node in running
-                       if node.replica(resource)["role"] == "primary"]
-            return len(primary) == 1 and all(
-                peer["is_member"] and peer["dirty_bytes"] == 0 and peer["state"] == "current"
-                for peer in primary[0].replica(resource)["peers"] if peer["node"] not in but)
-        wait_until(f"all replicas of {resource} are in sync", done, deadline_s)
-
     def wait_for_another(self, than):
         """Waits until some other node serves and acknowledges, and gives it."""
         others = [node for node in self.data_nodes if node is not than and node.is_running]
@@ -53,10 +42,7 @@ class Copies(Trio):
     def have_new_file(self, nodes):
         """Every daemon reads the file, one after the other, while the others go on."""
         self.write_config()
-        for node in nodes:
-            node.stop()
-            node.start()
-            self.wait_in_sync(but=("delta",))
+        self.restart_in_turn(nodes, but=("delta",))
 
     def remove(self, member, name):
         """A node that was stopped loses its vote; a member is asked for it when it has missed it."""

@@ -164,15 +164,10 @@ def h6_a_rolling_restart_of_all_daemons_loses_nothing():
     """As an upgrade does it: the secondary, the witness, the primary after a switchover."""
     with Trio() as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        for node in (beta, cluster.gamma):
-            node.stop()
-            node.start()
-            cluster.wait_in_sync()
+        cluster.restart_in_turn((beta, cluster.gamma))
         beta.ctl("switchover", "demo", "--to", "beta")
         cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
-        alpha.stop()
-        alpha.start()
-        cluster.wait_in_sync()
+        cluster.restart_in_turn((alpha,))
         cluster.finish()
         expect(cluster.primary() is beta, "the office moved once more")
         print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")

@@ -167,12 +167,7 @@ def nodes_move_to_other_addresses_one_after_the_other_and_writes_go_on():
             wait_until(f"{moved.name} hears alpha",
                        lambda: seen(moved, "alpha")["state"] == "reachable")
             cluster.wait_in_sync()
-            for node in (gamma, beta, alpha):
-                if node is moved:
-                    continue
-                node.stop()
-                node.start()
-                cluster.wait_in_sync()
+            cluster.restart_in_turn(node for node in (gamma, beta, alpha) if node is not moved)
         cluster.finish()
 
 
