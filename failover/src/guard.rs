@@ -173,6 +173,20 @@ impl Registry {
     }
 }
 
+#[cfg(test)]
+impl Registry {
+    /// One whose table nobody reads.
+    pub(crate) fn for_tests() -> Self {
+        Self::over(Table::map(&table::create().expect("memory")).expect("a mapping"))
+    }
+
+    /// The last sign of life of the thread of a resource.
+    pub(crate) fn services_beat(&self, resource: &str) -> Option<Time> {
+        let row = self.lock().offices.iter().position(|name| name == resource)?;
+        self.table?.heartbeat(row)
+    }
+}
+
 /// An address that the guard removes when the lease is over.
 pub struct AddressSlot {
     table: Option<Shared>,

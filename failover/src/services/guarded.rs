@@ -33,6 +33,8 @@ impl Guarded {
     ) -> io::Result<Self> {
         let (nudge, nudges) = sync_channel(1);
         let guarded = Self { registry: registry.clone(), resource: resource.to_owned(), nudge };
+        // From now on the guard takes a thread that does not beat for one that stands still.
+        guarded.beat();
         if guarded.is_told() && !services.is_empty() {
             let resource = resource.to_owned();
             let mut known = Known { registry, resource, services, slots: Vec::new() };

@@ -18,6 +18,7 @@ use failover_core::services::{
 use failover_core::{Span, Time};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -30,8 +31,11 @@ use crate::node::now;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The guard hears so often that the thread lives.
 const BEAT_EVERY: Duration = Duration::from_millis(100);
-/// How long what can be checked beforehand may take, before everything else begins.
-const PREPARE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a start waits until what can be checked beforehand is checked.
+const PREPARED_WITHIN: Duration = Duration::from_secs(10);
+/// How long that may take at all: nobody else waits for it, and a daemon-reload of a big machine
+/// takes its time.
+const PREPARE_LIMIT: Duration = Duration::from_secs(150);
 /// A watch that ended begins again after this.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
@@ -87,6 +91,7 @@ impl Runner {
         let thread = RunnerThread {
             engine: engine.clone(),
             jobs: setup.services.iter().map(|_| None).collect(),
+            prepared: Vec::new(),
             dropped: setup.services.iter().map(|_| None).collect(),
             services: setup.services,
             site: Arc::new(setup.site),
@@ -176,6 +181,8 @@ struct RunnerThread {
     forbidden: Option<Hindrance>,
     own: UnboundedSender<Letter>,
     jobs: Vec<Option<Job>>,
+    /// Which services were looked at beforehand.
+    prepared: Vec<watch::Receiver<bool>>,
     /// The last job that was dropped, until it is gone.
     dropped: Vec<Option<JoinHandle<()>>>,
     /// Who waits for the end of a release.
@@ -185,10 +192,7 @@ struct RunnerThread {
 impl RunnerThread {
     async fn run(mut self, mut inbox: UnboundedReceiver<Letter>) {
         self.look_whether_forbidden();
-        self.prepare().await;
-        for (at, service) in self.services.iter().enumerate() {
-            tokio::spawn(watch(at, service.clone(), self.own.clone()));
-        }
+        self.prepare();
         loop {
             self.guarded.beat();
             self.look_whether_forbidden();
@@ -221,21 +225,21 @@ impl RunnerThread {
         }
     }
 
-    /// Everything that can be checked beforehand, all at once.
-    async fn prepare(&mut self) {
-        let prepare = |service: &Arc<dyn Service>| {
-            let service = service.clone();
+    /// Everything that can be checked beforehand, all at once, and then watched. Meanwhile what an
+    /// earlier process left is asked after and, without a lease, made to stand still.
+    fn prepare(&mut self) {
+        for (at, service) in self.services.iter().enumerate() {
+            let (done, prepared) = watch::channel(false);
+            self.prepared.push(prepared);
+            let (service, own) = (service.clone(), self.own.clone());
             tokio::spawn(async move {
                 let limited = timeout(PREPARE_LIMIT, service.prepare());
-                limited.await.unwrap_or_else(|_| Err(prepare_takes_long()))
-            })
-        };
-        let tasks: Vec<JoinHandle<Result<(), Failure>>> =
-            self.services.iter().map(prepare).collect();
-        for (service, task) in tasks.into_iter().enumerate() {
-            if let Ok(Err(why)) = task.await {
-                self.step(Input::Unprepared { service, why });
-            }
+                if let Err(why) = limited.await.unwrap_or_else(|_| Err(prepare_takes_long())) {
+                    let _ = own.send(Letter::Tell(Input::Unprepared { service: at, why }));
+                }
+                done.send_replace(true);
+                pass_on_changes(at, service, own).await;
+            });
         }
     }
 
@@ -304,13 +308,18 @@ impl RunnerThread {
     fn begin(&mut self, at: usize, ticket: u64, action: Action) {
         let (service, site) = (self.services[at].clone(), self.site.clone());
         let (own, before) = (self.own.clone(), self.dropped[at].take());
+        let mut prepared = self.prepared[at].clone();
         let task = tokio::spawn(async move {
             if let Some(before) = before {
                 // It was aborted: it ends when its future is gone.
                 let _ = before.await;
             }
             let result = match action {
-                Action::Start => service.start(&site).await.map(|()| Answer::Done),
+                Action::Start => {
+                    // Whatever comes of it: the start says by itself what it lacks.
+                    let _ = timeout(PREPARED_WITHIN, prepared.wait_for(|done| *done)).await;
+                    service.start(&site).await.map(|()| Answer::Done)
+                }
                 Action::Stop(force) => service.stop(force).await.map(|()| Answer::Done),
                 Action::Monitor => service.monitor().await.map(Answer::Is),
             };
@@ -330,7 +339,7 @@ fn prepare_takes_long() -> Failure {
 }
 
 /// Passes on what a service tells by itself.
-async fn watch(at: usize, service: Arc<dyn Service>, own: UnboundedSender<Letter>) {
+async fn pass_on_changes(at: usize, service: Arc<dyn Service>, own: UnboundedSender<Letter>) {
     loop {
         let (changes, mut told) = unbounded_channel::<Change>();
         let pass_on = async {
@@ -340,5 +349,129 @@ async fn watch(at: usize, service: Arc<dyn Service>, own: UnboundedSender<Letter
         };
         tokio::join!(service.watch(changes), pass_on);
         sleep(WATCH_AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::time::Instant;
+
+    use failover_core::services::{Condition, Force, Gain, Kind, ServiceSpec, ServiceTiming};
+    use tokio::sync::Notify;
+
+    use super::super::Doing;
+    use super::*;
+
+    /// One whose preparation ends when the test says so.
+    #[derive(Default)]
+    struct Slow {
+        may_end: Notify,
+        is_prepared: AtomicBool,
+        asked: AtomicU32,
+        started: AtomicU32,
+    }
+
+    impl Service for Slow {
+        fn prepare(&self) -> Doing<'_, Result<(), Failure>> {
+            Box::pin(async {
+                self.may_end.notified().await;
+                self.is_prepared.store(true, Ordering::SeqCst);
+                Ok(())
+            })
+        }
+
+        fn start<'a>(&'a self, _: &'a Site) -> Doing<'a, Result<(), Failure>> {
+            assert!(self.is_prepared.load(Ordering::SeqCst), "started before it was looked at");
+            self.started.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async { Ok(()) })
+        }
+
+        fn stop(&self, _: Force) -> Doing<'_, Result<(), Failure>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn monitor(&self) -> Doing<'_, Result<Condition, Failure>> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async { Ok(Condition::Stopped) })
+        }
+
+        fn watch(&self, _: UnboundedSender<Change>) -> Doing<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    struct Deaf;
+
+    impl Listener for Deaf {
+        fn noted(&self, _: Option<&str>, _: &Note) {}
+        fn fail_device(&self) {}
+    }
+
+    fn spec() -> ServiceSpec {
+        ServiceSpec {
+            name: "slow".into(),
+            kind: Kind::Command { start: "true".into(), stop: None, monitor: None },
+            place: Place::Primary,
+            step: 0,
+            timing: ServiceTiming {
+                start: Span::from_ms(60_000),
+                stop: Span::from_ms(60_000),
+                monitor: Span::from_ms(60_000),
+                monitor_every: Span::from_ms(60_000),
+            },
+            restarts_max: 3,
+            is_critical: true,
+        }
+    }
+
+    fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+        let began = Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < Duration::from_secs(30), "{what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// L4: what an earlier process left is dealt with, and the guard hears of a thread that lives,
+    /// however long agents and systemd take to tell what they are.
+    #[test]
+    fn a_preparation_that_takes_long_holds_up_its_own_start_and_nothing_else() {
+        let service = Arc::new(Slow::default());
+        let registry = Registry::for_tests();
+        let setup = Setup {
+            settings: Settings {
+                resource: "demo".into(),
+                services: vec![spec()],
+                lease: Span::from_ms(1_000),
+                demote_after: Span::from_ms(10_000),
+            },
+            services: vec![service.clone()],
+            site: Site {
+                device: "/dev/null".into(),
+                resource: "demo".into(),
+                node: "alpha".into(),
+            },
+            registry: registry.clone(),
+            forbidden: Box::new(|| None),
+        };
+        let began = Instant::now();
+        let runner = Runner::start(setup, Deaf).unwrap();
+        let first = registry.services_beat("demo");
+        assert!(first.is_some(), "the guard knows from the first moment who has to live");
+        until("it beats", || registry.services_beat("demo") > first);
+        runner.tell(Input::ResourceUp);
+        until("it is asked what it is", || service.asked.load(Ordering::SeqCst) > 0);
+        assert!(began.elapsed() < PREPARED_WITHIN, "that is what a start waits");
+        runner.tell(Input::LeaseChanged { until: Some(Time(u64::MAX)) });
+        runner.tell(Input::OfficeGained { tenure: 2, how: Gain::HandedOver });
+        until("its start is ordered", || {
+            runner.engine().services()[0].phase() == failover_core::services::Phase::Starting
+        });
+        let beat = registry.services_beat("demo");
+        until("it still beats", || registry.services_beat("demo") > beat);
+        assert_eq!(service.started.load(Ordering::SeqCst), 0);
+        service.may_end.notify_one();
+        until("it starts", || service.started.load(Ordering::SeqCst) == 1);
     }
 }

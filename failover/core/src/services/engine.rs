@@ -525,7 +525,8 @@ impl Engine {
         self.services[at].remark.clone_from(&text);
         self.services[at].last_failure = Some((self.now, why));
         self.note(effects, "service_unprepared", Weight::Warning, Some(at), text);
-        if self.services[at].spec.is_critical {
+        // Where it is to run now, its start says whether that is true.
+        if self.services[at].spec.is_critical && !self.holds() {
             self.begin_trouble(at);
         }
     }

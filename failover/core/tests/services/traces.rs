@@ -6,7 +6,7 @@ use failover_core::services::{
     Change, Condition, Gain, Input, Order, Phase, Place, Release, address_delay,
 };
 
-use crate::story::{Story, command, ms, usual};
+use crate::story::{Story, command, failure, ms, usual};
 
 const FOREVER: Option<Time> = Some(Time(u64::MAX));
 
@@ -337,6 +337,23 @@ fn where_no_other_node_takes_the_office_it_is_tried_again_here_after_growing_tim
     assert!(story.engine.trouble().is_some());
     story.done("a");
     assert!(story.engine.trouble().is_none(), "it runs");
+}
+
+/// What can be checked beforehand may be known only after the office came.
+#[test]
+fn a_late_word_that_it_is_not_prepared_does_not_move_an_office_that_is_being_tried() {
+    let why = failure(true);
+    let mut story = Story::secondary(vec![command("a", 0)]);
+    let mut secondary = story.clone();
+    secondary.tell(Input::Unprepared { service: 0, why: why.clone() });
+    assert!(secondary.engine.trouble().is_some());
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    story.tell(Input::Unprepared { service: 0, why });
+    assert!(story.engine.trouble().is_none());
+    story.expect(&["start a"]);
+    story.fails_for_good("a");
+    assert!(story.engine.trouble().is_some());
 }
 
 #[test]
