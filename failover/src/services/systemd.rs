@@ -12,8 +12,8 @@
 //! waited for (`JobRemoved`), and then systemd is asked what the unit is. A call without an answer
 //! (the bus restarted, systemd executes itself anew) has an unknown outcome and is made again,
 //! which every one of these orders allows; only when nobody has answered for half a minute
-//! is that a failure. A unit with living processes is not reported as failed because systemd is
-//! silent.
+//! is that a failure. A unit is not reported as failed because systemd is silent: a monitor answers
+//! in time that its processes live, or that nobody knows.
 
 mod bus;
 mod cgroup;
@@ -52,6 +52,8 @@ const SILENT_AFTER: Duration = Duration::from_secs(2);
 const REAP_PATIENCE: Duration = Duration::from_secs(2);
 /// A signal about a job may be read a little after the look it explains.
 const LATE_SIGNAL: Duration = Duration::from_millis(20);
+/// How long a monitor waits for systemd, where nothing else is said.
+const MONITOR_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a start is ordered again whose outcome is not known.
 const UNKNOWN_STARTS_MAX: u32 = 5;
 
@@ -156,6 +158,8 @@ async fn own_job_type(address: Option<&str>) -> zbus::Result<String> {
 pub struct Unit {
     systemd: Arc<Systemd>,
     tracked: Arc<Tracked>,
+    /// How long a monitor waits for systemd.
+    patience: Duration,
 }
 
 /// How a job ended.
@@ -171,7 +175,12 @@ impl Unit {
     /// The unit of this full name.
     pub fn new(systemd: Arc<Systemd>, name: &str) -> Self {
         let tracked = systemd.bus.track(name);
-        Self { systemd, tracked }
+        Self { systemd, tracked, patience: MONITOR_PATIENCE }
+    }
+
+    /// Its monitors have an answer well within this.
+    pub fn monitored_within(self, limit: Duration) -> Self {
+        Self { patience: limit / 2, ..self }
     }
 
     fn name(&self) -> &str {
@@ -503,10 +512,11 @@ impl Unit {
     }
 
     async fn monitor_it(&self) -> Result<Condition, Failure> {
-        let state = match self.look().await {
-            Ok(state) => state,
-            Err(failure) if is_about_the_bus(&failure) => return self.without_systemd(failure),
-            Err(failure) => return Err(failure),
+        let state = match timeout(self.patience, self.look()).await {
+            Ok(Ok(state)) => state,
+            Ok(Err(failure)) if is_about_the_bus(&failure) => return self.without_systemd(failure),
+            Ok(Err(failure)) => return Err(failure),
+            Err(_) => return Ok(self.while_systemd_is_silent()),
         };
         Ok(match state.active {
             Activity::Up => Condition::Running,
@@ -525,6 +535,15 @@ impl Unit {
             }
             _ => Err(failure),
         }
+    }
+
+    /// A daemon-reload or daemon-reexec of a big machine takes longer than a monitor may, and is no
+    /// failure of the unit: nothing could be stopped or started before it is over. The engine asks
+    /// again; it does not take that for an answer for ever.
+    fn while_systemd_is_silent(&self) -> Condition {
+        let silent = bus::silent_for(self.patience, "it may be reloading");
+        let why = silent.why.clone();
+        self.without_systemd(silent).unwrap_or(Condition::Changing(why))
     }
 
     async fn watch_it(&self, changes: UnboundedSender<Change>) {

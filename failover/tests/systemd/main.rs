@@ -27,7 +27,8 @@ fn systemd(fake: &Fake) -> Arc<Systemd> {
 }
 
 fn db(fake: &Fake) -> Arc<Unit> {
-    Arc::new(Unit::new(systemd(fake), DB))
+    // However slow the machine of the test is.
+    Arc::new(Unit::new(systemd(fake), DB).monitored_within(Duration::from_secs(240)))
 }
 
 fn site() -> Site {
@@ -284,6 +285,22 @@ async fn a_reexec_of_systemd_is_never_a_failure() {
     watch.nothing().await;
     fake.change(DB, |unit| (unit.active, unit.main_ended) = ("failed", (1, 1))).await;
     assert!(matches!(watch.next().await, Change::Failed(_)));
+}
+
+/// A monitor that has no answer would make the engine restart a unit that is well.
+#[tokio::test]
+async fn a_monitor_during_a_long_reload_of_systemd_answers_in_time_and_is_no_failure() {
+    let mut fake = Fake::new(&[(DB, running())]).await;
+    let limit = Duration::from_secs(4);
+    let unit = Unit::new(systemd(&fake), DB).monitored_within(limit);
+    until("it is up", async || (unit.monitor().await == Ok(Condition::Running)).then_some(()))
+        .await;
+    fake.freeze();
+    let monitor = timeout(limit, unit.monitor()).await.expect("an answer in time");
+    assert!(
+        matches!(&monitor, Ok(Condition::Changing(why)) if why.contains("systemd")),
+        "{monitor:?}"
+    );
 }
 
 #[tokio::test]

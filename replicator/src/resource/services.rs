@@ -55,7 +55,10 @@ impl Resource {
         };
         let make = |spec: &ServiceSpec| -> std::io::Result<Arc<dyn Service>> {
             match &spec.kind {
-                Kind::Systemd { unit } => Ok(Arc::new(Unit::new(systemd.clone(), unit))),
+                Kind::Systemd { unit } => {
+                    let limit = Duration::from_nanos(spec.timing.monitor.0);
+                    Ok(Arc::new(Unit::new(systemd.clone(), unit).monitored_within(limit)))
+                }
                 Kind::Address { address, prefix, interface } => {
                     let config = AddressConfig {
                         resource: self.name().to_owned(),

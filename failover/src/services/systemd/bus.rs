@@ -268,9 +268,14 @@ impl Bus {
 }
 
 fn silent(why: &str) -> Failure {
+    silent_for(AWAY_PATIENCE, why)
+}
+
+/// systemd has said nothing for so long.
+pub(super) fn silent_for(patience: Duration, why: &str) -> Failure {
     Failure {
         code: "systemd_silent".to_owned(),
-        why: format!("systemd has not answered for {} s: {why}", AWAY_PATIENCE.as_secs()),
+        why: format!("systemd has not answered for {} s: {why}", patience.as_secs_f32()),
         next: "systemctl status; busctl status org.freedesktop.systemd1".to_owned(),
         is_permanent: false,
     }
