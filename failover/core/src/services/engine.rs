@@ -408,9 +408,19 @@ impl Engine {
     }
 
     fn told(&mut self, at: usize, event: Event, why: String, effects: &mut Vec<Effect>) {
-        match next(self.services[at].phase, event) {
+        let is_wanted = !self.is_maintained && self.may_run(at);
+        let outcome = next(self.services[at].phase, event);
+        match outcome {
             Next::Stay | Next::Never => return,
             Next::Fails => return self.fails(at, event, ended_by_itself(why), effects),
+            Next::To(Phase::Stopped) if is_wanted => {
+                if self.services[at].is_stopped_again(self.now) {
+                    let failure = stopped_again(why);
+                    return self.fails(at, Event::ToldFailed, failure, effects);
+                }
+                self.services[at].restarts += 1;
+                self.drop_job(at, effects);
+            }
             Next::To(_) | Next::Ask => self.drop_job(at, effects),
         }
         self.apply(at, event);
@@ -739,6 +749,17 @@ fn force_word(force: Force) -> &'static str {
         Force::Orderly => "orderly",
         Force::Kill => "by force",
         Force::Detach => "with all force",
+    }
+}
+
+fn stopped_again(why: String) -> Failure {
+    Failure {
+        code: "stopped_again".to_string(),
+        why: format!("{why}, again and again"),
+        next: "find out who stops it: a unit that it is bound to (BindsTo=, PartOf=) and that \
+               dies, or a program that unmounts; to stop it on purpose: replctl stop"
+            .to_string(),
+        is_permanent: false,
     }
 }
 

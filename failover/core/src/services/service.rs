@@ -31,6 +31,10 @@ const RETRY_MAX: Span = Span::from_ms(600_000);
 const HANG_RETRY: Span = Span::from_ms(10_000);
 /// How long a stop by force may take.
 const KILL_LIMIT: Span = Span::from_ms(5_000);
+/// Somebody else may stop it so often within this and it is no failure: an operator who does not
+/// know of us. Once more, and something does it again and again: a unit that it is bound to dies.
+const STOPS_FORGIVEN: usize = 2;
+const STOPS_WITHIN: Span = Span::from_ms(60_000);
 /// A unit that is activating is asked again.
 const ASK_AGAIN: Span = Span::from_ms(200);
 
@@ -231,6 +235,8 @@ pub struct Service {
     pub(super) is_off: bool,
     /// Failures in a row.
     pub(super) failures: u32,
+    /// When somebody else stopped it, the last times.
+    pub(super) stopped_at: [Option<Time>; STOPS_FORGIVEN],
     /// Restarts since this node took the office, for status.
     pub(super) restarts: u32,
     /// How often in a row it was given up here.
@@ -261,6 +267,7 @@ impl Service {
             restart_wanted: false,
             is_off: false,
             failures: 0,
+            stopped_at: [None; STOPS_FORGIVEN],
             restarts: 0,
             rounds: 0,
             is_given_up: false,
@@ -400,6 +407,14 @@ impl Service {
             now + Span::from_ms(BACKOFF_MS[at])
         };
         is_hopeless
+    }
+
+    /// Somebody else stopped it: whether that happens again and again.
+    pub(super) fn is_stopped_again(&mut self, now: Time) -> bool {
+        let first = self.stopped_at[0];
+        self.stopped_at.rotate_left(1);
+        self.stopped_at[STOPS_FORGIVEN - 1] = Some(now);
+        first.is_some_and(|at| now.since(at) < STOPS_WITHIN)
     }
 
     /// Its past is forgotten.

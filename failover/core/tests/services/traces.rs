@@ -578,12 +578,60 @@ fn an_operator_stops_starts_and_restarts() {
 #[test]
 fn a_service_that_is_stopped_by_hand_comes_back_and_that_is_no_failure() {
     let mut story = Story::running(vec![command("a", 0)]);
-    for _ in 0..10 {
+    for restarts in 1..=10 {
         story.change("a", Change::StoppedByHand("somebody said systemctl stop".into()));
         story.expect(&["start a"]);
         story.done("a");
+        assert_eq!(story.engine.state(story.now).services[0].restarts, restarts);
+        story.wait(ms(29_999 + restarts as u64 % 2 * 2));
+        ignore_asks(story.orders());
+        if story.job("a").is_some() {
+            story.is("a", Condition::Running);
+        }
     }
     assert!(story.engine.trouble().is_none());
+    assert!(!story.notes.contains(&"service_failed".into()));
+}
+
+/// A unit bound to one that dies again and again, or a mount that something takes away again.
+#[test]
+fn a_service_that_is_stopped_again_and_again_fails_and_the_office_moves_in_the_end() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    let stopped = Change::StoppedByHand("a was stopped by somebody else".into());
+    for _ in 0..2 {
+        story.change("a", stopped.clone());
+        story.expect(&["start a"]);
+        story.done("a");
+        story.wait(ms(1_000));
+    }
+    let mut pauses = Vec::new();
+    while story.engine.trouble().is_none() {
+        story.change("a", stopped.clone());
+        story.expect(&["stop a"]);
+        story.done("a");
+        let began = story.now;
+        while story.engine.trouble().is_none() && story.job("a").is_none() {
+            story.wait(ms(100));
+        }
+        pauses.push(story.now.since(began).as_ms() / 100 * 100);
+        story.orders();
+        if story.engine.trouble().is_none() {
+            story.done("a");
+        }
+        assert!(pauses.len() < 10, "for ever");
+    }
+    // As often as any other failure: two restarts in place.
+    assert_eq!(pauses, [0, 1_000, 0]);
+    let trouble = story.engine.trouble().unwrap();
+    assert!(trouble.why.contains("stopped by somebody else, again and again"), "{}", trouble.why);
+    // Hands off means hands off.
+    let mut story = Story::running(vec![command("a", 0)]);
+    story.order(Order::Maintenance(true));
+    for _ in 0..5 {
+        story.change("a", stopped.clone());
+        story.change("a", Change::StartedByHand("a was started".into()));
+    }
+    assert!(!story.notes.contains(&"service_failed".into()));
 }
 
 #[test]
