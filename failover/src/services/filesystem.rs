@@ -18,6 +18,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use failover_core::Span;
 use failover_core::services::FsckPolicy;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -31,6 +32,9 @@ use super::pidfd::attend;
 use super::process::{Leftovers, Order, Run, WordsFile, run};
 use super::scope::Scope;
 use super::{Change, Condition, Doing, Failure, Force, Home, Service, Site};
+
+/// How long a check before the mount may take: a day, for the largest there are.
+const CHECK_LIMIT: Span = Span::from_ms(86_400_000);
 
 /// One file system as a service.
 pub struct Filesystem {
@@ -47,6 +51,8 @@ pub struct Filesystem {
     known: Mutex<Known>,
     /// Whether it is to be mounted now.
     is_wanted: watch::Sender<bool>,
+    /// Whoever is told of changes, also of what a start does.
+    told: Mutex<Option<UnboundedSender<Change>>>,
 }
 
 #[derive(Default)]
@@ -87,6 +93,7 @@ impl Filesystem {
             memory: dir.join("services").join(memory),
             known: Mutex::default(),
             is_wanted: watch::channel(false).0,
+            told: Mutex::default(),
         }
     }
 
@@ -209,7 +216,12 @@ impl Filesystem {
             Check::Repair(fs_type) => fs_type.to_owned(),
             Check::ByType => self.fs_type.clone().unwrap_or_default(),
         };
-        let run = self.run(&format!("fsck.{fs_type}"), &["-p", &shown]).await?;
+        // As long as it is large: killed midway it would begin anew here and on every other node.
+        let what = format!("fsck.{fs_type} -p {shown} runs: the file system is checked first");
+        self.say(Change::Step { what, limit: Some(CHECK_LIMIT) });
+        let run = self.run(&format!("fsck.{fs_type}"), &["-p", &shown]).await;
+        self.say(Change::Step { what: String::new(), limit: None });
+        let run = run?;
         fsck::verdict(run.code()).map_err(|what| Failure {
             code: "fsck_failed".into(),
             why: format!("fsck.{fs_type} -p {shown} {what}; it {}", run.story()),
@@ -220,6 +232,14 @@ impl Filesystem {
             // The other node has the same blocks, but only here it is known.
             is_permanent: true,
         })
+    }
+
+    fn say(&self, change: Change) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = told.as_ref() {
+            // Nobody listens any more: then nobody waits either.
+            let _ = told.send(change);
+        }
     }
 
     async fn mount(&self, device: &Path) -> Result<(), Failure> {
@@ -325,6 +345,7 @@ impl Filesystem {
 
     /// Tells what happens to the mount while it is wanted.
     async fn tell(&self, changes: UnboundedSender<Change>) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(changes.clone());
         let mut wanted = self.is_wanted.subscribe();
         loop {
             if wanted.wait_for(|wanted| *wanted).await.is_err() {

@@ -170,7 +170,24 @@ async fn v4_a_file_system_with_errors_is_checked_before_it_is_mounted() {
     never.stop(Force::Orderly).await.unwrap();
     assert!(features(&disk).contains("errors"), "nobody checked it: {}", features(&disk));
     let auto = filesystem(&home, &point, "ext4", FsckPolicy::Auto);
-    soon("start", auto.start(&site(&disk.device))).await.unwrap();
+    let (sender, mut changes) = unbounded_channel();
+    let here = site(&disk.device);
+    let acting = async {
+        soon("start", auto.start(&here)).await.unwrap();
+        // As long as it takes, and not as long as a mount may.
+        let check = soon("the check", changes.recv()).await.unwrap();
+        let what = format!("fsck.ext4 -p {} runs", disk.device.display());
+        let Change::Step { what: said, limit } = check else { panic!("{check:?}") };
+        assert!(said.starts_with(&what), "{said}");
+        assert!(limit.is_some_and(|limit| limit.as_ms() == 86_400_000), "{limit:?}");
+        let mount = soon("the mount", changes.recv()).await.unwrap();
+        assert_eq!(mount, Change::Step { what: String::new(), limit: None });
+    };
+    tokio::select! {
+        biased;
+        () = auto.watch(sender) => panic!("it ended by itself"),
+        () = acting => {}
+    }
     auto.stop(Force::Orderly).await.unwrap();
     assert!(!features(&disk).contains("errors"), "{}", features(&disk));
 }

@@ -400,10 +400,31 @@ impl Engine {
             Change::Failed(why) => self.told(at, Event::ToldFailed, why, effects),
             Change::StoppedByHand(why) => self.told(at, Event::ToldStopped, why, effects),
             Change::StartedByHand(why) => self.told(at, Event::ToldStarted, why, effects),
+            Change::Step { what, limit } => self.step_of_start(at, what, limit, effects),
             Change::Warning(why) => {
                 self.services[at].remark.clone_from(&why);
                 self.note(effects, "service_warning", Weight::Warning, Some(at), why);
             }
+        }
+    }
+
+    /// A start under way has come to a step that takes its own time.
+    fn step_of_start(
+        &mut self,
+        at: usize,
+        what: String,
+        limit: Option<Span>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let (now, service) = (self.now, &mut self.services[at]);
+        let limit = limit.unwrap_or(service.limit(Action::Start));
+        let Some(job) = service.job.as_mut().filter(|job| job.action == Action::Start) else {
+            return;
+        };
+        job.until = now + limit;
+        service.remark.clone_from(&what);
+        if !what.is_empty() {
+            self.note(effects, "service_step", Weight::Warning, Some(at), what);
         }
     }
 

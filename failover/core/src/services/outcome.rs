@@ -2,6 +2,8 @@
 
 use alloc::string::String;
 
+use replicator_core::Span;
+
 /// How hard a stop tries; the engine escalates from one to the next.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Force {
@@ -36,6 +38,14 @@ pub enum Change {
     StoppedByHand(String),
     /// Somebody else started it where it should not run.
     StartedByHand(String),
+    /// Its start has come to a step with a deadline of its own, from now on: a check of a file
+    /// system takes as long as that is large. Without a limit it is that of a start again.
+    Step {
+        /// What is done now, for status; nothing said: nothing special.
+        what: String,
+        /// How long it may take.
+        limit: Option<Span>,
+    },
     /// Worth a warning: an address that somebody else has too, ...
     Warning(String),
 }

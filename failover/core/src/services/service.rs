@@ -431,12 +431,19 @@ impl Service {
             Action::Start => ("start", "start_timeout_ms"),
             Action::Stop(_) => ("stop", "stop_timeout_ms"),
         };
+        let job = self.job.as_ref().filter(|job| job.action == action);
+        let limit = job.map_or(self.limit(action), |job| job.until.since(job.since));
+        // What it was about to do, where that is known.
+        let remark = match (action, self.remark.as_str()) {
+            (Action::Start, remark) if !remark.is_empty() => format!(": {remark}"),
+            _ => String::new(),
+        };
         Failure {
             code: "timed_out".to_string(),
             why: format!(
-                "{what} of {} was not done after {} ms",
+                "{what} of {} was not done after {} ms{remark}",
                 self.spec.name,
-                self.limit(action).as_ms()
+                limit.as_ms()
             ),
             next: format!("look at its log; if it needs longer: {key}"),
             is_permanent: false,

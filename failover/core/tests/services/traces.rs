@@ -634,6 +634,40 @@ fn a_service_that_is_stopped_again_and_again_fails_and_the_office_moves_in_the_e
     assert!(!story.notes.contains(&"service_failed".into()));
 }
 
+/// V4: a check of a large file system must not be killed midway by the deadline of a mount.
+#[test]
+fn a_start_that_comes_to_a_step_with_a_deadline_of_its_own_has_that_and_says_what_it_does() {
+    let hour = ms(3_600_000);
+    let mut story = Story::secondary(vec![command("fs", 0)]);
+    story.lease(FOREVER);
+    story.gain(2, Gain::HandedOver);
+    story.wait(ms(10_000));
+    let step = Change::Step { what: "fsck runs".into(), limit: Some(hour) };
+    story.change("fs", step.clone());
+    story.expect(&["start fs"]);
+    story.wait(ms(3_599_999));
+    story.expect(&[]);
+    let state = &story.engine.state(story.now).services[0];
+    assert_eq!((state.phase, state.remark.as_str()), (Phase::Starting, "fsck runs"));
+    let mut overdue = story.clone();
+    overdue.wait(ms(1));
+    overdue.expect(&["drop fs", "stop fs"]);
+    let state = &overdue.engine.state(overdue.now).services[0];
+    let failure = &state.last_failure.as_ref().unwrap();
+    let why = "start of fs was not done after 3610000 ms: fsck runs";
+    assert!(format!("{failure:?}").contains(why), "{failure:?}");
+    // The mount itself has no longer than ever.
+    story.change("fs", Change::Step { what: String::new(), limit: None });
+    story.wait(ms(59_999));
+    story.expect(&[]);
+    story.wait(ms(1));
+    story.expect(&["drop fs", "stop fs"]);
+    // What stops is not given more time.
+    story.change("fs", step);
+    story.wait(ms(60_000));
+    story.expect(&["drop fs", "kill fs"]);
+}
+
 #[test]
 fn maintenance_keeps_hands_off_and_asks_at_its_end() {
     let mut story = Story::running(vec![command("a", 0), command("b", 1)]);
