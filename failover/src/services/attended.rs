@@ -1,6 +1,7 @@
 //! The processes that a start left running, attended until the stop: the death of one is noticed at
 //! once, by the kernel's word and not by asking.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::select_all;
@@ -17,23 +18,33 @@ const ATTENDED_MAX: usize = 200;
 pub const ASKED_AFTER: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(500), Duration::from_secs(2)];
 
+/// Processes, and what holds them where they could be held.
+type Attended = Vec<(Process, Option<PidFd>)>;
+
 /// Tells the watcher of a service when it is to run.
-#[derive(Debug)]
 pub struct Attendance {
     /// Rises with every start; odd while it is to run.
     turn: watch::Sender<u64>,
+    /// What the start left, held before it is called done.
+    left: Mutex<Option<Attended>>,
 }
 
 impl Default for Attendance {
     fn default() -> Self {
-        Self { turn: watch::channel(0).0 }
+        Self { turn: watch::channel(0).0, left: Mutex::default() }
     }
 }
 
 impl Attendance {
     /// It runs from now on, and whatever of it ends has failed.
-    pub fn begins(&self) {
+    pub async fn begins(&self, scope: &Scope) {
+        let left = attend(scope).await;
+        *self.left() = Some(left);
         self.turn.send_modify(|turn| *turn += if *turn % 2 == 0 { 1 } else { 2 });
+    }
+
+    fn left(&self) -> MutexGuard<'_, Option<Attended>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It was found running, by a daemon that did not start it itself.
@@ -56,6 +67,7 @@ impl Attendance {
 
     /// From now on its processes may end.
     pub fn ends(&self) {
+        *self.left() = None;
         self.turn.send_modify(|turn| *turn += *turn % 2);
     }
 
@@ -65,9 +77,16 @@ impl Attendance {
         loop {
             let turn = *turns.borrow_and_update();
             if turn % 2 == 1 {
-                let attended = attend(scope);
+                let left = self.left().take();
+                let died = async {
+                    let attended = match left {
+                        Some(left) => left,
+                        None => attend(scope).await,
+                    };
+                    first_death(attended).await
+                };
                 tokio::select! {
-                    died = first_death(attended) => {
+                    died = died => {
                         // A stop that began meanwhile has the death for itself.
                         if *turns.borrow() == turn {
                             return died;
@@ -83,8 +102,8 @@ impl Attendance {
     }
 }
 
-fn attend(scope: &Scope) -> Vec<(Process, Option<PidFd>)> {
-    let roots = processes::roots(&scope.processes());
+async fn attend(scope: &Scope) -> Attended {
+    let roots = processes::roots(&scope.processes().await);
     let hold = |process: Process| {
         // The number may have gone to somebody else before it was held.
         let held = PidFd::open(process.pid).ok().filter(|_| process.lives());
@@ -93,7 +112,7 @@ fn attend(scope: &Scope) -> Vec<(Process, Option<PidFd>)> {
     roots.into_iter().take(ATTENDED_MAX).map(hold).collect()
 }
 
-async fn first_death(attended: Vec<(Process, Option<PidFd>)>) -> Process {
+async fn first_death(attended: Attended) -> Process {
     let mut held = Vec::new();
     for (process, fd) in attended {
         match fd {

@@ -150,11 +150,11 @@ impl Commands {
 
     async fn condition(&self, action: Action) -> Result<Condition, Failure> {
         self.words[Action::Start as usize].bound();
-        if self.body.is_suspended() {
+        if self.body.is_suspended().await {
             return Ok(Condition::Running);
         }
         let Some(monitor) = &self.monitor else {
-            let runs = !self.body.processes().is_empty() || self.left_nothing.load(Relaxed);
+            let runs = self.left_nothing.load(Relaxed) || self.body.lives().await;
             return Ok(if runs { Condition::Running } else { Condition::Stopped });
         };
         let run = self.run(action, monitor, None).await?;
@@ -169,7 +169,7 @@ impl Commands {
         // Without a monitor and without processes nobody knows whether it ran: it is started.
         self.left_nothing.store(false, Relaxed);
         if matches!(self.condition(Action::Monitor).await, Ok(Condition::Running)) {
-            self.attendance.begins();
+            self.attendance.begins(&self.body).await;
             return Ok(());
         }
         self.attendance.ends();
@@ -178,8 +178,8 @@ impl Commands {
             self.end(Force::Kill).await?;
             return Err(self.failed(Action::Start, &run));
         }
-        self.left_nothing.store(self.body.processes().is_empty(), Relaxed);
-        self.attendance.begins();
+        self.left_nothing.store(!self.body.lives().await, Relaxed);
+        self.attendance.begins(&self.body).await;
         Ok(())
     }
 
@@ -201,17 +201,19 @@ impl Commands {
     async fn end(&self, force: Force) -> Result<(), Failure> {
         let patience = match force {
             Force::Orderly => {
-                self.body.terminate();
+                self.body.terminate().await;
                 TERM_PATIENCE
             }
             Force::Kill | Force::Detach => {
-                [&self.asking, &self.looking, &self.body].into_iter().for_each(Scope::kill);
+                for scope in [&self.asking, &self.looking, &self.body] {
+                    scope.kill().await;
+                }
                 KILL_PATIENCE
             }
         };
         let deadline = tokio::time::Instant::now() + patience;
         loop {
-            let left = self.body.processes();
+            let left = self.body.processes().await;
             if left.is_empty() {
                 self.body.tidy();
                 return Ok(());
@@ -220,7 +222,7 @@ impl Commands {
                 return Err(self.left_over(&left, force));
             }
             if force != Force::Orderly {
-                self.body.kill();
+                self.body.kill().await;
             }
             tokio::time::sleep(POLL).await;
         }
@@ -303,10 +305,59 @@ impl Service for Commands {
     }
 
     fn suspend(&self, is_suspended: bool) -> Doing<'_, ()> {
-        Box::pin(async move { self.body.suspend(is_suspended) })
+        Box::pin(self.body.suspend(is_suspended))
     }
 
     fn groups(&self) -> Vec<std::path::PathBuf> {
         [&self.body, &self.asking, &self.looking].into_iter().flat_map(Scope::groups).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::super::processes::LOOKS;
+    use super::*;
+
+    /// Reading the environment of a process may wait for that one's memory, and so for a disk.
+    #[tokio::test]
+    async fn the_thread_of_the_resource_never_looks_through_all_processes_itself() {
+        let dir = std::env::temp_dir().join(format!("replicator-looks-{}", std::process::id()));
+        let home = Home {
+            run_dir: dir.clone(),
+            node: "alpha".into(),
+            device: "/dev/null".into(),
+            ocf_root: dir.clone(),
+        };
+        let site = Site { device: "/dev/null".into(), resource: "db".into(), node: "alpha".into() };
+        let limit = Duration::from_secs(60);
+        let start = "sleep 600 & sleep 600 & true";
+        for monitor in [None, Some("true")] {
+            let commands = (start, None, monitor);
+            let service = Commands::new(&home, "db", "looks", commands, limit);
+            let (changes, _told) = tokio::sync::mpsc::unbounded_channel();
+            let acting = async {
+                service.start(&site).await.unwrap();
+                assert_eq!(service.monitor().await, Ok(Condition::Running));
+                service.suspend(true).await;
+                assert_eq!(service.monitor().await, Ok(Condition::Running));
+                service.suspend(false).await;
+                service.stop(Force::Orderly).await.unwrap();
+                service.start(&site).await.unwrap();
+                service.stop(Force::Kill).await.unwrap();
+            };
+            tokio::select! {
+                () = service.watch(changes) => panic!("it ended by itself"),
+                done = timeout(limit, acting) => done.unwrap(),
+            }
+            // A start that is given up.
+            let hangs = Commands::new(&home, "db", "hangs", ("sleep 600", None, None), limit);
+            let given_up = timeout(Duration::from_millis(50), hangs.start(&site)).await;
+            assert!(given_up.is_err());
+            hangs.stop(Force::Kill).await.unwrap();
+        }
+        assert_eq!(LOOKS.get(), 0);
+        let _ = std::fs::remove_dir_all(&dir);
     }
 }

@@ -201,18 +201,20 @@ impl Ocf {
         if !matches!(run.code(), Some(OK | DEGRADED)) {
             return Err(self.failed(Action::Start, &run));
         }
-        self.attendance.begins();
+        self.attendance.begins(&self.body).await;
         Ok(())
     }
 
     async fn stop_it(&self, force: Force) -> Result<(), Failure> {
         self.attendance.ends();
         if force != Force::Orderly {
-            [&self.looking, &self.asking, &self.body].into_iter().for_each(Scope::kill);
+            for scope in [&self.looking, &self.asking, &self.body] {
+                scope.kill().await;
+            }
         }
         if let Err(missing) = self.agent().is_there() {
             // Without an agent nothing of it was ever started, unless something of it still runs.
-            return if self.body.processes().is_empty() { Ok(()) } else { Err(missing) };
+            return if self.body.lives().await { Err(missing) } else { Ok(()) };
         }
         let run = self.act(Action::Stop).await?;
         if !matches!(run.code(), Some(OK | NOT_RUNNING)) {
@@ -236,7 +238,7 @@ impl Ocf {
 
     async fn condition(&self) -> Result<Condition, Failure> {
         self.words[Action::Start as usize].bound();
-        if self.body.is_suspended() {
+        if self.body.is_suspended().await {
             return Ok(Condition::Running);
         }
         let run = self.act(Action::Monitor).await?;
@@ -374,7 +376,7 @@ impl Service for Ocf {
     }
 
     fn suspend(&self, is_suspended: bool) -> Doing<'_, ()> {
-        Box::pin(async move { self.body.suspend(is_suspended) })
+        Box::pin(self.body.suspend(is_suspended))
     }
 
     fn groups(&self) -> Vec<PathBuf> {

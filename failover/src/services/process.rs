@@ -157,7 +157,11 @@ pub async fn run(
             Err(_) => words.bound(),
         }
     };
-    running.is_over = leftovers == Leftovers::Stay;
+    if leftovers == Leftovers::Kill {
+        scope.kill().await;
+        scope.tidy();
+    }
+    running.is_over = true;
     drop(running);
     Ok(Run { status, words: words.tail() })
 }
@@ -177,6 +181,10 @@ pub async fn output_of(
         pipe.take(most).read_to_end(&mut bytes).await?;
     }
     let status = running.child.wait().await?;
+    scope.kill().await;
+    scope.tidy();
+    running.is_over = true;
+    drop(running);
     Ok((status, bytes))
 }
 
@@ -192,7 +200,7 @@ impl Drop for Running<'_> {
         if !self.is_over {
             // The program itself first, so that it cannot start more while the others are killed.
             let _ = self.child.start_kill();
-            self.scope.kill();
+            self.scope.kill_soon();
             self.scope.tidy();
         }
     }

@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -20,6 +22,9 @@ use super::processes::{self, Process};
 pub const MARK: &str = "REPLICATOR_SCOPE";
 /// How often a kill without cgroup.kill is repeated: processes that fork may slip through a pass.
 const KILL_PASSES: u32 = 50;
+/// How long a kill is waited for by whoever cannot do that in an orderly way: shorter than the
+/// guard takes a thread for one that stands still.
+const KILL_SOON: Duration = Duration::from_millis(150);
 /// How long a killed cgroup is waited for where that is done without a runtime.
 const EMPTY_PATIENCE: Duration = Duration::from_millis(200);
 
@@ -36,6 +41,10 @@ pub struct Scope {
     cgroup: Option<PathBuf>,
     /// The kernel did not let us make it.
     is_refused: Arc<AtomicBool>,
+    /// Rises whenever something new is about to be started in it.
+    turn: Arc<AtomicU64>,
+    /// One look through all processes at a time, in the order in which they were asked for.
+    looking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Scope {
@@ -46,11 +55,13 @@ impl Scope {
         let id = format!("{daemon:08x}/{name}.{part}");
         let cgroup = own_cgroup()
             .map(|own| own.join(format!("replicator-{daemon:08x}")).join(format!("{name}.{part}")));
-        Self { id, cgroup, is_refused: Arc::default() }
+        let (is_refused, turn, looking) = Default::default();
+        Self { id, cgroup, is_refused, turn, looking }
     }
 
     /// Makes the cgroup, if that can be: the path, for the process that goes into it.
     pub fn ready(&self) -> Option<PathBuf> {
+        self.turn.fetch_add(1, Relaxed);
         let cgroup = self.cgroup.as_ref()?;
         // Another service may remove the directory above in between.
         let made = (0..3).any(|_| fs::create_dir_all(cgroup).is_ok());
@@ -69,7 +80,7 @@ impl Scope {
     /// the process groups that there are now, as `/proc/NUMBER`.
     pub fn groups(&self) -> Vec<PathBuf> {
         match &self.cgroup {
-            Some(cgroup) if !self.is_refused.load(Relaxed) => vec![cgroup.clone()],
+            Some(cgroup) if self.has_cgroup() => vec![cgroup.clone()],
             _ => self.process_groups(),
         }
     }
@@ -87,9 +98,22 @@ impl Scope {
         own.map(|(_, group)| format!("/proc/{group}").into()).collect()
     }
 
+    /// Looks through all processes on another thread. The kernel lets whoever reads the environment
+    /// of a process wait for that one's memory, and so, it may be, for the disk of another
+    /// resource: the thread that keeps our addresses alive must not.
+    async fn apart<T: Send + 'static>(&self, look: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let (scope, turn) = (self.clone(), self.looking.clone().lock_owned().await);
+        let look = move || {
+            let found = look(&scope);
+            drop(turn);
+            found
+        };
+        tokio::task::spawn_blocking(look).await.expect("a look through /proc does not panic")
+    }
+
     /// Whether it was made to stand still, by us, by an earlier daemon or by the guard: then it can
     /// say nothing about itself, and it is there.
-    pub fn is_suspended(&self) -> bool {
+    pub async fn is_suspended(&self) -> bool {
         let is_frozen = |cgroup: PathBuf| {
             let word = fs::read_to_string(cgroup.join("cgroup.freeze")).unwrap_or_default();
             word.trim() == "1" && !self.in_cgroup().is_empty()
@@ -98,11 +122,25 @@ impl Scope {
             return true;
         }
         // Where there is a cgroup, nobody stops its processes one by one.
-        if self.cgroup.is_some() && !self.is_refused.load(Relaxed) {
+        if self.has_cgroup() {
             return false;
         }
-        let processes = self.processes();
+        let processes = self.processes().await;
         !processes.is_empty() && processes.iter().all(|process| process.is_stopped)
+    }
+
+    fn has_cgroup(&self) -> bool {
+        self.cgroup.is_some() && !self.is_refused.load(Relaxed)
+    }
+
+    /// Whether something of it lives.
+    pub async fn lives(&self) -> bool {
+        !self.in_cgroup().is_empty() || !self.processes().await.is_empty()
+    }
+
+    /// All its processes. Those that left the cgroup (`su` with PAM may) are found by their mark.
+    pub async fn processes(&self) -> Vec<Process> {
+        self.apart(Self::look).await
     }
 
     /// Its cgroup, if there is one now.
@@ -110,8 +148,7 @@ impl Scope {
         self.cgroup.clone().filter(|cgroup| cgroup.join("cgroup.procs").exists())
     }
 
-    /// All its processes. Those that left the cgroup (`su` with PAM may) are found by their mark.
-    pub fn processes(&self) -> Vec<Process> {
+    fn look(&self) -> Vec<Process> {
         let mut found = self.in_cgroup();
         for process in processes::with_environment(&format!("{MARK}={}", self.id)) {
             if !process.is_zombie && !found.iter().any(|other| other.pid == process.pid) {
@@ -133,35 +170,65 @@ impl Scope {
     }
 
     /// Lets nothing of it act, or lets it go on.
-    pub fn suspend(&self, is_suspended: bool) {
+    pub async fn suspend(&self, is_suspended: bool) {
         let word = if is_suspended { "1" } else { "0" };
         let file = self.cgroup().map(|cgroup| cgroup.join("cgroup.freeze"));
         if file.is_some_and(|file| fs::write(file, word).is_ok()) {
             return;
         }
         let signal = if is_suspended { Signal::SIGSTOP } else { Signal::SIGCONT };
-        self.processes().iter().for_each(|process| send(process, signal));
+        self.apart(move |scope| scope.look().iter().for_each(|it| send(it, signal))).await;
     }
 
     /// Asks all its processes to end.
-    pub fn terminate(&self) {
-        for process in self.processes() {
-            send(&process, Signal::SIGTERM);
-        }
+    pub async fn terminate(&self) {
+        let turn = self.turn.load(Relaxed);
+        let ask = move |scope: &Self| {
+            let found = scope.look();
+            if scope.turn.load(Relaxed) == turn {
+                found.iter().for_each(|process| send(process, Signal::SIGTERM));
+            }
+        };
+        self.apart(ask).await;
     }
 
     /// Kills all its processes, also those that are being forked. Does not wait until they are
     /// gone: one that waits for a disk stays until the disk answers.
-    pub fn kill(&self) {
+    pub async fn kill(&self) {
+        self.kill_cgroup();
+        let turn = self.turn.load(Relaxed);
+        self.apart(move |scope| scope.kill_found(turn)).await;
+    }
+
+    /// The same where nobody can wait for it: what could not be found soon is killed later.
+    pub fn kill_soon(&self) {
+        self.kill_cgroup();
+        let (scope, turn) = (self.clone(), self.turn.load(Relaxed));
+        let (done, is_done) = sync_channel(1);
+        let kill = move || {
+            scope.kill_found(turn);
+            let _ = done.send(());
+        };
+        match thread::Builder::new().name("kill".into()).spawn(kill) {
+            Ok(_) => drop(is_done.recv_timeout(KILL_SOON)),
+            Err(error) => tracing::error!("{}: not all of it is killed: {error}", self.id),
+        }
+    }
+
+    fn kill_cgroup(&self) {
         if let Some(cgroup) = &self.cgroup {
-            // Since Linux 5.14; else one by one, below.
+            // Since Linux 5.14; else one by one.
             let _ = fs::write(cgroup.join("cgroup.kill"), "1");
         }
+    }
+
+    /// Kills one by one, and nothing that was started after `turn`.
+    fn kill_found(&self, turn: u64) {
         let mut known: Vec<Process> = Vec::new();
         for _ in 0..KILL_PASSES {
-            let all = self.processes();
+            let all = self.look();
             let new: Vec<Process> = all.into_iter().filter(|it| !known.contains(it)).collect();
-            if new.is_empty() {
+            if new.is_empty() || self.turn.load(Relaxed) != turn {
                 return;
             }
             new.iter().for_each(|process| send(process, Signal::SIGKILL));
@@ -179,7 +246,7 @@ impl Scope {
             if !is_busy || !self.in_cgroup().is_empty() || Instant::now() > deadline {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         // The directory of all services of this daemon goes with the last of them.
         let _ = cgroup.parent().map(fs::remove_dir);
