@@ -56,6 +56,11 @@ impl Attendance {
         });
     }
 
+    /// Whether it is to run, as far as this process knows.
+    pub fn is_open(&self) -> bool {
+        *self.turn.borrow() % 2 == 1
+    }
+
     /// Runs something, and drops it when the service is to end meanwhile.
     pub async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut turns = self.turn.subscribe();

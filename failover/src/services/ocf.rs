@@ -241,8 +241,11 @@ impl Ocf {
         if self.body.is_suspended().await {
             return Ok(Condition::Running);
         }
-        let run = self.act(Action::Monitor).await?;
-        self.judge(Action::Monitor, &run)
+        // Before it was started or found running, the question is whether it runs at all: where the
+        // disk is not, an agent answers a probe with 7, and any other monitor with an error.
+        let action = if self.attendance.is_open() { Action::Monitor } else { Action::Probe };
+        let run = self.act(action).await?;
+        self.judge(action, &run)
     }
 
     /// When a process dies that the start left running, the agent is asked at once.

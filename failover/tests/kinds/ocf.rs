@@ -112,6 +112,28 @@ async fn an_agent_has_the_whole_environment_of_its_contract() {
     assert_eq!(told.environment("monitor")["OCF_RESKEY_CRM_meta_interval"], "0");
 }
 
+/// On a secondary the disk is not there, and with it the configuration of what an agent manages.
+#[tokio::test]
+async fn what_was_neither_started_nor_found_running_is_asked_by_a_probe() {
+    let told = Told::new("probe");
+    // As ocf_is_probe of the agents has it.
+    told.tell("monitor", "[ $OCF_RESKEY_CRM_meta_interval = 0 ] && exit 7; exit 5");
+    assert_eq!(told.service.monitor().await, Ok(Condition::Stopped));
+    told.service.start(&here()).await.unwrap();
+    let failure = told.service.monitor().await.unwrap_err();
+    assert!(failure.why.contains("ended with 5 (not installed)"), "{}", failure.why);
+    told.service.stop(Force::Orderly).await.unwrap();
+    assert_eq!(told.service.monitor().await, Ok(Condition::Stopped));
+    // A daemon that was restarted finds it running, and then it is no probe any more.
+    let after = Told::with(&told.place, &[("ip", "192.0.2.1")]);
+    told.tell("monitor", "exit 0");
+    for (nth, interval) in ["0", "5000"].iter().enumerate() {
+        assert_eq!(after.monitor().await, Ok(Condition::Running));
+        let asked = &told.environment("monitor")["OCF_RESKEY_CRM_meta_interval"];
+        assert_eq!(asked, interval, "monitor {nth}");
+    }
+}
+
 #[tokio::test]
 async fn v7_every_exit_code_of_a_monitor_has_its_meaning() {
     let told = Told::new("codes");
