@@ -4,6 +4,7 @@
 //!   bus.rs      the connection all units share; looks at a unit whenever something of it changed
 //!   state.rs    what systemd says about a unit, and what a change of it means
 //!   drop_in.rs  what units are told beside their own files: restarts are ours; how a machine stops
+//!   limits.rs   how long a unit's own file lets it start and stop
 //!   cgroup.rs   a unit's processes, without systemd
 //!   proxies.rs  the methods that are called
 //! ```
@@ -18,6 +19,7 @@
 mod bus;
 mod cgroup;
 pub mod drop_in;
+pub mod limits;
 mod proxies;
 mod state;
 
@@ -528,8 +530,8 @@ impl Unit {
 
     /// What can be said while systemd is silent.
     fn without_systemd(&self, failure: Failure) -> Result<Condition, Failure> {
-        let processes = self.directory().map(|directory| cgroup::processes(&directory));
-        match processes {
+        let directory = self.directory().or_else(|| cgroup::find(self.name()));
+        match directory.map(|directory| cgroup::processes(&directory)) {
             Some(processes) if !processes.is_empty() => {
                 Ok(Condition::Degraded(format!("its processes live; {}", failure.why)))
             }

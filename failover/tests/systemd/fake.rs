@@ -52,6 +52,9 @@ pub struct Unit {
     pub file_state: &'static str,
     pub result: &'static str,
     pub main_ended: (i32, i32),
+    pub kind: &'static str,
+    /// `TimeoutStartUSec` and `TimeoutStopUSec`.
+    pub limits_us: (u64, u64),
     pub start: Goes,
     pub stop: Goes,
     pub job: u32,
@@ -65,6 +68,8 @@ impl Default for Unit {
             file_state: "disabled",
             result: "success",
             main_ended: (0, 0),
+            kind: "notify",
+            limits_us: (90_000_000, 90_000_000),
             start: Goes::Well(20),
             stop: Goes::Well(20),
             job: 0,
@@ -347,6 +352,9 @@ fn properties(world: &World, path: &str) -> HashMap<&'static str, Variant<'stati
         ("Result", Variant::from(unit.result)),
         ("ExecMainCode", Variant::from(unit.main_ended.0)),
         ("ExecMainStatus", Variant::from(unit.main_ended.1)),
+        ("Type", Variant::from(unit.kind)),
+        ("TimeoutStartUSec", Variant::from(unit.limits_us.0)),
+        ("TimeoutStopUSec", Variant::from(unit.limits_us.1)),
     ])
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use failover::core::services::spec::{Kind, Place, ServiceSpec, ServiceTiming};
+use failover::services::systemd::limits::UnitLimits;
 use failover::services::systemd::{Systemd, Unit};
 use failover::services::{Change, Condition, Force, Service, Site};
 use fake::{Fake, Goes, Unit as FakeUnit, until};
@@ -285,6 +286,20 @@ async fn a_reexec_of_systemd_is_never_a_failure() {
     watch.nothing().await;
     fake.change(DB, |unit| (unit.active, unit.main_ended) = ("failed", (1, 1))).await;
     assert!(matches!(watch.next().await, Change::Failed(_)));
+}
+
+#[tokio::test]
+async fn what_the_file_of_a_unit_allows_is_known() {
+    let patient = FakeUnit { limits_us: (900_000_000, 3_600_000_000), ..FakeUnit::default() };
+    let endless = FakeUnit { kind: "oneshot", limits_us: (u64::MAX, u64::MAX), ..patient.clone() };
+    let fake = Fake::new(&[(DB, patient), ("nfs.service", endless)]).await;
+    let systemd = systemd(&fake);
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    let wanted = UnitLimits { start: seconds(900), stop: seconds(3_600), is_oneshot: false };
+    assert_eq!(systemd.limits(DB).await, Ok(Some(wanted)));
+    let wanted = UnitLimits { start: None, stop: None, is_oneshot: true };
+    assert_eq!(systemd.limits("nfs.service").await, Ok(Some(wanted)));
+    assert_eq!(systemd.limits("shop.target").await, Ok(None));
 }
 
 /// A monitor that has no answer would make the engine restart a unit that is well.

@@ -2,8 +2,10 @@
 //! words.
 
 use std::path::Path;
+use std::time::Duration;
 
 use failover::core::services::{FsckPolicy, Kind, Place, ReachTarget};
+use failover::services::systemd::limits::UnitLimits;
 use replicator_core::Span;
 
 use super::*;
@@ -317,6 +319,37 @@ fn deadlines_of_agents_are_what_they_advise_unless_the_file_says_otherwise() {
     let timing = config.resource("db").unwrap().services.specs[0].timing;
     let ms = [timing.start, timing.stop, timing.monitor, timing.monitor_every].map(Span::as_ms);
     assert_eq!(ms, [7_000, 120_000, 20_000, 10_000]);
+}
+
+#[test]
+fn deadlines_of_units_are_what_their_files_allow_unless_ours_says_otherwise() {
+    let text = with(
+        r#"  { systemd = "mariadb.service" },
+  { systemd = "postgresql@15-main.service", start_timeout_ms = 300000, stop_timeout_ms = 30000 },"#,
+    );
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    for (start, stop, is_oneshot, wanted) in [
+        // What Debian's mariadb.service has: 15 minutes for the recovery of InnoDB.
+        (seconds(900), seconds(900), false, [910_000, 900_000]),
+        // Debian's postgresql@.service.
+        (None, seconds(3_600), false, [3_600_000, 900_000]),
+        (None, seconds(90), true, [90_000, 100_000]),
+        (seconds(5), seconds(5), false, [90_000, 90_000]),
+        (seconds(90_000), None, true, [3_600_000, 900_000]),
+    ] {
+        let mut config = parse(&text).unwrap();
+        let services = &mut config.resources[0].services;
+        let limits = UnitLimits { start, stop, is_oneshot };
+        for (spec, place) in services.specs.iter_mut().zip(&services.places) {
+            services::local::take_limits(spec, place, &limits);
+        }
+        let ms = |at: usize| {
+            let timing = services.specs[at].timing;
+            [timing.start, timing.stop].map(Span::as_ms)
+        };
+        assert_eq!(ms(0), wanted);
+        assert_eq!(ms(1), [300_000, 30_000], "the file says so");
+    }
 }
 
 #[test]

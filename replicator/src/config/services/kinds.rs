@@ -21,7 +21,8 @@ const TARGET_HELP: &str = "write \"192.0.2.1\" (ICMP echo), \"arp:192.0.2.1\" (A
                            neighbour discovery) or \"tcp:192.0.2.1:443\"";
 
 /// Deadlines of a kind where the file says nothing. Those of OCF agents are replaced by what their
-/// meta-data advise, where they can be read ([`local::complete`](super::local::complete)).
+/// meta-data advise, and those of units by what their files allow, where that can be asked
+/// ([`local::complete`](super::local::complete)).
 pub(super) fn timing(kind: &str) -> ServiceTiming {
     let (start, stop, monitor, every) = match kind {
         // A journal to replay, holders to be ended.

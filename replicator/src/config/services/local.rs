@@ -1,21 +1,33 @@
 //! What `replctl check` looks for on the machine it runs on: the file is the same on all nodes, so
-//! what is missing here is a warning and not a mistake of the file. And what resource agents advise
-//! about their deadlines.
+//! what is missing here is a warning and not a mistake of the file. And what resource agents and
+//! files of units say about their deadlines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use failover::core::services::{Kind, ServiceSpec};
 use failover::services::OCF_ROOT;
 use failover::services::ocf::{Agent, Metadata};
+use failover::services::systemd::limits::{UnitLimits, limits_now};
 use replicator_core::Span;
 
 use super::super::problem::Problem;
 use super::super::{ClusterConfig, ResourceConfig};
 use super::ServicePlace;
+
+/// How long systemd is asked for what it allows its units: the daemon starts without it, too.
+const UNITS_PATIENCE: Duration = Duration::from_secs(2);
+/// Beyond what the file of a unit allows: systemd judges first, and says why.
+const AFTER_SYSTEMD: Span = Span::from_ms(10_000);
+/// What a start without end has here: the recovery of a large database ends before, and what does
+/// not end moves.
+const START_MAX: Span = Span::from_ms(3_600_000);
+/// What a stop has here at most: longer than that nobody waits for a switchover.
+const STOP_MAX: Span = Span::from_ms(900_000);
 
 /// Looks at this machine, as a data node of the file would; one line each.
 pub fn warnings(config: &ClusterConfig) -> Vec<String> {
@@ -83,18 +95,67 @@ fn agent_in_use(
     found
 }
 
-/// Takes the deadlines that agents advise in their meta-data, where the file gives none and the
-/// agent is installed. Asks every agent once, all at the same time; `run_dir` is this node's.
+/// Takes the deadlines that agents advise in their meta-data and those that systemd allows units,
+/// where the file gives none and they are installed. Asks each once, all at the same time;
+/// `run_dir` is this node's.
 pub fn complete(config: &mut ClusterConfig, run_dir: &Path) {
-    let known = ask_agents(config, run_dir);
+    let (known, units) = thread::scope(|scope| {
+        let units = scope.spawn(|| ask_systemd(config));
+        (ask_agents(config, run_dir), units.join().unwrap_or_default())
+    });
     for resource in &mut config.resources {
         let services = &mut resource.services;
         for (spec, place) in services.specs.iter_mut().zip(&services.places) {
-            let Kind::Ocf { provider, agent, .. } = &spec.kind else { continue };
-            if let Some(metadata) = known.get(&(provider.clone(), agent.clone())) {
-                take_advice(spec, place, metadata);
+            match &spec.kind {
+                Kind::Ocf { provider, agent, .. } => {
+                    if let Some(metadata) = known.get(&(provider.clone(), agent.clone())) {
+                        take_advice(spec, place, metadata);
+                    }
+                }
+                Kind::Systemd { unit } => {
+                    if let Some(limits) = units.get(unit) {
+                        take_limits(spec, place, limits);
+                    }
+                }
+                _ => {}
             }
         }
+    }
+}
+
+/// What systemd allows all units in the file.
+fn ask_systemd(config: &ClusterConfig) -> BTreeMap<String, UnitLimits> {
+    let specs = config.resources.iter().flat_map(|resource| &resource.services.specs);
+    let units: BTreeSet<&str> = specs
+        .filter_map(|spec| match &spec.kind {
+            Kind::Systemd { unit } => Some(unit.as_str()),
+            _ => None,
+        })
+        .collect();
+    if units.is_empty() {
+        return BTreeMap::new();
+    }
+    limits_now(&units.into_iter().collect::<Vec<_>>(), UNITS_PATIENCE)
+}
+
+/// Never shorter than without it: a start may wait for units that it requires.
+pub(crate) fn take_limits(spec: &mut ServiceSpec, place: &ServicePlace, limits: &UnitLimits) {
+    let longer = |least: Span, allowed: Option<Duration>, most: Span| match allowed {
+        Some(allowed) => {
+            let ms = u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX);
+            let ms = ms.saturating_add(AFTER_SYSTEMD.as_ms()).min(most.as_ms());
+            least.max(Span::from_ms(ms))
+        }
+        None => least.max(most),
+    };
+    let timing = &mut spec.timing;
+    // One without a word about it in its file is not meant to have no end.
+    let has_start = limits.start.is_some() || !limits.is_oneshot;
+    if !place.start_is_given && has_start {
+        timing.start = longer(timing.start, limits.start, START_MAX);
+    }
+    if !place.stop_is_given {
+        timing.stop = longer(timing.stop, limits.stop, STOP_MAX);
     }
 }
 
