@@ -191,7 +191,7 @@ struct RunnerThread {
 
 impl RunnerThread {
     async fn run(mut self, mut inbox: UnboundedReceiver<Letter>) {
-        self.look_whether_forbidden();
+        // Before the first order, which may be about any of them.
         self.prepare();
         loop {
             self.guarded.beat();
@@ -453,7 +453,14 @@ mod tests {
                 node: "alpha".into(),
             },
             registry: registry.clone(),
-            forbidden: Box::new(|| None),
+            // At first, as where a watchdog is required that the guard has not found yet.
+            forbidden: Box::new({
+                let is_asked = AtomicBool::new(false);
+                move || {
+                    let is_first = !is_asked.swap(true, Ordering::SeqCst);
+                    is_first.then(Hindrance::default)
+                }
+            }),
         };
         let began = Instant::now();
         let runner = Runner::start(setup, Deaf).unwrap();
