@@ -7,7 +7,8 @@
 
 mod ask;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use failover_core::services::ReachTarget;
@@ -48,24 +49,53 @@ pub struct Look {
 /// How well this node reaches its clients.
 pub struct Reach {
     config: Arc<ReachConfig>,
-    last: Arc<Mutex<Seen>>,
+    last: Arc<Mutex<Last>>,
+}
+
+/// The last look, and how many in a row found too few.
+#[derive(Debug)]
+struct Last {
+    look: Look,
+    misses: u32,
+}
+
+impl Last {
+    fn note(&mut self, look: Look) {
+        self.misses = if look.seen.is_enough() { 0 } else { self.misses.saturating_add(1) };
+        self.look = look;
+    }
+
+    /// Packets get lost: one bad look is a warning.
+    fn condition(&self) -> Result<Condition, Failure> {
+        if self.misses >= MISSES_MAX {
+            return Err(unreachable(&self.look));
+        }
+        let silent = &self.look.silent;
+        let is_well = silent.is_empty();
+        Ok(if is_well { Condition::Running } else { Condition::Degraded(silent.join("; ")) })
+    }
 }
 
 impl Reach {
     /// Asks nobody yet.
     pub fn new(config: ReachConfig) -> Self {
         let of = config.targets.len() as u16;
-        let nothing = Seen { answer: 0, of, need: config.need, has_carrier: false };
-        Self { config: Arc::new(config), last: Arc::new(Mutex::new(nothing)) }
+        let seen = Seen { answer: 0, of, need: config.need, has_carrier: false };
+        let last = Last { look: Look { seen, silent: Vec::new() }, misses: MISSES_MAX };
+        Self { config: Arc::new(config), last: Arc::new(Mutex::new(last)) }
     }
 
     /// What the last look found; nothing before the first.
     pub fn seen(&self) -> Seen {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last().look.seen
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks all targets at the same time.
-    pub async fn look(&self) -> Look {
+    async fn look(&self) -> Look {
         let config = self.config.clone();
         let link = tokio::task::spawn_blocking({
             let interface = config.interface.clone();
@@ -98,17 +128,22 @@ impl Reach {
                 Err(error) => silent.push(format!("{}: {error}", describe(target))),
             }
         }
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = seen;
-        Look { seen, silent }
+        let look = Look { seen, silent };
+        self.last().note(look.clone());
+        look
     }
 
-    async fn judge(&self) -> Result<Condition, Failure> {
-        let look = self.look().await;
-        let words = look.silent.join("; ");
-        if !look.seen.is_enough() {
-            return Err(unreachable(&look));
+    /// By the looks of [`Service::watch`], which go on all the time; a node that saw nothing good
+    /// yet, or no longer, looks so often until it does.
+    async fn judge(&self, looks: u32) -> Result<Condition, Failure> {
+        for _ in 0..looks {
+            let condition = self.last().condition();
+            if condition.is_ok() {
+                return condition;
+            }
+            self.look().await;
         }
-        Ok(if words.is_empty() { Condition::Running } else { Condition::Degraded(words) })
+        self.last().condition()
     }
 }
 
@@ -172,7 +207,7 @@ impl Service for Reach {
     }
 
     fn start<'a>(&'a self, _site: &'a Site) -> Doing<'a, Result<(), Failure>> {
-        Box::pin(async { self.judge().await.map(drop) })
+        Box::pin(async { self.judge(MISSES_MAX).await.map(drop) })
     }
 
     fn stop(&self, _force: Force) -> Doing<'_, Result<(), Failure>> {
@@ -181,7 +216,7 @@ impl Service for Reach {
     }
 
     fn monitor(&self) -> Doing<'_, Result<Condition, Failure>> {
-        Box::pin(self.judge())
+        Box::pin(self.judge(1))
     }
 
     fn reach(&self) -> Option<Seen> {
@@ -199,12 +234,13 @@ impl Reach {
     async fn watch_targets(&self, changes: &UnboundedSender<Change>) {
         let mut every = tokio::time::interval(ASK_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut misses, mut told) = (0, Vec::new());
+        let (mut has_failed, mut told) = (false, Vec::new());
         loop {
             every.tick().await;
             let look = self.look().await;
-            misses = if look.seen.is_enough() { 0 } else { misses + 1 };
-            if misses == MISSES_MAX {
+            let misses = self.last().misses;
+            let had_failed = mem::replace(&mut has_failed, misses >= MISSES_MAX);
+            if has_failed && !had_failed {
                 // Nobody listens any more: whoever watches drops this.
                 let _ = changes.send(Change::Failed(unreachable(&look).why));
             } else if misses == 0 && look.silent != told {
@@ -241,5 +277,45 @@ impl Reach {
                 worked = works;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    fn reach(port: u16) -> Reach {
+        let targets = vec![ReachTarget::Tcp(Ipv4Addr::LOCALHOST.into(), port)];
+        Reach::new(ReachConfig { interface: None, targets, need: 1 })
+    }
+
+    #[tokio::test]
+    async fn one_bad_look_is_a_warning_and_three_in_a_row_are_a_failure() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let reach = reach(listener.local_addr().unwrap().port());
+        assert_eq!(reach.judge(1).await, Ok(Condition::Running));
+        drop(listener);
+        for bad in 1..MISSES_MAX {
+            reach.look().await;
+            let condition = reach.judge(1).await;
+            assert!(matches!(condition, Ok(Condition::Degraded(_))), "{bad}: {condition:?}");
+            assert_eq!(reach.seen().answer, 0);
+        }
+        reach.look().await;
+        let failure = reach.judge(1).await.unwrap_err();
+        assert_eq!(failure.code, "clients_unreachable");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_never_saw_a_target_does_not_reach_it() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let reach = reach(port);
+        assert!(reach.judge(1).await.is_err());
+        let _listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        assert_eq!(reach.judge(1).await, Ok(Condition::Running));
     }
 }
