@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use failover::services::{Home, Site};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -98,6 +99,13 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// What is polled beside the caller has had its turn when this ends, whichever is polled first: a
+/// watcher holds what it watches.
+pub async fn its_turn() {
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+}
+
 /// At most the patience of the tests.
 pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, work).await {
@@ -119,10 +127,16 @@ pub async fn pid_in(path: &Path) -> i32 {
     read().unwrap()
 }
 
+/// One for each disk. Who has all of them knows that no other test has mounted anything: a
+/// namespace made now holds no mount of theirs.
+static DISKS: Semaphore = Semaphore::const_new(DISKS_MAX as usize);
+const DISKS_MAX: u32 = 100;
+
 /// A file of a few MiB behind a loop device, detached with the test.
 pub struct Disk {
     pub device: PathBuf,
     pub image: PathBuf,
+    _counted: SemaphorePermit<'static>,
 }
 
 impl Disk {
@@ -139,12 +153,32 @@ impl Disk {
 
     /// Of an image that is there.
     pub fn of(image: PathBuf) -> Self {
+        let counted = permits(1);
         let device = shell(&format!("losetup -f --show {}", image.display())).into();
-        Self { device, image }
+        Self { device, image, _counted: counted }
+    }
+
+    /// Waits until this is the only disk; it stays so until the end of what is returned. Its own
+    /// test must not ask for another one meanwhile.
+    pub fn alone(&self) -> SemaphorePermit<'static> {
+        permits(DISKS_MAX - 1)
     }
 
     pub fn ext4(place: &Place, name: &str) -> Self {
         Self::new(place, name, "mkfs.ext4 -q -F $DISK")
+    }
+}
+
+/// Tests run on threads of their own, and one may have several disks: who waits for many must not
+/// be in the way of who needs one more.
+fn permits(count: u32) -> SemaphorePermit<'static> {
+    let deadline = Instant::now() + 4 * PATIENCE;
+    loop {
+        if let Ok(permits) = DISKS.try_acquire_many(count) {
+            return permits;
+        }
+        assert!(Instant::now() < deadline, "other tests keep their disks");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

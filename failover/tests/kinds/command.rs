@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use replicator_core::Span;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::bench::{Place, lives, pid_in, site, soon, until};
+use super::bench::{Place, its_turn, lives, pid_in, site, soon, until};
 
 pub fn spec(name: &str, kind: Kind) -> ServiceSpec {
     let second = Span::from_ms(5_000);
@@ -83,8 +83,7 @@ async fn the_death_of_a_process_is_noticed_at_once_and_a_stop_is_none() {
             let _ = fs::remove_file(place.path("pid"));
             service.start(&here()).await.unwrap();
             let pid = pid_in(&place.path("pid")).await;
-            // The watcher has begun when the start has ended and it had its turn.
-            tokio::time::sleep(Duration::from_millis(30)).await;
+            its_turn().await;
             let killed = Instant::now();
             kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
             let change = soon("the news", changes.recv()).await.unwrap();
@@ -121,8 +120,9 @@ async fn a_monitor_decides_whether_a_death_matters() {
     let acting = async {
         service.start(&here()).await.unwrap();
         let one = pid_in(&place.path("one")).await;
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        its_turn().await;
         kill(Pid::from_raw(one), Signal::SIGKILL).unwrap();
+        // It is asked three times within 2.5 s.
         tokio::time::sleep(Duration::from_millis(3_000)).await;
         assert!(changes.try_recv().is_err(), "the monitor said that it runs");
         fs::remove_file(&mark).unwrap();
@@ -222,7 +222,7 @@ async fn a_daemon_that_was_restarted_finds_its_services_again() {
     assert_eq!(second.monitor().await, Ok(Condition::Running));
     let (sender, mut changes) = unbounded_channel();
     let acting = async {
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        its_turn().await;
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         assert!(matches!(soon("the news", changes.recv()).await, Some(Change::Failed(_))));
     };

@@ -8,7 +8,7 @@ use failover::core::services::{FsckPolicy, Kind};
 use failover::services::{Change, Condition, Force, Home, Service, make};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::bench::{Disk, Place, has, is_root, shell, site, soon};
+use super::bench::{Disk, Place, has, is_root, its_turn, shell, site, soon};
 use super::command::spec;
 
 pub fn filesystem(home: &Home, point: &Path, fs_type: &str, fsck: FsckPolicy) -> Box<dyn Service> {
@@ -240,7 +240,7 @@ async fn what_others_do_to_the_mount_is_told_at_once() {
     let (sender, mut changes) = unbounded_channel();
     let acting = async {
         service.start(&here).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        its_turn().await;
         shell(&format!("mount -o remount,ro {shown}"));
         let (change, took) = news(&mut changes, Instant::now()).await;
         let text = format!("{} (ext4) on {shown} has become read-only", disk.device.display());
@@ -265,7 +265,7 @@ async fn what_others_do_to_the_mount_is_told_at_once() {
 
         shell(&format!("e2fsck -fp {} >/dev/null || true", disk.device.display()));
         service.start(&here).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        its_turn().await;
         shell(&format!("umount {shown}"));
         let (change, took) = news(&mut changes, Instant::now()).await;
         assert_eq!(

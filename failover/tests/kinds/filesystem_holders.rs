@@ -163,6 +163,8 @@ async fn a_bind_mount_and_a_mount_in_another_namespace_keep_it_from_being_stoppe
     assert!(is_free(&it.disk.device));
 
     it.service.start(&site(&it.disk.device)).await.unwrap();
+    // The other namespace must hold this mount alone.
+    let _alone = it.disk.alone();
     let ready = it.place.path("ready");
     let line = format!(
         "exec unshare -m --propagation private sh -c 'echo $$ > {}; exec sleep 1000'",

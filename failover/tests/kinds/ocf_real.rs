@@ -4,7 +4,7 @@
 use std::fs;
 use std::future::Future;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use failover::services::ocf::Agent;
 use failover::services::{Change, Condition, Force, Home, OCF_ROOT};
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::bench::{Disk, Place, has, is_root, pid_in, shell, site, soon};
+use super::bench::{Disk, Place, has, is_root, its_turn, pid_in, shell, site, soon};
 use super::filesystem::source_at;
 use super::ocf::ocf;
 
@@ -143,7 +143,7 @@ fn apache_of_debian_serves_and_its_death_is_noticed() {
             soon("start", service.start(&here)).await.unwrap();
             assert_eq!(service.monitor().await, Ok(Condition::Running));
             let pid = pid_in(&place.path("httpd.pid")).await;
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            its_turn().await;
             let killed = Instant::now();
             kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
             let change = soon("the news", changes.recv()).await.unwrap();
