@@ -94,19 +94,19 @@ def wait_until(what, condition, deadline_s=20.0):
 
 
 @functools.cache
+def built(*what):
+    """Builds programs, see tests/build; the directory where they are."""
+    environment = dict(os.environ)
+    environment["PATH"] += f":{pathlib.Path.home()}/.cargo/bin"
+    subprocess.run([ROOT / "tests" / "build", *what], check=True, env=environment)
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    return (ROOT / target) / "release"
+
+
 def binaries():
     """The directory of replicatord, replctl and blkload: REPLICATOR_BIN, or built now."""
     given = os.environ.get("REPLICATOR_BIN")
-    if given:
-        return pathlib.Path(given)
-    command = ["cargo", "build", "--release", "--locked", "--quiet"]
-    environment = dict(os.environ)
-    environment["PATH"] += f":{pathlib.Path.home()}/.cargo/bin"
-    # One after the other, as everywhere: another choice of packages would build all of it again.
-    for packages in ([], ["-p", "history"]):
-        subprocess.run(command + packages, cwd=ROOT, check=True, env=environment)
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return (ROOT / target) / "release"
+    return pathlib.Path(given) if given else built("ships", "load")
 
 
 def die_with_parent():

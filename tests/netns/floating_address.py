@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 
-from cluster import ROOT, Skip, TestFailed, die_with_parent, expect, run, wait_until
+from cluster import Skip, TestFailed, built, die_with_parent, expect, run, wait_until
 
 FLOATING = "10.98.0.100"
 FLOATING6 = "fd98::100"
@@ -29,17 +29,8 @@ SECOND_NODE_S = LEASE_MS * 1.1 / 1000 + 0.3
 
 def hold_address():
     """The program, built now."""
-    # With the packages of the daemon, so that what is built already has the same features.
-    command = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "failover",
-               "-p", "replicator", "-p", "replctl", "--example", "hold-address"]
-    environment = dict(os.environ)
-    environment["PATH"] += f":{pathlib.Path.home()}/.cargo/bin"
     given = os.environ.get("HOLD_ADDRESS")
-    if given:
-        return pathlib.Path(given)
-    subprocess.run(command, cwd=ROOT, check=True, env=environment)
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return (ROOT / target) / "release" / "examples" / "hold-address"
+    return pathlib.Path(given) if given else built("programs") / "hold-address"
 
 
 class Frame:

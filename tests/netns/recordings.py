@@ -2,10 +2,8 @@
 with the same core, without a difference."""
 
 import os
-import pathlib
-import subprocess
 
-from cluster import MIB, ROOT, Cluster, expect, run
+from cluster import MIB, Cluster, built, expect, run
 from kills import Blkload, wait_for_writes
 
 
@@ -14,12 +12,7 @@ def simulator(cluster):
     daemon does not have."""
     program = cluster.bin / "sim"
     if "REPLICATOR_BIN" not in os.environ or not program.exists():
-        environment = dict(os.environ)
-        environment["PATH"] += f":{pathlib.Path.home()}/.cargo/bin"
-        command = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "sim"]
-        subprocess.run(command, cwd=ROOT, check=True, env=environment)
-        target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-        program = ROOT / target / "release" / "sim"
+        return built("sim") / "sim"
     return program
 
 

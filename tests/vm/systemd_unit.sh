@@ -3,7 +3,7 @@
 #
 #   tests/vm/run --systemd --env DRIVE=/path/to/drive-unit tests/vm/systemd_unit.sh
 set -Eeu
-: "${DRIVE:?set DRIVE to the built example drive-unit}"
+: "${DRIVE:?set DRIVE to the built program drive-unit}"
 work=/run/systemd-unit
 units=/run/systemd/system
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::mode::{self, Mode};
-use replicator_core::defect::{DEFECTS, Defect, switch_on};
+use replicator_core::defect::{DEFECTS, Defect};
 
 /// Every defect must be found within so many seeds.
 const SEEDS: u64 = 2000;
@@ -79,8 +79,10 @@ fn read_models(text: &str) -> BTreeMap<String, String> {
 }
 
 /// Breaks a rule in this process.
+#[cfg(feature = "defects")]
 pub fn wake(name: &str) {
     use failover_core::defect as control;
+    use replicator_core::defect::switch_on;
     let of_replicas = DEFECTS.iter().find(|defect| format!("{defect:?}") == name);
     let of_control = control::DEFECTS.iter().find(|defect| format!("{defect:?}") == name);
     // A rule that both cores keep is broken in both.
@@ -90,6 +92,13 @@ pub fn wake(name: &str) {
         eprintln!("no defect has the name {name}; there are {DEFECTS:?} {:?}", control::DEFECTS);
         exit(2);
     }
+}
+
+/// Breaks no rule: this build has none that can be broken.
+#[cfg(not(feature = "defects"))]
+pub fn wake(name: &str) {
+    eprintln!("{name}: built without the feature `defects`");
+    exit(2);
 }
 
 /// Defects of pairs whose nodes fence each other.
