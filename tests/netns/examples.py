@@ -10,7 +10,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
+import tempfile
+import tomllib
 
 import block_writer
 import trio_postgres
@@ -32,6 +35,48 @@ def every_example_is_accepted_as_shipped():
         expect(not strange, f"{path.name}: {strange}")
         for name in re.findall(r"(\S+) of this directory", path.read_text()):
             expect((EXAMPLES / name).exists(), f"{path.name} names {name}, which is not there")
+
+
+def command_of(name, key, **replaced):
+    """The start or stop command of an example, with some words replaced."""
+    config = tomllib.loads((EXAMPLES / name).read_text())
+    services = next(iter(config["resource"].values()))["services"]
+    text = next(it for it in services if "command" in it)[key]
+    for old, new in replaced.items():
+        text = text.replace(old, str(new))
+    return text
+
+
+def a_mariadb_that_dies_at_its_start_has_failed_at_once():
+    """There is nothing to wait for until the time-out."""
+    if not shutil.which("mariadbd"):
+        raise Skip("needs mariadb-server")
+    with tempfile.TemporaryDirectory() as place:
+        start = command_of("mariadb-command.toml", "start", **{"/srv/mariadb": place})
+        # It has no data directory.
+        done = run("timeout", "30", "sh", "-c", start, check=False)
+        expect(done.returncode == 1, f"the start ended with {done.returncode}:\n{done.stderr}")
+
+
+def a_postgresql_that_was_killed_is_stopped():
+    """A stop has nothing to do then, and only then."""
+    pg_ctl = trio_postgres.postgres_binaries() / "pg_ctl"
+    with tempfile.TemporaryDirectory() as place:
+        shutil.chown(place, "postgres", "postgres")
+        replaced = {"/srv/postgresql": place, "/usr/lib/postgresql/15/bin/pg_ctl": pg_ctl}
+        stop = command_of("postgresql-command.toml", "stop", **replaced)
+        data = pathlib.Path(place, "data")
+        trio_postgres.as_postgres(pg_ctl, "-D", data, "-o", "-A trust -N --no-instructions", "initdb")
+        done = run("sh", "-c", stop, check=False)
+        expect(done.returncode == 0, f"never started: {done.returncode} {done.stderr}")
+        trio_postgres.as_postgres(pg_ctl, "-D", data, "-w", "-l", f"{place}/log",
+                                  "-o", f"-F -h '' -k {place}", "start")
+        os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        done = run("sh", "-c", stop, check=False)
+        expect(done.returncode == 0, f"killed: {done.returncode} {done.stdout}{done.stderr}")
+        data.rename(f"{place}/elsewhere")
+        done = run("sh", "-c", stop, check=False)
+        expect(done.returncode != 0, "a stop that sees no data directory says that it is stopped")
 
 
 class Web(Example):
@@ -250,6 +295,8 @@ def postgresql_goes_on_elsewhere_and_back():
 
 SCENARIOS = [
     every_example_is_accepted_as_shipped,
+    a_mariadb_that_dies_at_its_start_has_failed_at_once,
+    a_postgresql_that_was_killed_is_stopped,
     postgresql_goes_on_elsewhere_and_back,
     postgresql_run_by_its_agent_goes_on_elsewhere_and_back,
     apache_goes_on_elsewhere_and_back,
