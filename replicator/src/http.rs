@@ -57,7 +57,9 @@ impl Pages for DaemonPages {
             }
             _ => match roles::Question::of(path) {
                 Some(question) => {
-                    let (status, answer) = question.answer(&daemon.report(None));
+                    // A hanging disk of another resource must not delay the answer.
+                    let only = question.about(&daemon.resource_names());
+                    let (status, answer) = question.answer(&daemon.report(only));
                     json(status, &answer)
                 }
                 None => {

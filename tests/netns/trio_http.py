@@ -2,8 +2,12 @@
 the primary is killed and comes back; a real HAProxy that follows the primary.
 """
 
+import ctypes
 import json
+import os
+import pathlib
 import shutil
+import signal
 import sys
 import time
 
@@ -13,6 +17,9 @@ from trio import CLIENT_ADDRESS, Trio
 from trio_services import Served
 
 PORT = 7790
+WALL = 0x40000000
+# How long a resource waits for a loop that does not answer.
+PATIENCE_S = 2
 GET = ("import http.client, sys\n"
        "host, method, path = sys.argv[1:4]\n"
        "link = http.client.HTTPConnection(host, timeout=5)\n"
@@ -30,6 +37,15 @@ def ask(cluster, node, path, method="GET"):
         return 0, done.stderr
     status, _, body = done.stdout.partition("\n")
     return int(status), body
+
+
+def seconds_of(cluster, node, path):
+    """How long an answer took, without the start of the program that asks."""
+    timed = GET.replace("link.request", "import time; began = time.monotonic(); link.request", 1)
+    timed += "print(time.monotonic() - began)\n"
+    done = run("ip", "netns", "exec", cluster.client_namespace, sys.executable, "-c", timed,
+               f"{node.host}:{PORT}", "GET", path)
+    return float(done.stdout.splitlines()[-1])
 
 
 def statuses(cluster, path):
@@ -70,6 +86,51 @@ def endpoints_follow_the_primary_and_say_why_not():
                    lambda: ask(cluster, beta, "/readiness")[0] == 503, 15)
         expect("majority" in ask(cluster, beta, "/readiness")[1], "why it is not ready")
         expect(ask(cluster, beta, "/liveness")[0] == 200, "it lives")
+
+
+class StoppedThread:
+    """One thread of a process stands still for a while; the others run."""
+
+    SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17
+
+    def __init__(self, process, name):
+        tasks = pathlib.Path(f"/proc/{process.pid}/task").iterdir()
+        self.id = next(int(task.name) for task in tasks
+                       if (task / "comm").read_text().strip() == name)
+        self.ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+        self.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+    def order(self, request):
+        """As ptrace(2)."""
+        expect(self.ptrace(request, self.id, None, None) == 0,
+               f"ptrace {request:#x}: {os.strerror(ctypes.get_errno())}")
+
+    def __enter__(self):
+        self.order(self.SEIZE)
+        self.order(self.INTERRUPT)
+        os.waitpid(self.id, WALL)
+        return self
+
+    def __exit__(self, *_):
+        self.order(self.DETACH)
+
+
+def a_resource_that_hangs_delays_no_answer_about_another():
+    with Trio(resources=("one", "two")) as cluster:
+        cluster.create()
+        for node in cluster.nodes.values():
+            node.spawn()
+        for resource in cluster.resources:
+            cluster.wait_in_sync(resource)
+        beta = cluster.beta
+        with StoppedThread(beta.process, "data two"):
+            status, body = ask(cluster, beta, "/primary/two")
+            expect(status == 503 and "does not answer" in body, f"two: {status} {body}")
+            # Whoever waits for the other waits for all of its patience, each time.
+            wait_until("one is answered without that wait",
+                       lambda: seconds_of(cluster, beta, "/replica/one") < PATIENCE_S * 0.75, 60)
+            status, body = ask(cluster, beta, "/replica/one")
+        expect(status == 200, f"one: {status} {body}")
 
 
 def metrics_are_well_formed_and_true():
@@ -185,19 +246,35 @@ def haproxy_follows_the_primary():
                     return True
             except (Lost, Failed, NbdRefused):
                 return False
+        def waited(number):
+            began = time.monotonic()
+            wait_until("a write gets through HAProxy again", lambda: writes(number), 20)
+            return f"{time.monotonic() - began:.2f} s"
+
+        def checks_of_the_lost():
+            """How long each check took after which HAProxy gave alpha up, in ms."""
+            told = (cluster.dir / "haproxy.log").read_text().splitlines()
+            return [int(line.rpartition("check duration: ")[2].split("ms")[0]) for line in told
+                    if "primary/alpha is DOWN" in line]
         wait_until("a write gets through HAProxy", lambda: writes(1), 20)
-        alpha.kill()
-        began = time.monotonic()
-        wait_until("a write gets through HAProxy again", lambda: writes(2), 20)
-        print(f"    clients behind HAProxy waited {time.monotonic() - began:.2f} s")
-        with beta.client() as client:
-            for number in (1, 2):
+        # It accepts connections and answers nothing: the slowest kind of death to notice.
+        alpha.signal(signal.SIGSTOP)
+        stood = waited(2)
+        took = wait_until("HAProxy gave up who does not answer", checks_of_the_lost, 20)
+        expect(took[-1] < 1000, f"until then both get clients: the last check took {took[-1]} ms")
+        alpha.signal(signal.SIGCONT)
+        cluster.wait_in_sync()
+        beta.kill()
+        print(f"    clients behind HAProxy waited {stood}, and {waited(3)} after a kill")
+        with alpha.client() as client:
+            for number in (1, 2, 3):
                 expect(client.read(number * 4096, 4096) == bytes([number]) * 4096,
                        f"write {number} is not on the new primary")
 
 
 SCENARIOS = [
     endpoints_follow_the_primary_and_say_why_not,
+    a_resource_that_hangs_delays_no_answer_about_another,
     metrics_are_well_formed_and_true,
     only_who_is_allowed_gets_an_answer,
     hooks_are_told_what_happened,

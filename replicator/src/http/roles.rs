@@ -63,6 +63,14 @@ impl Question {
         Some(Self { asked, resource })
     }
 
+    /// The one resource whose report answers it; none: all are needed, also to say that there is
+    /// none of that name.
+    pub fn about(&self, known: &[String]) -> Option<&str> {
+        let asks_for_a_role = matches!(self.asked, Asked::Primary | Asked::Replica | Asked::Sync);
+        let name = self.resource.as_deref().filter(|_| asks_for_a_role)?;
+        known.iter().any(|it| it == name).then_some(name)
+    }
+
     /// The HTTP status and the answer.
     pub fn answer(&self, report: &StatusReport) -> (u16, Answer) {
         let mut answer = Answer {
@@ -262,6 +270,17 @@ mod tests {
         }
         assert_eq!(ask("/primary/other", &primary).0, 404);
         assert_eq!(Question::of("/metrics"), None);
+    }
+
+    #[test]
+    fn a_role_of_one_resource_needs_no_other() {
+        let known = ["db".to_owned(), "web".to_owned()];
+        let about = |path: &str| Question::of(path).expect(path).about(&known).map(str::to_owned);
+        assert_eq!(about("/primary/db"), Some("db".into()));
+        assert_eq!(about("/sync/web"), Some("web".into()));
+        for path in ["/primary", "/replica/other", "/health", "/readiness/db"] {
+            assert_eq!(about(path), None, "{path}");
+        }
     }
 
     #[test]
