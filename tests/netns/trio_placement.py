@@ -1,6 +1,6 @@
 """Scenarios: where resources run: `prefer`, `avoid`, and `with` another resource."""
 
-from cluster import expect, wait_until
+from cluster import Refused, TestFailed, expect, wait_until
 from three import Three
 from trio import Trio
 
@@ -48,6 +48,15 @@ def a_resource_follows_the_one_that_it_runs_with():
     with Placed(one="", two='with = "one"') as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         cluster.wait_until_at(one="alpha", two="alpha")
+        for to in ((), ("--to", "beta")):
+            try:
+                alpha.ctl("switchover", "two", *to)
+            except Refused as refused:
+                expect(refused.code == "goes_with", f"{refused}")
+                expect("switchover one --to beta" in str(refused), f"{refused}")
+            else:
+                raise TestFailed("two was switched away from one, to be moved back at once")
+        expect(cluster.where() == {"one": "alpha", "two": "alpha"}, "it moved")
         alpha.ctl("switchover", "one", "--to", "beta")
         cluster.wait_until_at(one="beta", two="beta")
         cluster.wait_until_whole()

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use failover::core::NodeName;
-use failover::core::cluster::{Force, Resource as Entry};
+use failover::core::cluster::{ClusterState, Force, Resource as Entry};
 use failover::core::command::{Change, Switch};
 use failover::core::node::Node;
 use failover::core::verdict::Verdict;
@@ -118,11 +118,33 @@ impl ControlPlane {
         if holder == Some(&target) {
             return Ok(None);
         }
+        if let Some(refusal) = self.leads_elsewhere(state, resource, &target) {
+            return Err((refusal, false));
+        }
         node.check_target(state, &entry, &target).map_err(|verdict| {
             let is_of_replica = entry.has_member(&target) && verdict.code != "standby";
             (refusal(&verdict), is_of_replica)
         })?;
         Ok(Some(target))
+    }
+
+    /// A resource that goes with another one does not stay where that one is not: it would be moved
+    /// back at once.
+    fn leads_elsewhere(
+        &self,
+        state: &ClusterState,
+        resource: &str,
+        target: &NodeName,
+    ) -> Option<RefusalReport> {
+        let leader = self.config.resource(resource)?.services.with.as_ref()?;
+        let at = &state.resource(leader)?.holder.as_ref()?.node;
+        (at != target).then(|| {
+            RefusalReport::new(
+                "goes_with",
+                format!("{resource} goes with {leader}, which is primary on {at}"),
+                format!("switch that over: replctl switchover {leader} --to {target}"),
+            )
+        })
     }
 
     /// Has a node take the office by force: data may be lost.
