@@ -208,6 +208,46 @@ async fn what_was_detached_is_stopped_only_when_its_holder_is_gone() {
 }
 
 #[tokio::test]
+async fn a_detached_mount_of_a_device_without_a_name_is_not_stopped_either() {
+    if !is_root("a_detached_mount_of_a_device_without_a_name_is_not_stopped_either") {
+        return;
+    }
+    let place = Place::new("nameless");
+    let disk = Disk::ext4(&place, "a.img");
+    let (point, names) = (place.path("point"), place.path("names"));
+    let name = names.join("db");
+    fs::create_dir_all(&names).unwrap();
+    std::os::unix::fs::symlink(&disk.device, &name).unwrap();
+    let service = filesystem(&place.home(&name), &point, "ext4", FsckPolicy::Auto);
+    let hold = || Holder::new(&format!("trap '' TERM; cd {} && exec sleep 1000", point.display()));
+    let is_there = |holder: &Holder| {
+        fs::read_link(format!("/proc/{}/cwd", holder.pid())).is_ok_and(|cwd| cwd == point)
+    };
+    service.start(&site(&name)).await.unwrap();
+    let holder = hold();
+    until("it is there", || is_there(&holder)).await;
+    shell(&format!("umount -l {}", point.display()));
+    // The office was taken away: the device lost its name, and what is open stays open.
+    fs::remove_file(&name).unwrap();
+    let failure = soon("stop", service.stop(Force::Orderly)).await.unwrap_err();
+    assert_eq!(failure.code, "device_held");
+    let named = format!("by sleep ({})", holder.pid());
+    assert!(failure.why.contains(&named), "{}", failure.why);
+    soon("kill", service.stop(Force::Kill)).await.unwrap();
+    assert!(is_free(&disk.device) && !lives(holder.pid()));
+
+    // The number may be another resource's by now: that one is left alone.
+    std::os::unix::fs::symlink(&disk.device, &name).unwrap();
+    service.start(&site(&name)).await.unwrap();
+    let other = hold();
+    until("the other is there", || is_there(&other)).await;
+    shell(&format!("umount -l {}", point.display()));
+    fs::rename(&name, names.join("other")).unwrap();
+    soon("kill", service.stop(Force::Kill)).await.unwrap();
+    assert!(lives(other.pid()));
+}
+
+#[tokio::test]
 async fn what_of_the_kernel_keeps_it_busy_is_named() {
     if !is_root("what_of_the_kernel_keeps_it_busy_is_named") {
         return;

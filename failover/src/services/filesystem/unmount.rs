@@ -233,16 +233,28 @@ impl Filesystem {
     }
 }
 
-/// Whether no file system has claimed the device. One that is not there any more is free.
+/// Whether no file system has claimed the device. Without its name, as after an office that was
+/// taken away, it is known by its number only: what was detached may still hold it.
 fn is_free(device: &Path, number: DeviceNumber) -> bool {
-    if mounts::device_number(device).is_some_and(|now| now != number) {
-        // The name belongs to another device by now; the old one is known by its number only.
-        let link = format!("/sys/dev/block/{}:{}", number.0, number.1);
-        let name = std::fs::canonicalize(link).ok();
-        let node =
-            name.as_deref().and_then(Path::file_name).map(|name| Path::new("/dev").join(name));
-        return node.is_none_or(|node| node == device || is_free(&node, number));
+    if mounts::device_number(device) == Some(number) {
+        return is_unclaimed(device);
     }
+    // The kernel gives a number again: by now it may be another resource's.
+    let names =
+        std::fs::read_dir(device.parent().unwrap_or(device)).into_iter().flatten().flatten();
+    let is_of_another = names
+        .into_iter()
+        .filter(|name| name.file_type().is_ok_and(|it| it.is_symlink()))
+        .any(|name| mounts::device_number(&name.path()) == Some(number));
+    let link = format!("/sys/dev/block/{}:{}", number.0, number.1);
+    let kernels_name = std::fs::canonicalize(link).ok();
+    let node =
+        kernels_name.as_deref().and_then(Path::file_name).map(|it| Path::new("/dev").join(it));
+    is_of_another || node.is_none_or(|node| is_unclaimed(&node))
+}
+
+/// One that is not there any more is free.
+fn is_unclaimed(device: &Path) -> bool {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(device);
     !opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
