@@ -43,6 +43,13 @@ pub fn wanted<'a>(
 
 fn text(unit: &str, after: &BTreeSet<String>, daemon: Option<&str>) -> String {
     let mut lines = vec!["[Unit]".to_owned()];
+    if unit.ends_with(".mount") {
+        // By itself systemd wants every local mount before local-fs.target, which comes before us:
+        // a circle, out of which it throws some job at each shutdown.
+        lines.push("DefaultDependencies=no".to_owned());
+        lines.push("Conflicts=umount.target".to_owned());
+        lines.push("Before=umount.target".to_owned());
+    }
     let after: Vec<&str> = daemon
         .into_iter()
         .chain(after.iter().map(String::as_str))
@@ -188,9 +195,53 @@ mod tests {
         );
         assert_eq!(
             wanted["srv-my\\x2ddata.mount"],
-            "[Unit]\nAfter=replicator.service\nBefore=replicator-handover.service\n"
+            "[Unit]\nDefaultDependencies=no\nConflicts=umount.target\nBefore=umount.target\n\
+             After=replicator.service\nBefore=replicator-handover.service\n"
         );
         assert_eq!(wanted.len(), 4);
+    }
+
+    /// systemd itself reads what we ship and write, in a root of its own.
+    #[test]
+    fn mount_daemon_and_boot_are_in_no_circle() {
+        let host = Path::new("/usr/lib/systemd/system");
+        if !Path::new("/usr/bin/systemd-analyze").exists() || !host.exists() {
+            eprintln!("skipped, there is no systemd-analyze");
+            return;
+        }
+        let root = std::env::temp_dir().join(format!("replicator-circle-{}", std::process::id()));
+        let units = root.join("usr/lib/systemd/system");
+        let _ = fs::remove_dir_all(&root);
+        for program in ["/usr/sbin/replicatord", "/usr/bin/replctl", "/bin/true", "/bin/sh"] {
+            let place = root.join(&program[1..]);
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::copy("/bin/true", place).unwrap();
+        }
+        fs::create_dir_all(&units).unwrap();
+        let is_needed = |name: &str| {
+            name.ends_with(".target") || name.starts_with("modprobe@") || name == "dbus.service"
+        };
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/deploy/systemd");
+        for entry in [host, &ours].into_iter().flat_map(|dir| fs::read_dir(dir).unwrap().flatten())
+        {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if is_needed(&name) || name.starts_with("replicator") {
+                // Some are links to others; they are files here.
+                let _ = fs::copy(entry.path(), units.join(name));
+            }
+        }
+        let mount = "[Mount]\nWhat=/dev/replicator/db\nWhere=/srv/my-data\n";
+        fs::write(units.join("srv-my\\x2ddata.mount"), mount).unwrap();
+        let list = &list()[..1];
+        write(&units, "# test", &wanted([list], Some("replicator.service"))).unwrap();
+        let verified = std::process::Command::new("systemd-analyze")
+            .args(["verify", "--man=no", &format!("--root={}", root.display())])
+            .args(["replicator.service", HANDOVER_UNIT, "srv-my\\x2ddata.mount"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success() && !said.contains("cycle"), "{said}");
+        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]
