@@ -29,7 +29,7 @@ use crate::key::ClusterKey;
 use crate::resource::Resource;
 
 pub use etcd::{EtcdEndpoint, EtcdReport, check_etcd};
-pub use history::{Fenced, History, HistoryEntry, Timed};
+pub use history::{Fenced, History, HistoryEntry, Taken, Timed};
 pub use members::{Applied, ClusterRequest};
 pub use report::{ClusterReport, Explanation, NodeReport, OfficeReport, ReplicaFacts};
 

@@ -1,6 +1,7 @@
 //! What the register went through, as this node saw it: one JSON object a line, kept across
 //! restarts, newest at the end, bounded.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,9 +10,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use failover::core::cluster::ClusterState;
+use replicator_core::Span;
 use serde::{Deserialize, Serialize};
 
 use crate::hooks::HookEvent;
+use crate::latency::Histogram;
 
 /// Entries that are kept at least; the file has at most twice as many.
 const KEPT: usize = 1_000;
@@ -85,10 +88,16 @@ pub struct Timed {
     pub paused_ms: Option<u64>,
 }
 
+/// How often this node took an office since the daemon started, and how long it took, by resource
+/// and cause: `lost` (its primary was silent), `ordered` (by an operator), `forced`, `released`
+/// (by a primary that could or should not go on), `resumed` (by the same node), `fenced`.
+pub type Taken = BTreeMap<(String, &'static str), Histogram>;
+
 /// The file and what is in it.
 pub struct History {
     path: PathBuf,
     kept: Mutex<Vec<HistoryEntry>>,
+    taken: Mutex<Taken>,
 }
 
 impl History {
@@ -110,7 +119,7 @@ impl History {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        Ok(Self { path, kept: Mutex::new(kept) })
+        Ok(Self { path, kept: Mutex::new(kept), taken: Mutex::default() })
     }
 
     /// Notes a state that was committed, unless it is known from before a restart; with its entry
@@ -149,6 +158,9 @@ impl History {
             kept.last().map_or(1, |last| last.revision + 1)
         };
         let taker = if generation > 0 { by } else { "" };
+        if !taker.is_empty() {
+            self.count_taken(resource, "fenced", &phases, paused_ms);
+        }
         self.add(HistoryEntry {
             at_unix_ms: unix_ms(),
             revision,
@@ -176,6 +188,27 @@ impl History {
         let Some(entry) = newest.filter(|entry| entry.phases.is_empty()) else { return };
         (entry.phases, entry.paused_ms) = (timed.phases, timed.paused_ms);
         self.write(entry);
+        if let Some(cause) = cause_of(entry) {
+            self.count_taken(&entry.resource, cause, &entry.phases, entry.paused_ms);
+        }
+    }
+
+    /// Clients had no answer for so long, as far as that is known; else what was done took so long.
+    fn count_taken(
+        &self,
+        resource: &str,
+        cause: &'static str,
+        phases: &[(String, u64)],
+        paused_ms: Option<u64>,
+    ) {
+        let took_ms = paused_ms.unwrap_or_else(|| phases.iter().map(|(_, ms)| ms).sum());
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.entry((resource.to_owned(), cause)).or_default().record(Span::from_ms(took_ms));
+    }
+
+    /// Changes of office to this node since the daemon started.
+    pub fn taken(&self) -> Taken {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Notes how long services took after the last change of a resource, as an entry of its own.
@@ -227,6 +260,19 @@ impl History {
     /// All entries, oldest first.
     pub fn entries(&self) -> Vec<HistoryEntry> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// How an office came to this node; none: it went away.
+fn cause_of(entry: &HistoryEntry) -> Option<&'static str> {
+    let has = |phase: &str| entry.phases.iter().any(|(name, _)| name == phase);
+    match entry.what.as_str() {
+        "forced takeover" => Some("forced"),
+        "resume" => Some("resumed"),
+        "takeover" if has("detected") => Some("lost"),
+        "takeover" if has("handed over") => Some("ordered"),
+        "takeover" => Some("released"),
+        _ => None,
     }
 }
 
@@ -288,6 +334,54 @@ mod tests {
         let last = entries.last().unwrap();
         assert_eq!((&last.phases, last.paused_ms), (&phases, Some(7)));
         assert_eq!(entries.last().unwrap().revision, 2 * KEPT as u64 + 5);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn offices_that_were_taken_are_counted_by_cause_with_the_pause() {
+        let directory =
+            std::env::temp_dir().join(format!("replicator-taken-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let history = History::open(&directory).unwrap();
+        let mut state = ClusterState::default();
+        state.cause.resource = "db".into();
+        for (revision, what, phases, paused_ms) in [
+            (
+                1,
+                "takeover",
+                vec![("detected", 700), ("lease waited", 400), ("drained", 3)],
+                Some(1103),
+            ),
+            (2, "takeover", vec![("handed over", 30), ("drained", 3)], Some(33)),
+            (3, "takeover", vec![("drained", 3), ("committed", 4)], None),
+            (4, "release", vec![("drained and flushed", 9)], None),
+            (5, "resume", vec![("drained", 3)], None),
+            (6, "forced takeover", vec![("handed over", 50)], Some(60)),
+            (7, "takeover", vec![("detected", 700)], Some(1200)),
+        ] {
+            (state.revision, state.cause.what) = (revision, what.into());
+            history.note(&state);
+            let phases = phases.iter().map(|(name, ms)| ((*name).to_owned(), *ms)).collect();
+            let what: &'static [&'static str] = match what {
+                "release" => &["release"],
+                _ => &["takeover", "forced takeover", "resume"],
+            };
+            let (resource, by) = ("db".to_owned(), String::new());
+            history.note_timed(Timed { resource, by, what, phases, paused_ms });
+        }
+        let taken: Vec<(&'static str, u64, u64)> = history
+            .taken()
+            .iter()
+            .map(|((_, cause), took)| (*cause, took.count(), took.sum_ns() / 1_000_000))
+            .collect();
+        let wanted = [
+            ("forced", 1, 60),
+            ("lost", 2, 2303),
+            ("ordered", 1, 33),
+            ("released", 1, 7),
+            ("resumed", 1, 3),
+        ];
+        assert_eq!(taken, wanted);
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -1,8 +1,12 @@
 //! The metrics of drbd-reactor's exporter under its names and in its words, so that dashboards made
 //! for DRBD go on (drbd-reactor, src/plugin/prometheus.rs). What has no counterpart here is left
-//! out rather than invented.
+//! out rather than invented: `drbd_connection_rsinflight_bytes` (in flight are resync and live
+//! writes together), `drbd_device_alwrites_total`, `_bmwrites_total`, `_lowerpending` (not
+//! counted), and `_alsuspended` (the activity log never is). `drbd_device_client` is always 0: who
+//! has a resource has a disk for it.
 
 use failover::http::Page;
+use replicator_core::limits;
 
 use super::families::{Families, Labels};
 use crate::daemon::Daemon;
@@ -40,6 +44,17 @@ fn one(out: &mut Families, resource: &ResourceReport, has_majority: bool) {
     let help = "State of the local disk.";
     out.states("drbd_device_state", help, &device, ("drbd_device_state", &DISKS, disk));
     out.flag("drbd_device_quorum", "Whether there is a majority.", device.clone(), has_majority);
+    let is_lost = matches!(disk, "Diskless" | "Failed");
+    out.flag(
+        "drbd_device_unintentionaldiskless",
+        "Whether the disk is lost.",
+        device.clone(),
+        is_lost,
+    );
+    out.flag("drbd_device_client", "Whether it is to have no disk: never.", device.clone(), false);
+    let fails = resource.device.as_ref().is_some_and(|device| device.state == "leftover");
+    let help = "Whether a device of an earlier office fails all I/O.";
+    out.flag("drbd_resource_forceiofailures", help, name.clone(), fails);
     let is_open = resource.device.as_ref().is_some_and(|device| !device.users.is_empty());
     out.flag("drbd_device_open", "Whether the device is in use.", device.clone(), is_open);
     let counters = &resource.counters;
@@ -54,6 +69,9 @@ fn one(out: &mut Families, resource: &ResourceReport, has_majority: bool) {
     out.flag("drbd_resource_suspended", "Whether requests wait.", name.clone(), is_suspended);
     let may = replica.data == "up_to_date" && replica.role == "secondary";
     out.flag("drbd_resource_maypromote", "Whether its data allow it.", name.clone(), may);
+    let help = "How well its data suit for a promotion; 0: not at all.";
+    let score = promotion_score(replica, has_majority);
+    out.gauge("drbd_resource_promotionscore", help, name.clone(), score);
     let size = replica.size_bytes as f64;
     out.gauge("drbd_device_size_bytes", "Size of the device.", device.clone(), size);
     let pending = replica.requests as f64;
@@ -75,6 +93,9 @@ fn peer(out: &mut Families, name: &str, peer: &PeerReport) {
     let help = "Bytes sent and not acknowledged.";
     let in_flight = peer.in_flight.1 as f64;
     out.gauge("drbd_connection_apinflight_bytes", help, labels.clone(), in_flight);
+    let help = "Whether nothing more is sent before something is acknowledged.";
+    let is_congested = peer.in_flight.1 * 10 >= limits::PEER_WINDOW_BYTES * 8;
+    out.flag("drbd_connection_congested", help, labels.clone(), is_congested);
     let mut volume = labels;
     volume.push(("volume", VOLUME.into()));
     let help = "Bytes that the peer may lack.";
@@ -85,6 +106,15 @@ fn peer(out: &mut Families, name: &str, peer: &PeerReport) {
     out.gauge("drbd_peerdevice_sent_bytes", help, volume.clone(), (sent.0 + sent.1) as f64);
     let help = "Payload received.";
     out.gauge("drbd_peerdevice_received_bytes", help, volume, (received.0 + received.1) as f64);
+}
+
+/// As DRBD has it: without a majority or with stale data none, else by the disk here and by how
+/// many are up to date.
+fn promotion_score(replica: &ReplicaReport, has_majority: bool) -> f64 {
+    if !has_majority || replica.data != "up_to_date" {
+        return 0.0;
+    }
+    10_000.0 + 100.0 + replica.in_sync.len() as f64
 }
 
 fn role(replica: &ReplicaReport) -> &'static str {

@@ -16,6 +16,22 @@ const BOUNDS_US: [u64; 16] = [
     1_000_000, 2_000_000, 10_000_000,
 ];
 
+/// Those of what clients wait for when an office changes, from a switchover to a human.
+pub const PAUSES_US: [u64; 12] = [
+    50_000,
+    100_000,
+    200_000,
+    500_000,
+    1_000_000,
+    1_500_000,
+    2_000_000,
+    3_000_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    120_000_000,
+];
+
 /// Labels of one sample.
 pub type Labels = Vec<(&'static str, String)>;
 
@@ -61,12 +77,23 @@ impl Families {
         labels: Labels,
         histogram: &Histogram,
     ) {
+        self.durations_by(name, help, labels, (histogram, &BOUNDS_US));
+    }
+
+    /// Durations, with these upper bounds of the buckets, in microseconds.
+    pub fn durations_by(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: Labels,
+        (histogram, bounds_us): (&Histogram, &[u64]),
+    ) {
         let bucket = |us: &u64| (*us as f64 / 1e6, histogram.at_most(us * 1_000));
         // The encoder adds them up: each bucket is given what the ones before it do not have. It
         // writes the one without bound itself.
         let mut below = 0;
-        let mut buckets: Vec<(f64, u64)> = Vec::with_capacity(BOUNDS_US.len());
-        for (bound, at_most) in BOUNDS_US.iter().map(bucket) {
+        let mut buckets: Vec<(f64, u64)> = Vec::with_capacity(bounds_us.len());
+        for (bound, at_most) in bounds_us.iter().map(bucket) {
             buckets.push((bound, at_most - below));
             below = at_most;
         }

@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use failover::http::Page;
 
-use super::families::{Families, Labels};
+use super::families::{Families, Labels, PAUSES_US};
 use super::services;
-use crate::cluster::{ClusterReport, HistoryEntry, OfficeReport};
+use crate::cluster::{ClusterReport, HistoryEntry, OfficeReport, Taken};
 use crate::daemon::Daemon;
 use crate::data_loop::LoopStatus;
 use crate::report::{PeerReport, ReplicaReport, ResourceReport, StatusReport};
@@ -59,6 +59,9 @@ pub fn page(daemon: &Daemon) -> Page {
     }
     if let Some(plane) = &daemon.control_plane {
         changes_of_office(&mut out, &plane.history.entries());
+        offices_taken(&mut out, &plane.history.taken());
+    } else if let Some(fencing) = &daemon.fencing {
+        offices_taken(&mut out, &fencing.history.taken());
     }
     out.into_page()
 }
@@ -269,6 +272,19 @@ fn data_loop(out: &mut Families, resource: &str, status: &LoopStatus) {
     out.counter("replicator_request_errors", help, labels.clone(), counters.errors);
     let help = "Operations of the local disk that failed.";
     out.counter("replicator_disk_errors", help, labels, counters.disk_errors);
+}
+
+/// How often this node took an office, and how long that took.
+fn offices_taken(out: &mut Families, taken: &Taken) {
+    for ((resource, cause), took) in taken {
+        let labels = with(&named(resource), "cause", cause);
+        let help = "How often this node became primary since its daemon started, by cause.";
+        out.counter("replicator_failovers", help, labels.clone(), took.count());
+        let help = "How long clients had no answer, where that is known; else how long becoming \
+                    primary took.";
+        let name = "replicator_failover_duration_seconds";
+        out.durations_by(name, help, labels, (took, &PAUSES_US));
+    }
 }
 
 /// What changed in the register, and how long changes of office took, by the history of this node.

@@ -14,7 +14,7 @@ enum Asked {
     Replica,
     /// Is it a secondary in the in-sync set?
     Sync,
-    /// Is every resource here as it should be?
+    /// Is every resource here up, and no service of it given up?
     Health,
     /// Do the daemon's threads answer?
     Liveness,
@@ -176,11 +176,29 @@ fn follows(report: &StatusReport, resource: &ResourceReport, must_be_member: boo
 }
 
 fn is_healthy(report: &StatusReport) -> Verdict {
+    are_up(report).and_then(|_| do_services_run(report))
+}
+
+fn are_up(report: &StatusReport) -> Verdict {
     let sick = report.resources.iter().find(|it| it.state != "up" || !it.why.is_empty());
     match sick {
         Some(resource) => Err(format!("{} is {}: {}", resource.name, resource.state, resource.why)),
         None => Ok("every resource of this node is up".into()),
     }
+}
+
+/// Services that were given up, or whose stop hangs, are sick where they should run.
+fn do_services_run(report: &StatusReport) -> Verdict {
+    let failed = |it: &&ResourceReport| it.services.as_ref().is_some_and(|it| it.state == "failed");
+    let Some(resource) = report.resources.iter().find(failed) else {
+        return Ok("every resource of this node is up".into());
+    };
+    let services = resource.services.iter().flat_map(|it| &it.services);
+    let sick: Vec<String> = services
+        .filter(|it| it.state == "stop hangs" || (it.wanted && it.state != "running"))
+        .map(|it| format!("{} is {}: {}", it.name, it.state, it.last_failure))
+        .collect();
+    Err(format!("services of {} failed: {}", resource.name, sick.join("; ")))
 }
 
 fn is_alive(report: &StatusReport) -> Verdict {
@@ -200,14 +218,14 @@ fn is_ready(report: &StatusReport) -> Verdict {
             return Err("the register is not known yet".into());
         }
     }
-    is_healthy(report)
+    are_up(report)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cluster::{ClusterReport, OfficeReport};
-    use crate::report::{PeerReport, ReplicaReport};
+    use crate::report::{PeerReport, ReplicaReport, ServiceReport, ServicesReport};
     use crate::verdict::Verdict as Sentence;
 
     fn report(role: &str) -> StatusReport {
@@ -304,6 +322,28 @@ mod tests {
         let mut cut_off = report("secondary");
         cut_off.resources[0].replica.as_mut().unwrap().peers[0].role = String::new();
         assert_eq!(ask("/replica", &cut_off).0, 503);
+    }
+
+    #[test]
+    fn a_service_that_was_given_up_is_sick_and_the_disk_serves_all_the_same() {
+        let mut failed = report("primary");
+        failed.resources[0].services = Some(ServicesReport {
+            state: "failed".into(),
+            services: vec![ServiceReport {
+                name: "mariadb".into(),
+                state: "failed".into(),
+                wanted: true,
+                last_failure: "exit code 1".into(),
+                ..ServiceReport::default()
+            }],
+            ..ServicesReport::default()
+        });
+        let (status, reason) = ask("/health", &failed);
+        let wanted = "services of db failed: mariadb is failed: exit code 1";
+        assert_eq!((status, reason.as_str()), (503, wanted));
+        assert_eq!(ask("/primary", &failed).0, 200);
+        assert_eq!(ask("/liveness", &failed).0, 200);
+        assert_eq!(ask("/readiness", &failed).0, 200);
     }
 
     #[test]
