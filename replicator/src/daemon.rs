@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,12 +25,12 @@ use crate::control_server;
 use crate::events::{Events, Weight};
 use crate::fence::{Fencing, agent};
 use crate::guard::Guarding;
-use crate::hooks::Hooks;
+use crate::hooks::{self, Hooks};
 use crate::http::DaemonPages;
 use crate::key::{ClusterKey, KeyError};
 use crate::nbd_listen::NbdPort;
 use crate::peers::Peers;
-use crate::report::{ResourceReport, StatusReport};
+use crate::report::{GuardReport, ResourceReport, StatusReport};
 use crate::resource::Resource;
 use crate::verdict;
 
@@ -57,6 +58,8 @@ pub struct Daemon {
     guarding: Option<Arc<Guarding>>,
     warnings: Vec<String>,
     started: Instant,
+    /// It is told to stop: what is lost from now on is given up.
+    is_ending: AtomicBool,
     /// Keeps a second daemon of the same node away.
     _lock: Flock<File>,
 }
@@ -117,6 +120,7 @@ impl Daemon {
         {
             warnings.push(format!("{} cannot be fenced: {problem}", peer.name));
         }
+        warnings.extend(cluster.hooks.as_ref().and_then(hooks::missing));
         let cluster = Arc::new(cluster);
         let events = Arc::new(Events::default());
         if let Some(hooks) = &cluster.hooks {
@@ -181,6 +185,7 @@ impl Daemon {
             guarding,
             warnings,
             started,
+            is_ending: AtomicBool::new(false),
             _lock: lock,
         });
         for resource in &daemon.resources {
@@ -191,6 +196,9 @@ impl Daemon {
             .map_err(io_error("start", "the control socket"))?;
         failover::http::serve(daemon.node.http.clone(), Arc::new(DaemonPages::new(&daemon)))
             .map_err(io_error("start", "HTTP"))?;
+        if daemon.cluster.hooks.is_some() {
+            hooks::watch(&daemon).map_err(io_error("start", "the thread conditions"))?;
+        }
         Ok(daemon)
     }
 
@@ -234,12 +242,22 @@ impl Daemon {
             pid: std::process::id(),
             up_ms: self.started.elapsed().as_millis() as u64,
             warnings: self.warnings(),
-            guard: self.guarding.as_ref().and_then(|guarding| guarding.report()),
+            guard: self.guard_report(),
             refused_greetings: self.peers.refused_greetings(),
             cluster_state,
             fence: self.fencing.as_ref().map(|fencing| fencing.report()),
             resources,
         }
+    }
+
+    /// The guard and the watchdog, where there are services.
+    pub fn guard_report(&self) -> Option<GuardReport> {
+        self.guarding.as_ref().and_then(|guarding| guarding.report())
+    }
+
+    /// Whether it was told to stop.
+    pub fn is_ending(&self) -> bool {
+        self.is_ending.load(Ordering::Relaxed)
     }
 
     /// The name of its cluster.
@@ -272,6 +290,7 @@ impl Daemon {
     /// Stops every resource orderly, each on a thread of its own; a resource that is in use keeps
     /// serving until it is not. `stopped` is called for each one that is down.
     pub fn stop(self: &Arc<Self>, stopped: impl Fn() + Send + Clone + 'static) {
+        self.is_ending.store(true, Ordering::Relaxed);
         for resource in &self.resources {
             resource.close();
             let daemon = self.clone();

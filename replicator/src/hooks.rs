@@ -3,14 +3,20 @@
 //! logged, and a hook that hangs is killed.
 //!
 //! The command gets its event in the environment:
-//! - `REPLICATOR_EVENT`: `primary` (this node serves now), `not_primary`, `register_changed`,
-//!   `disk_failed`, `service_failed`.
+//! - `REPLICATOR_EVENT`, one of
+//!   - of the office: `primary` (this node serves now), `not_primary`, `lease_lapsed` (its clients
+//!     wait), `lease_back`, `register_changed` (every node tells it)
+//!   - of the node: `disk_failed`, `majority_lost`, `majority_back`, `guard_lost`, `guard_back`,
+//!     `watchdog_lost`, `watchdog_back`
+//!   - of services: `services_running` (all of a resource, after a change of office too),
+//!     `service_failed`, `service_given_up` (nothing more is tried for a while),
+//!     `address_conflict` (somebody else has it), `stop_hangs` (only a reset ends it)
 //! - `REPLICATOR_CLUSTER`, `REPLICATOR_NODE`: where it runs; `REPLICATOR_RESOURCE`: empty for the
 //!   whole cluster; `REPLICATOR_TIME_MS`: when, in milliseconds since 1970.
 //! - `REPLICATOR_WHAT`, `REPLICATOR_WHY`: in words; for `register_changed` the kind of change
 //!   (`takeover`, `shrink`, `grow`, ...) and its cause.
-//! - `REPLICATOR_SERVICE`: for `service_failed` the service. It is told each time a service fails,
-//!   is restarted or not, and when a stop of it fails.
+//! - `REPLICATOR_SERVICE`: the service, for events of one. `service_failed` is told each time a
+//!   service fails, is restarted or not, and when a stop of it fails.
 //! - `REPLICATOR_GENERATION`, `REPLICATOR_PRIMARY`, `REPLICATOR_IN_SYNC`: the register afterwards,
 //!   where it changed.
 //! - `REPLICATOR_BY`: the node that made the change. Every node tells it; a hook that must act once
@@ -18,6 +24,8 @@
 //!
 //! Hooks of one node run one after the other, in the order of the events. When more than
 //! [`WAITING_MAX`] wait, the newest are dropped and that is logged.
+
+mod conditions;
 
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -28,7 +36,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
+
+pub use conditions::watch;
 
 /// Events that wait for their turn at most.
 pub const WAITING_MAX: usize = 256;
@@ -47,8 +57,31 @@ pub struct HookConfig {
 }
 
 /// The events there are.
-pub const EVENTS: [&str; 5] =
-    ["primary", "not_primary", "register_changed", "disk_failed", "service_failed"];
+pub const EVENTS: [&str; 17] = [
+    "primary",
+    "not_primary",
+    "lease_lapsed",
+    "lease_back",
+    "register_changed",
+    "disk_failed",
+    "majority_lost",
+    "majority_back",
+    "guard_lost",
+    "guard_back",
+    "watchdog_lost",
+    "watchdog_back",
+    "services_running",
+    "service_failed",
+    "service_given_up",
+    "address_conflict",
+    "stop_hangs",
+];
+
+/// What can be seen to be wrong with the hook on this machine.
+pub fn missing(config: &HookConfig) -> Option<String> {
+    let error = access(&config.command, AccessFlags::X_OK).err()?;
+    Some(format!("the hook {} cannot be run: {}", config.command.display(), error.desc()))
+}
 
 /// Something a hook is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -324,8 +324,14 @@ impl Resource {
             }
             FromLoop::Note(note) => {
                 let (weight, text) = describe(&note, &self.peers);
-                if matches!(note, Note::DiskFailed { .. }) {
-                    self.tell_hooks("disk_failed", &text);
+                let event = match note {
+                    Note::DiskFailed { .. } => Some("disk_failed"),
+                    Note::LeaseLapsed => Some("lease_lapsed"),
+                    Note::LeaseBack { .. } => Some("lease_back"),
+                    _ => None,
+                };
+                if let Some(event) = event {
+                    self.tell_hooks(event, &text);
                 }
                 self.emit(weight, text);
             }

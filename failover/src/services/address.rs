@@ -25,6 +25,8 @@ use tokio::sync::oneshot;
 
 use super::{Change, Condition, Doing, Failure, Force, Service, Site};
 use crate::guard::Registry;
+use crate::netlink::Requests;
+pub use keeper::is_conflict;
 use keeper::{Desk, Order};
 
 /// How long leases are. All who hold a clone see each change, at once.
@@ -71,6 +73,26 @@ impl fmt::Display for AddressConfig {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}/{}", self.address, self.prefix)
     }
+}
+
+/// Whether this machine has a link of the network of an address for which no interface is named.
+pub fn place_for(address: IpAddr, prefix: u8) -> Result<(), Failure> {
+    let config = AddressConfig {
+        resource: String::new(),
+        address,
+        prefix,
+        interface: None,
+        is_source: false,
+        lease: LeaseLength::new(Span(0)),
+        peers: Vec::new(),
+    };
+    let look = || -> io::Result<_> {
+        let mut requests = Requests::open()?;
+        Ok((requests.links()?, requests.addresses()?))
+    };
+    // A machine that does not say is not said to lack anything.
+    let Ok((links, addresses)) = look() else { return Ok(()) };
+    place::choose(&config, &links, &addresses).map(drop)
 }
 
 /// A floating address on this node.

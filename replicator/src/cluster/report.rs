@@ -144,6 +144,11 @@ pub struct Explanation {
 }
 
 impl ControlPlane {
+    /// Whether a majority of the voters is heard; none when the node thread hangs.
+    pub fn has_majority(&self) -> Option<bool> {
+        Some(self.cluster.look()?.without_majority(now()).is_none())
+    }
+
     /// Everything there is to tell; none when the node thread hangs.
     pub fn report(&self) -> Option<ClusterReport> {
         let node = self.cluster.look()?;

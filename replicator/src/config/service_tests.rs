@@ -306,6 +306,39 @@ fn mistake_12_an_agent_or_a_parameter_that_there_is_not() {
 }
 
 #[test]
+fn what_this_machine_lacks_is_said_where_it_stands() {
+    let path = std::env::temp_dir().join(format!("replicator-lacks-{}", std::process::id()));
+    for (service, said) in [
+        (
+            r#"  { address = "203.0.113.77/30" },"#,
+            "12:15: no interface of this machine has an address of the network of 203.0.113.77/30",
+        ),
+        (
+            r#"  { filesystem = "/nosuch/db", type = "nosuchfs" },"#,
+            "12:39: this machine knows no file system `nosuchfs`",
+        ),
+        (
+            r#"  { command = "x", start = "/nosuch/start &", stop = "true" },"#,
+            "12:28: `/nosuch/start` cannot be run on this machine: No such file or directory",
+        ),
+        (
+            r#"  { systemd = "nosuch-x.service" },"#,
+            "12:15: there is no unit nosuch-x.service on this machine",
+        ),
+    ] {
+        fs::write(&path, with(service)).unwrap();
+        let found = services::local::warnings(&ClusterConfig::load(&path).unwrap());
+        fs::remove_file(&path).unwrap();
+        let place = format!("{}:", path.display());
+        let has_no_systemd = found.iter().any(|line| line.contains("there is no systemd"));
+        assert!(
+            found.len() == 1 && (found[0].starts_with(&(place + said)) || has_no_systemd),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn deadlines_of_agents_are_what_they_advise_unless_the_file_says_otherwise() {
     if !Path::new(failover::services::OCF_ROOT).join("resource.d/heartbeat/exportfs").exists() {
         eprintln!("skipped, needs resource-agents: deadlines_of_agents");

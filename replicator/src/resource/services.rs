@@ -331,7 +331,7 @@ impl Listener for Story {
             None => format!("services: {}", note.text),
         };
         self.resource.emit(weight, text);
-        if let Some(event) = hook_event(self.resource.name(), service, note) {
+        for event in hook_events(self.resource.name(), service, note) {
             self.resource.events.tell_hooks(|| event);
         }
         let took = note.took.map_or(0, Span::as_ms);
@@ -362,21 +362,27 @@ impl Listener for Story {
 }
 
 /// What hooks are told of a note.
-fn hook_event(resource: &str, service: Option<&str>, note: &Note) -> Option<HookEvent> {
-    let what = match note.code {
-        "service_failed" => "failed",
-        "stop_failed" => "stop failed",
-        _ => return None,
+fn hook_events(resource: &str, service: Option<&str>, note: &Note) -> Vec<HookEvent> {
+    let is_conflict = services::address::is_conflict(&note.text);
+    let conflict = is_conflict.then_some(("address_conflict", "somebody else has it"));
+    let told = match note.code {
+        "all_running" => Some(("services_running", "all run")),
+        "service_failed" => Some(("service_failed", "failed")),
+        "stop_failed" => Some(("service_failed", "stop failed")),
+        "service_given_up" => Some(("service_given_up", "was given up")),
+        "stop_hangs" => Some(("stop_hangs", "cannot be stopped")),
+        "service_warning" => None,
+        _ => return Vec::new(),
     };
-    let service = service?.to_owned();
-    Some(HookEvent {
-        event: "service_failed",
+    let event = |(event, what): (&'static str, &str)| HookEvent {
+        event,
         resource: resource.to_owned(),
-        what: format!("{service} {what}"),
+        what: format!("{} {what}", service.unwrap_or("services")),
         why: note.text.clone(),
-        service,
+        service: service.unwrap_or_default().to_owned(),
         ..HookEvent::default()
-    })
+    };
+    told.into_iter().chain(conflict).map(event).collect()
 }
 
 /// Steps of one change of office that are remembered.
@@ -405,5 +411,43 @@ mod tests {
         assert_eq!(gain(8, &register(7, 5, Some(1)), false), Gain::TakenFromSilent);
         assert_eq!(gain(5, &register(7, 5, Some(1)), true), Gain::Resumed);
         assert_eq!(gain(8, &register(7, 5, Some(1)), true), Gain::TakenFromSilent);
+    }
+
+    #[test]
+    fn hooks_are_told_of_what_services_run_into() {
+        let told = |code: &'static str, service: Option<&str>, text: &str| {
+            let text = text.to_owned();
+            let weight = NoteWeight::Info;
+            let note = Note { code, weight, service: None, took: None, text };
+            let events = hook_events("db", service, &note);
+            events.iter().map(|it| format!("{}: {}", it.event, it.what)).collect::<Vec<_>>()
+        };
+        let vip = Some("192.0.2.9/24");
+        assert_eq!(
+            told("all_running", None, "all services run"),
+            ["services_running: services all run"]
+        );
+        assert_eq!(
+            told("service_given_up", vip, "x"),
+            ["service_given_up: 192.0.2.9/24 was given up"]
+        );
+        assert_eq!(
+            told("stop_hangs", Some("/srv/db"), "x"),
+            ["stop_hangs: /srv/db cannot be stopped"]
+        );
+        assert_eq!(
+            told("service_failed", Some("x.service"), "x"),
+            ["service_failed: x.service failed"]
+        );
+        let too = "02:00:00:00:00:01 says that it has 192.0.2.9 too";
+        let conflict = "address_conflict: 192.0.2.9/24 somebody else has it";
+        assert_eq!(told("service_warning", vip, too), [conflict]);
+        let in_use = "192.0.2.9 is in use on this network, by 02:00:00:00:00:01";
+        assert_eq!(
+            told("service_failed", vip, in_use),
+            ["service_failed: 192.0.2.9/24 failed", conflict]
+        );
+        assert!(told("service_warning", Some("/srv/db"), "has become read-only").is_empty());
+        assert!(told("service_started", vip, "started").is_empty());
     }
 }

@@ -7,6 +7,7 @@ use replicator::config::{ClusterConfig, NodeConfig, ResourceConfig, services};
 use replicator::create::{self, CreateRequest, Created};
 use replicator::dump;
 use replicator::fence::agent;
+use replicator::hooks;
 use replicator::key::ClusterKey;
 use serde_json::json;
 
@@ -218,6 +219,9 @@ pub fn check(
                 }
             }
         }
+    }
+    if here.is_some() {
+        problems.extend(config.hooks.as_ref().and_then(hooks::missing));
     }
     if here.is_some_and(|node| !node.witness) {
         problems.extend(services::local::warnings(config));

@@ -43,6 +43,16 @@ const CLOCK_SLACK: Span = Span::from_ms(50);
 /// Frames read at a time, before orders are looked at again.
 const FRAMES_MAX: usize = 64;
 
+/// The words of conflicts.
+const HAS_IT: &str = "says that it has";
+const ANSWERS: &str = "still answers for";
+const IN_USE: &str = "is in use on this network";
+
+/// Whether what an address tells is that somebody else has it too.
+pub fn is_conflict(text: &str) -> bool {
+    [HAS_IT, ANSWERS, IN_USE].iter().any(|words| text.contains(words))
+}
+
 type Answer<T> = oneshot::Sender<T>;
 
 /// What the keeper is told.
@@ -649,7 +659,7 @@ impl Keeper {
                 if own != Some(mac) && present.announcements.contest(now()) {
                     self.announce();
                     self.tell(Change::Warning(format!(
-                        "{mac} says that it has {} too",
+                        "{mac} {HAS_IT} {} too",
                         self.config.address
                     )));
                 }
@@ -661,13 +671,13 @@ impl Keeper {
         let address = self.config.address;
         if self.is_of_a_peer(mac) {
             self.tell(Change::Warning(format!(
-                "another node ({mac}) still answers for {address}, after its lease"
+                "another node ({mac}) {ANSWERS} {address}, after its lease"
             )));
             return;
         }
         self.answer_start(Err(failure(
             "address_in_use",
-            format!("{address} is in use on this network, by {mac}"),
+            format!("{address} {IN_USE}, by {mac}"),
             "find that machine and take the address away from it; the start is tried again",
         )));
     }

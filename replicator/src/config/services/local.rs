@@ -1,16 +1,26 @@
 //! What `replctl check` looks for on the machine it runs on: the file is the same on all nodes, so
 //! what is missing here is a warning and not a mistake of the file. And what resource agents and
 //! files of units say about their deadlines.
+//!
+//! ```text
+//!   units.rs      whether systemd has a unit, and leaves its start to us
+//!   programs.rs   whether the programs of a command are here
+//! ```
+
+mod programs;
+mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use failover::core::services::{Kind, ServiceSpec};
 use failover::services::OCF_ROOT;
+use failover::services::address::place_for;
 use failover::services::ocf::{Agent, Metadata};
 use failover::services::systemd::limits::{UnitLimits, limits_now};
 use replicator_core::Span;
@@ -52,15 +62,72 @@ fn look(spec: &ServiceSpec, place: &ServicePlace, resource: &ResourceConfig) -> 
             let span = place.values.get("interface").unwrap_or(&place.span).clone();
             missing_interface(name).map(|(what, help)| (span, what, help)).into_iter().collect()
         }
-        Kind::Filesystem { mount_point, .. } => {
-            let found = mount_point_in_use(Path::new(mount_point), &resource.name);
+        Kind::Address { address, prefix, interface: None } => {
+            let found = place_for(*address, *prefix).err();
+            let found = found.map(|failure| (place.span.clone(), failure.why, failure.next));
+            found.into_iter().collect()
+        }
+        Kind::Filesystem { mount_point, fs_type, .. } => {
+            let in_use = mount_point_in_use(Path::new(mount_point), &resource.name);
+            let span = place.values.get("type").unwrap_or(&place.span).clone();
+            let unknown = fs_type.as_deref().and_then(unknown_type);
+            let in_use = in_use.map(|(what, help)| (place.span.clone(), what, help));
+            in_use.into_iter().chain(unknown.map(|(what, help)| (span, what, help))).collect()
+        }
+        Kind::Systemd { unit } => {
+            let found = units::problem(Path::new("/"), unit, &units_of(resource));
             found.map(|(what, help)| (place.span.clone(), what, help)).into_iter().collect()
+        }
+        Kind::Command { start, stop, monitor } => {
+            let hidden = mount_points(resource);
+            let commands =
+                [("start", Some(start)), ("stop", stop.as_ref()), ("monitor", monitor.as_ref())];
+            let missing = commands.into_iter().filter_map(|(key, command)| {
+                let (what, help) = programs::missing(command?, &hidden)?;
+                Some((place.values.get(key).unwrap_or(&place.span).clone(), what, help))
+            });
+            missing.collect()
         }
         Kind::Ocf { provider, agent, parameters } => {
             agent_in_use(&Agent { root: Path::new(OCF_ROOT), provider, agent }, parameters, place)
         }
         _ => Vec::new(),
     }
+}
+
+fn units_of(resource: &ResourceConfig) -> Vec<&str> {
+    let units = resource.services.specs.iter().filter_map(|spec| match &spec.kind {
+        Kind::Systemd { unit } => Some(unit.as_str()),
+        _ => None,
+    });
+    units.collect()
+}
+
+fn mount_points(resource: &ResourceConfig) -> Vec<&str> {
+    let points = resource.services.specs.iter().filter_map(|spec| match &spec.kind {
+        Kind::Filesystem { mount_point, .. } => Some(mount_point.as_str()),
+        _ => None,
+    });
+    points.collect()
+}
+
+/// A type that neither the kernel has, nor a module, nor a helper of mount.
+fn unknown_type(fs_type: &str) -> Option<(String, String)> {
+    let has_helper = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"]
+        .iter()
+        .any(|dir| Path::new(dir).join(format!("mount.{fs_type}")).exists());
+    let known = fs::read_to_string("/proc/filesystems").ok()?;
+    let is_known = known.lines().any(|line| line.split('\t').next_back() == Some(fs_type));
+    if has_helper || is_known {
+        return None;
+    }
+    let mut modprobe = Command::new("modprobe");
+    modprobe.args(["--dry-run", "--quiet", &format!("fs-{fs_type}")]);
+    let has_module = modprobe.status().ok()?.success();
+    (!has_module).then(|| {
+        let what = format!("this machine knows no file system `{fs_type}`");
+        (what, "install its package on every data node, or correct `type`".into())
+    })
 }
 
 /// Whether the agent is here, and knows its parameters.
