@@ -4,6 +4,7 @@ when it was where. The program that keeps the address is `hold-address`, the dae
 a lease that renews itself."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import signal
@@ -453,6 +454,52 @@ def an_address_of_somebody_else_is_not_taken():
             0 < frame.at - said < 1 for frame in lan.heard(("request",), lan.mac("one"))), 5)
 
 
+def a_switch_that_is_slow_to_forward_delays_clients_and_loses_none():
+    """P7: the port of the new owner blocks at first, as by spanning tree, and its first announcements
+    are lost. A client that holds the old owner for right is told again, without asking."""
+    with Lan() as lan:
+        client = lan.namespace("bystander")
+        # It would ask by itself only much later.
+        run("ip", "netns", "exec", client, "sysctl", "-q", "-w",
+            "net.ipv4.neigh.link0.base_reachable_time_ms=3600000")
+
+        def reaches():
+            with in_namespace(client), socket.socket() as link:
+                link.settimeout(1)
+                # Nobody listens there: whoever has the address says so.
+                return link.connect_ex((FLOATING, 9)) == errno.ECONNREFUSED
+
+        def known():
+            words = lan.ip("bystander", "neigh", "show", FLOATING).split()
+            return words[words.index("lladdr") + 1] if "lladdr" in words else None
+
+        def port_two(state):
+            run("ip", "-n", lan.namespace("bridge"), "link", "set", "port2", "type",
+                "bridge_slave", "state", state)
+
+        def frames_of_two():
+            return int(run("ip", "netns", "exec", lan.namespace("two"), "cat",
+                           "/sys/class/net/link0/statistics/tx_packets").stdout)
+        first = Holder(lan, "one")
+        first.wait_for("there")
+        wait_until("the client reaches it", reaches, 10)
+        expect(known() == lan.mac("one"), f"it is at {known()}")
+        first.stop()
+        listening, forwarding = "1", "3"
+        port_two(listening)
+        before = frames_of_two()
+        second = Holder(lan, "two")
+        second.wait_for("there")
+        # Two probes, and request and reply three times.
+        wait_until("its first announcements are sent", lambda: frames_of_two() >= before + 8, 10)
+        expect(known() == lan.mac("one"), f"they were heard: it is at {known()}")
+        port_two(forwarding)
+        opened = time.monotonic()
+        wait_until("the client knows the new owner", lambda: known() == lan.mac("two"), 60)
+        print(f"    told {time.monotonic() - opened:.2f} s after the port forwards")
+        wait_until("the client reaches it again", reaches, 10)
+
+
 GRATUITOUS = """
 import socket, struct, sys
 mac = bytes.fromhex(sys.argv[2].replace(":", ""))
@@ -513,6 +560,7 @@ SCENARIOS = [
     without_a_guard_the_kernel_can_be_late,
     never_two_machines_have_the_address,
     an_address_of_somebody_else_is_not_taken,
+    a_switch_that_is_slow_to_forward_delays_clients_and_loses_none,
     an_address_removed_by_hand_and_a_lost_carrier_are_noticed_at_once,
     an_address_from_an_earlier_process_is_adopted,
 ]
