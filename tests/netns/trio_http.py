@@ -80,6 +80,13 @@ def endpoints_follow_the_primary_and_say_why_not():
         wait_until("beta says that it is primary",
                    lambda: ask(cluster, beta, "/primary")[0] == 200, 15)
         expect(statuses(cluster, "/primary") == [0, 200, 503], "after the takeover")
+        lost = '{resource="demo",cause="lost"}'
+        found = wait_until("the failover is counted", lambda: (
+            lambda it: it if f"replicator_failovers_total{lost}" in it else None)(
+                samples(ask(cluster, beta, "/metrics")[1])), 15)
+        expect(found[f"replicator_failovers_total{lost}"] == 1, "one failover")
+        paused_s = found[f"replicator_failover_duration_seconds_sum{lost}"]
+        expect(0.5 < paused_s < 15, f"clients waited {paused_s} s")
         gamma.kill()
         # The only member goes on alone (R5d); its control plane says what is missing.
         wait_until("beta is not ready without a majority",
@@ -180,6 +187,9 @@ def metrics_are_well_formed_and_true():
             'drbd_connection_state{name="demo",conn_name="alpha",'
             'drbd_connection_state="Connected"}': 1,
             'drbd_device_quorum{name="demo",volume="0"}': 1,
+            'drbd_resource_promotionscore{name="demo"}': 10102,
+            'drbd_connection_congested{name="demo",conn_name="alpha"}': 0,
+            'drbd_device_unintentionaldiskless{name="demo",volume="0"}': 0,
         }.items():
             expect(drbd.get(name) == value, f"{name} is {drbd.get(name)}, not {value}")
 
@@ -195,7 +205,7 @@ def only_who_is_allowed_gets_an_answer():
 
 
 def hooks_are_told_what_happened():
-    with Trio() as cluster:
+    with Served() as cluster:
         hook, told = cluster.dir / "hook", cluster.dir / "told"
         hook.write_text("#!/bin/sh\n"
                         'echo "$REPLICATOR_NODE $REPLICATOR_EVENT $REPLICATOR_RESOURCE '
@@ -205,19 +215,30 @@ def hooks_are_told_what_happened():
         for node in cluster.nodes.values():
             with open(node.config, "a", encoding="utf-8") as config:
                 config.write(f'\n[hooks]\ncommand = "{hook}"\n')
-        cluster.start(watched=False)
+        alpha, beta, _ = cluster.start().nodes.values()
 
         def lines():
             return told.read_text().splitlines()
-        wait_until("alpha told that it serves", lambda: any(
-            line.startswith("alpha primary demo") for line in lines()))
-        cluster.alpha.kill()
-        wait_until("beta told that it serves", lambda: any(
-            line.startswith("beta primary demo") for line in lines()))
+
+        def wait_for(start):
+            wait_until(f"a hook is told: {start}",
+                       lambda: any(line.startswith(start) for line in lines()))
+        wait_for("alpha primary demo")
+        wait_for("alpha services_running demo")
+        os.kill(alpha.ctl("status")["guard"]["pid"], signal.SIGKILL)
+        wait_for("alpha guard_lost")
+        cluster.isolate(alpha)
+        wait_for("alpha lease_lapsed demo")
+        wait_for("alpha majority_lost")
+        wait_for("beta primary demo")
         takeover = "register_changed demo takeover by=beta"
-        wait_until("both survivors told of the takeover", lambda: all(
+        wait_until("both others told of the takeover", lambda: all(
             f"{name} {takeover}" in lines() for name in ("beta", "gamma")))
+        cluster.heal()
+        wait_for("alpha majority_back")
         expect(not any(line.startswith("gamma primary") for line in lines()), "the witness serves")
+        beta.stop()
+        expect(not any("beta guard_lost" in line for line in lines()), "an orderly end is no loss")
 
 
 def haproxy_follows_the_primary():
