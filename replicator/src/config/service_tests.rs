@@ -339,6 +339,30 @@ fn what_this_machine_lacks_is_said_where_it_stands() {
 }
 
 #[test]
+fn an_agent_that_waits_to_be_promoted_is_named() {
+    let agents = Path::new(failover::services::OCF_ROOT).join("resource.d/heartbeat");
+    if !["pgsql", "redis"].iter().all(|agent| agents.join(agent).exists()) {
+        eprintln!("skipped, needs resource-agents: an_agent_that_waits_to_be_promoted_is_named");
+        return;
+    }
+    let dir = std::env::temp_dir().join(format!("replicator-promoted-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("r.toml");
+    for (service, is_named) in [
+        (r#"{ ocf = "heartbeat:pgsql" }"#, false),
+        (r#"{ ocf = "heartbeat:pgsql", params = { rep_mode = "none" } }"#, false),
+        (r#"{ ocf = "heartbeat:pgsql", params = { rep_mode = "sync" } }"#, true),
+        (r#"{ ocf = "heartbeat:redis" }"#, true),
+    ] {
+        fs::write(&path, with(&format!("  {service},"))).unwrap();
+        let found = services::local::warnings(&ClusterConfig::load(&path).unwrap());
+        let is_found = found.iter().any(|line| line.contains("waits to be promoted"));
+        assert_eq!(is_found, is_named, "{service}: {found:?}");
+    }
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
 fn deadlines_of_agents_are_what_they_advise_unless_the_file_says_otherwise() {
     if !Path::new(failover::services::OCF_ROOT).join("resource.d/heartbeat/exportfs").exists() {
         eprintln!("skipped, needs resource-agents: deadlines_of_agents");

@@ -159,7 +159,23 @@ fn agent_in_use(
         };
         found.push((span.clone(), format!("{} knows no parameter `{name}`", agent.label()), help));
     }
+    if metadata.action("promote").is_some() && waits_for_promotion(agent.agent, parameters) {
+        let what =
+            format!("{} waits to be promoted, and agents are only started here", agent.label());
+        let help = "the disk is replicated already: let the agent run one server on it, without a \
+                    replication of its own";
+        found.push((span, what, help.into()));
+    }
     found
+}
+
+/// Whether an agent that can be promoted does not do its work before; some need not be.
+fn waits_for_promotion(agent: &str, parameters: &BTreeMap<String, String>) -> bool {
+    match agent {
+        "pgsql" => parameters.get("rep_mode").is_some_and(|mode| mode != "none"),
+        "mysql" | "db2" | "SAPInstance" | "conntrackd" => false,
+        _ => true,
+    }
 }
 
 /// Takes the deadlines that agents advise in their meta-data and those that systemd allows units,
