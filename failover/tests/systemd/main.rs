@@ -170,7 +170,7 @@ async fn a_stop_that_hangs_is_killed_and_its_failure_is_reset() {
 /// An NFS server is threads of the kernel: killed at once, its stop command would leave them.
 #[tokio::test]
 async fn by_force_too_the_stop_command_of_a_unit_without_processes_has_its_time() {
-    let fake = Fake::new(&[(DB, FakeUnit { stop: Goes::Well(1_000), ..running() })]).await;
+    let fake = Fake::new(&[(DB, FakeUnit { stop: Goes::Well(100), ..running() })]).await;
     let unit = db(&fake);
     unit.stop(Force::Kill).await.unwrap();
     assert!(fake.calls("KillUnit").is_empty(), "{:?}", fake.calls("KillUnit"));
@@ -184,7 +184,7 @@ async fn a_unit_without_processes_that_nobody_knows_to_run_is_stopped_also_while
     let mut fake = Fake::new(&[(DB, FakeUnit::default())]).await;
     fake.freeze();
     let unit = db(&fake);
-    let stopped = timeout(Duration::from_secs(4), unit.stop(Force::Kill)).await;
+    let stopped = timeout(Duration::from_secs(20), unit.stop(Force::Kill)).await;
     stopped.expect("a stop by force waits for systemd").unwrap();
 }
 
