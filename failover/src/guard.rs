@@ -265,6 +265,8 @@ pub struct WatchdogReport {
     pub is_in_time: bool,
     /// Whether it can be switched off again at an orderly end.
     pub can_be_disarmed: bool,
+    /// Whether renewals of the lease are too slow for it, so that services are frozen.
+    pub is_starved: bool,
     /// How its time-out and the lease go together; or why there is none.
     pub why: String,
     /// Whether services may not run on this node without it.
@@ -352,6 +354,7 @@ impl Guard {
             timeout_s: found.timeout_s,
             is_in_time,
             can_be_disarmed: found.can_be_disarmed,
+            is_starved: found.is_armed && self.table.is_starved(),
             why,
             is_required: self.options.watchdog.is_required(),
         }

@@ -64,6 +64,13 @@ impl Guarding {
             } else if !watchdog.is_in_time {
                 warnings.push(format!("the watchdog {} is {}", watchdog.device, watchdog.why));
             }
+            if watchdog.is_starved {
+                warnings.push(
+                    "services are frozen: the lease is renewed, but too slowly for the watchdog. \
+                     Look at the network between the nodes, or write a longer lease_ms"
+                        .to_owned(),
+                );
+            }
         }
         warnings
     }

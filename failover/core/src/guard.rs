@@ -24,6 +24,10 @@
 //! addresses. So a machine on which both daemon and guard stand still is reset in time. A pause of
 //! the lease does not let it fire: with a daemon that lives, or with everything withdrawn, it is
 //! fed. A W that is too long for that is better than none, and status says by how much.
+//!
+//! Renewals may be in time for the lease and too late for the watchdog, on a slow network. Then
+//! services are frozen before it fires, as for a lapse, and it is fed; addresses have their life
+//! from the kernel (`services::address`), which no slow renewal prolongs too far.
 
 use replicator_core::{Span, Time};
 
@@ -57,6 +61,8 @@ pub struct Office {
     pub is_given_up: bool,
     /// Whether the guard has removed every address and frozen every service of it.
     pub is_withdrawn: bool,
+    /// Whether it has frozen every service of it.
+    pub is_frozen: bool,
     /// Since when the lease is over and the daemon does nothing about it.
     pub unattended_since: Option<Time>,
     /// After so long without a lease everything stops.
@@ -72,6 +78,8 @@ pub struct Sight {
     pub heartbeat: Option<Time>,
     /// The lease that ends of leases are judged by ([`in_force`]).
     pub lease: Span,
+    /// Whether renewals are too slow for the watchdog ([`Self::starves`]).
+    pub is_starved: bool,
 }
 
 /// What is to be done about an office.
@@ -97,6 +105,8 @@ impl Sight {
         let grace = if self.is_alive() { grace(self.lease) } else { Span::default() };
         let is_over = office.until.is_none_or(|until| self.now >= until + grace);
         let freeze = match is_over {
+            // In its grace, the daemon itself freezes what stands still already.
+            false if self.is_starved => self.runs(office).then_some(true),
             false => Some(false),
             true => (!self.is_alive()).then_some(true),
         };
@@ -114,14 +124,37 @@ impl Sight {
         if office.is_given_up {
             return false;
         }
-        match office.until {
-            Some(until) if self.now < until => {
-                !is_in_time(timeout, self.lease)
-                    || self.now + timeout <= until + others_after(self.lease)
-            }
-            // A pause of the lease, or services that stop within their deadlines.
-            _ => self.is_alive() || office.is_withdrawn,
+        if self.runs(office) {
+            return self.is_fresh(office, timeout) || self.is_starved && office.is_frozen;
         }
+        // A pause of the lease, or services that stop within their deadlines.
+        self.is_alive() || office.is_withdrawn
+    }
+
+    fn runs(&self, office: &Office) -> bool {
+        office.until.is_some_and(|until| self.now < until)
+    }
+
+    /// Whether the last renewal is so young that a watchdog that is fed now fires in time.
+    fn is_fresh(&self, office: &Office, timeout: Span) -> bool {
+        let until = office.until.unwrap_or_default();
+        !is_in_time(timeout, self.lease) || self.now + timeout <= until + others_after(self.lease)
+    }
+
+    /// Whether renewals are too slow for a watchdog that was not fed for so long. It is half its
+    /// time-out before that counts, and ends with a renewal that is fast enough.
+    pub fn starves(
+        &self,
+        offices: impl IntoIterator<Item = Office>,
+        timeout: Span,
+        unfed: Span,
+    ) -> bool {
+        let mut running = offices.into_iter().filter(|office| self.runs(office)).peekable();
+        if running.peek().is_none() {
+            return self.is_starved;
+        }
+        let is_late = unfed.0 >= timeout.0 / 2;
+        !running.all(|office| self.is_fresh(&office, timeout)) && (self.is_starved || is_late)
     }
 }
 
@@ -171,7 +204,8 @@ mod tests {
     }
 
     fn sight(now_ms: u64, heartbeat_ms: Option<u64>) -> Sight {
-        Sight { now: at(now_ms), heartbeat: heartbeat_ms.map(at), lease: LEASE }
+        let (now, heartbeat) = (at(now_ms), heartbeat_ms.map(at));
+        Sight { now, heartbeat, lease: LEASE, is_starved: false }
     }
 
     /// A lease that was asked for at 0.
@@ -265,6 +299,33 @@ mod tests {
                 fed = now;
             }
         }
+    }
+
+    #[test]
+    fn renewals_that_are_too_slow_for_it_freeze_services_and_then_feed_it() {
+        let timeout = Span::from_ms(1_000);
+        let slow = |now| sight(now, Some(now));
+        let unfed = |ms| Span::from_ms(ms);
+        // The lease runs until 900, and nobody may feed after 400.
+        assert!(!slow(600).starves([held()], timeout, unfed(499)));
+        assert!(slow(600).starves([held()], timeout, unfed(500)));
+        assert!(!slow(400).starves([held()], timeout, unfed(900)));
+        let starved = Sight { is_starved: true, ..slow(600) };
+        assert_eq!(starved.duty(&held()), Duty { freeze: Some(true), ..RUNS });
+        assert!(!starved.may_feed([held()], timeout), "its services run yet");
+        let frozen = Office { is_frozen: true, ..held() };
+        assert!(starved.may_feed([frozen], timeout));
+        assert!(!starved.may_feed([Office { is_given_up: true, ..frozen }], timeout));
+        // At the end of the lease nothing is thawed behind the back of the daemon.
+        let lapsed = Sight { is_starved: true, ..slow(900) };
+        assert_eq!(lapsed.duty(&held()).freeze, None);
+        assert!(lapsed.starves([held()], timeout, unfed(0)));
+        // Only a renewal that is fast enough ends it.
+        let renewed = Office { until: Some(at(1_400)), ..held() };
+        assert!(Sight { is_starved: true, ..slow(901) }.starves([renewed], timeout, unfed(0)));
+        assert!(!Sight { is_starved: true, ..slow(900) }.starves([renewed], timeout, unfed(0)));
+        // One that is too long in any case is fed.
+        assert!(!slow(600).starves([held()], Span::from_ms(10_000), unfed(9_000)));
     }
 
     #[test]

@@ -218,6 +218,8 @@ struct Watch<M, D> {
     asked_s: u32,
     lease: Span,
     fed_at: Option<Time>,
+    /// Renewals are too slow for the watchdog.
+    is_starved: bool,
     offices: Vec<Option<(Office, Duty)>>,
     unattended_since: Vec<Option<Time>>,
     addresses: Vec<RemovedAddress>,
@@ -239,6 +241,7 @@ impl<M: Machine, D: Device> Watch<M, D> {
             asked_s: wanted_timeout_s(lease),
             lease,
             fed_at: None,
+            is_starved: false,
             offices: vec![None; OFFICES_MAX],
             unattended_since: vec![None; OFFICES_MAX],
             addresses: vec![RemovedAddress::default(); ADDRESSES_MAX],
@@ -292,7 +295,8 @@ impl<M: Machine, D: Device> Watch<M, D> {
         let offices = (0..OFFICES_MAX).filter_map(|row| table.office(row));
         let offices = offices.map(|(until, _)| Office { until, ..Office::default() });
         self.lease = in_force(self.lease, table.lease(), now, offices);
-        let lease = self.lease;
+        self.look_whether_it_starves(now);
+        let (lease, is_starved) = (self.lease, self.is_starved);
         for (row, known) in self.offices.iter_mut().enumerate() {
             let since = &mut self.unattended_since[row];
             *known = table.office(row).map(|(until, is_given_up)| {
@@ -301,11 +305,14 @@ impl<M: Machine, D: Device> Watch<M, D> {
                     until,
                     is_given_up,
                     is_withdrawn: true,
+                    is_frozen: true,
                     unattended_since: *since,
                     demote_after,
                 };
-                let duty = Self::sight(table, lease, row, now, has_daemon).duty(&office);
-                let is_unattended = duty.freeze == Some(true);
+                let sight = Self::sight(table, lease, row, now, has_daemon);
+                let duty = Sight { is_starved, ..sight }.duty(&office);
+                let is_over = until.is_none_or(|until| now >= until);
+                let is_unattended = is_over && duty.freeze == Some(true);
                 *since = is_unattended.then(|| since.unwrap_or(now));
                 office.unattended_since = *since;
                 (office, duty)
@@ -321,12 +328,24 @@ impl<M: Machine, D: Device> Watch<M, D> {
         table.guard_beat(now);
     }
 
+    fn look_whether_it_starves(&mut self, now: Time) {
+        let Some(watchdog) = &self.watchdog else { return };
+        // It was fed when it was armed.
+        let unfed = now.since(*self.fed_at.get_or_insert(now));
+        let (table, is_starved) = (self.table, self.is_starved);
+        let sight = Sight { now, heartbeat: None, lease: self.lease, is_starved };
+        let offices = (0..OFFICES_MAX).filter_map(|row| table.office(row));
+        let offices = offices.map(|(until, _)| Office { until, ..Office::default() });
+        self.is_starved = sight.starves(offices, watchdog.timeout(), unfed);
+        table.set_starved(self.is_starved);
+    }
+
     /// What is known of the daemon, for one office. A process of which no thread gave a sign yet
     /// has just begun.
     fn sight(table: Shared, lease: Span, row: usize, now: Time, has_daemon: bool) -> Sight {
         let given = table.heartbeat(row);
         let heartbeat = has_daemon.then(|| given.unwrap_or(now));
-        Sight { now, heartbeat, lease }
+        Sight { now, heartbeat, lease, is_starved: false }
     }
 
     fn look_after_address(&mut self, row: usize, now: Time) {
@@ -391,15 +410,18 @@ impl<M: Machine, D: Device> Watch<M, D> {
             known.is_gone = matches!(done, Ok(Seen::Gone));
             known.looked_at = Some(now);
         }
-        office.is_withdrawn &= known.is_frozen && known.is_settled;
+        office.is_frozen &= known.is_frozen && known.is_settled;
+        office.is_withdrawn &= office.is_frozen;
     }
 
     fn feed(&mut self, now: Time, has_daemon: bool) {
         let Some(watchdog) = &mut self.watchdog else { return };
         let (table, lease, offices) = (self.table, self.lease, &self.offices);
+        let is_starved = self.is_starved;
         let may_feed = |timeout| {
             offices.iter().enumerate().all(|(row, known)| {
                 let sight = Self::sight(table, lease, row, now, has_daemon);
+                let sight = Sight { is_starved, ..sight };
                 sight.may_feed(known.iter().map(|(office, _)| *office), timeout)
             })
         };

@@ -20,7 +20,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use super::words;
 use crate::netlink::Place;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"RPLGRD02");
+const MAGIC: u64 = u64::from_le_bytes(*b"RPLGRD03");
 /// Resources of one node that have services.
 pub const OFFICES_MAX: usize = 128;
 /// Floating addresses of one node.
@@ -59,6 +59,7 @@ struct WatchdogRow {
     is_armed: AtomicU32,
     timeout_s: AtomicU32,
     can_be_disarmed: AtomicU32,
+    is_starved: AtomicU32,
     device: Text,
     problem: Text,
 }
@@ -246,6 +247,7 @@ impl Table {
     /// What is known of a guard that is gone.
     pub fn forget_guard(&self, at: Time) {
         self.is_ready.store(0, Ordering::Release);
+        self.set_starved(false);
         self.guard_heartbeat_ns.store(at.0, Ordering::Release);
     }
 
@@ -268,6 +270,11 @@ impl Table {
         self.watchdog.device.set(facts.device.as_bytes());
         self.watchdog.problem.set(facts.problem.as_bytes());
         self.watchdog.is_armed.store(facts.is_armed.into(), Ordering::Release);
+    }
+
+    /// Whether renewals are too slow for the watchdog.
+    pub fn set_starved(&self, is_starved: bool) {
+        self.watchdog.is_starved.store(is_starved.into(), Ordering::Release);
     }
 
     /// What the kernel refused to the guard.
@@ -330,6 +337,11 @@ impl Table {
             can_be_disarmed: self.watchdog.can_be_disarmed.load(Ordering::Relaxed) != 0,
             problem: self.watchdog.problem.get(),
         }
+    }
+
+    /// Whether renewals are too slow for the watchdog.
+    pub fn is_starved(&self) -> bool {
+        self.watchdog.is_starved.load(Ordering::Acquire) != 0
     }
 
     /// What the kernel refused to the guard, one a line.

@@ -118,11 +118,17 @@ impl Watched {
 
     /// Renews this lease for a time, every fifth of it; the machine is not reset meanwhile.
     fn renew(&mut self, lease_ms: u64, for_ms: u64) {
+        self.renew_slowly(lease_ms, 20, for_ms);
+    }
+
+    /// The same with answers that take so long.
+    fn renew_slowly(&mut self, lease_ms: u64, answer_ms: u64, for_ms: u64) {
         let ends = self.ms + for_ms;
         while self.ms < ends {
-            let answered = self.ms % (lease_ms / 5) == 20;
-            if answered {
-                let until = at(self.ms - 20 + lease_ms * 9 / 10);
+            let is_answered =
+                self.ms >= answer_ms && (self.ms - answer_ms).is_multiple_of(lease_ms / 5);
+            if is_answered {
+                let until = at(self.ms - answer_ms + lease_ms * 9 / 10);
                 self.world.registry.set_lease("demo", Some(until));
             }
             self.live(20);
@@ -395,6 +401,28 @@ fn the_time_out_of_the_watchdog_follows_a_lease_that_is_changed() {
         assert_eq!(watched.timeout_s(), wanted_timeout_s(lease), "{lease_ms}");
         assert_eq!(watched.world.table.watchdog().timeout_s, watched.timeout_s());
     }
+}
+
+#[test]
+fn renewals_that_are_slow_but_not_lost_freeze_services_and_do_not_reset_the_machine() {
+    for (lease_ms, answer_ms) in [(1_000, 420), (1_000, 500), (1_000, 700), (5_000, 1_000)] {
+        let mut watched = Watched::new(lease_ms, false);
+        let _groups = watched.world.registry.guard_groups("demo", &[GROUP.into()]);
+        watched.renew(lease_ms, 4_000);
+        assert_eq!(watched.world.is_frozen(), Some(false));
+        watched.renew_slowly(lease_ms, answer_ms, 20_000);
+        let is_told = watched.world.table.is_starved();
+        assert_eq!((watched.world.is_frozen(), is_told), (Some(true), true), "{answer_ms}");
+        assert!(watched.world.watch.machine.ended.is_empty(), "a daemon lives");
+        watched.renew(lease_ms, 4_000);
+        let is_told = watched.world.table.is_starved();
+        assert_eq!((watched.world.is_frozen(), is_told), (Some(false), false), "{answer_ms}");
+    }
+    // What is fast enough, most of the time, changes nothing.
+    let mut watched = Watched::new(1_000, false);
+    let _groups = watched.world.registry.guard_groups("demo", &[GROUP.into()]);
+    watched.renew_slowly(1_000, 360, 10_000);
+    assert_eq!(watched.world.is_frozen(), Some(false));
 }
 
 #[test]
