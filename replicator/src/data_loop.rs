@@ -23,10 +23,10 @@ mod status;
 mod turn;
 mod volatile_cache;
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 
 use nbd_frontend::session::Session;
@@ -117,7 +117,7 @@ pub enum ToLoop {
         /// What to do.
         command: Command,
     },
-    /// What a majority decided about the register.
+    /// What a majority decided about the register. There is always room for it.
     Register(Input),
     /// Asks for a snapshot; the loop drops it silently when nobody listens any more.
     Status {
@@ -287,13 +287,10 @@ pub fn spawn<C: Core>(
     let resource = config.resource.clone();
     let start_error = |source| LoopError::Start { resource: resource.clone(), source };
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|e| start_error(e.into()))?;
-    let bell = Arc::new(bell);
-    let (sender, letters) = mpsc::sync_channel(MAILBOX_LENGTH);
-    let mailbox = Mailbox { letters: Some(sender), bell: bell.clone() };
+    let (mailbox, orders) = mailbox(bell);
     let turned_at = Arc::new(AtomicU64::new(io::now().0));
     let disk_busy_since = Arc::new(AtomicU64::new(0));
     let (ready, started) = mpsc::channel();
-    let orders = Orders { letters, bell };
     let stamps =
         turn::Stamps { turned_at: turned_at.clone(), disk_busy_since: disk_busy_since.clone() };
     let thread = thread::Builder::new()
@@ -307,27 +304,65 @@ pub fn spawn<C: Core>(
     }
 }
 
+/// What a majority decided, in its order. Nobody says it again, so it has a place however many
+/// letters wait: one proposal of the core is open at a time, and of states only the newest counts.
+type Decisions = Arc<Mutex<VecDeque<Input>>>;
+
 /// The receiving half of the loop's mailbox.
 struct Orders {
     letters: mpsc::Receiver<ToLoop>,
+    decisions: Decisions,
     bell: Arc<EventFd>,
+}
+
+impl Orders {
+    fn try_recv(&self) -> Result<ToLoop, mpsc::TryRecvError> {
+        let decision = locked(&self.decisions).pop_front();
+        decision.map_or_else(|| self.letters.try_recv(), |input| Ok(ToLoop::Register(input)))
+    }
 }
 
 /// The sending half of the loop's mailbox: a bounded queue and a bell that ends its wait.
 struct Mailbox {
     letters: Option<mpsc::SyncSender<ToLoop>>,
+    decisions: Decisions,
     bell: Arc<EventFd>,
+}
+
+fn mailbox(bell: EventFd) -> (Mailbox, Orders) {
+    let (sender, letters) = mpsc::sync_channel(MAILBOX_LENGTH);
+    let (decisions, bell) = (Decisions::default(), Arc::new(bell));
+    let orders = Orders { letters, decisions: decisions.clone(), bell: bell.clone() };
+    (Mailbox { letters: Some(sender), decisions, bell }, orders)
+}
+
+fn locked(decisions: &Decisions) -> MutexGuard<'_, VecDeque<Input>> {
+    decisions.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Mailbox {
     fn send(&self, order: ToLoop) -> Result<(), LoopError> {
         let letters = self.letters.as_ref().ok_or(LoopError::Ended)?;
+        if let ToLoop::Register(decision) = order {
+            self.leave(decision);
+            self.ring_bell();
+            return Ok(());
+        }
         letters.try_send(order).map_err(|error| match error {
             mpsc::TrySendError::Full(_) => LoopError::Stuck,
             mpsc::TrySendError::Disconnected(_) => LoopError::Ended,
         })?;
         self.ring_bell();
         Ok(())
+    }
+
+    fn leave(&self, decision: Input) {
+        let mut decisions = locked(&self.decisions);
+        let is_state = |input: &Input| matches!(input, Input::RegisterLearned(_));
+        if is_state(&decision) && decisions.back().is_some_and(is_state) {
+            decisions.pop_back();
+        }
+        decisions.push_back(decision);
     }
 
     /// Hangs up; the loop notices because it is woken and finds no sender.
@@ -339,5 +374,46 @@ impl Mailbox {
     fn ring_bell(&self) {
         // Fails only when the counter is full, and then the loop is about to wake anyway.
         let _ = self.bell.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn learned(generation: u64) -> ToLoop {
+        let state = RegisterState { generation, ..RegisterState::default() };
+        ToLoop::Register(Input::RegisterLearned(Box::new(state)))
+    }
+
+    fn decided(number: u64) -> ToLoop {
+        let result = Ok(Box::new(RegisterState::default()));
+        ToLoop::Register(Input::Decided { number, result })
+    }
+
+    #[test]
+    fn what_was_decided_is_heard_by_a_loop_that_stood_still_while_its_mailbox_filled() {
+        let (mailbox, orders) = mailbox(EventFd::new().unwrap());
+        let (reply, _answer) = mpsc::channel();
+        let mut filled = 0;
+        while mailbox.send(ToLoop::Status { reply: reply.clone() }).is_ok() {
+            filled += 1;
+        }
+        assert_eq!(filled, MAILBOX_LENGTH);
+        mailbox.send(decided(7)).unwrap();
+        for generation in 0..1_000 {
+            mailbox.send(learned(generation)).unwrap();
+        }
+        let first = orders.try_recv().unwrap();
+        assert!(matches!(first, ToLoop::Register(Input::Decided { number: 7, .. })), "{first:?}");
+        let second = orders.try_recv().unwrap();
+        let ToLoop::Register(Input::RegisterLearned(state)) = second else {
+            panic!("{second:?}");
+        };
+        assert_eq!(state.generation, 999);
+        for _ in 0..filled {
+            assert!(matches!(orders.try_recv().unwrap(), ToLoop::Status { .. }));
+        }
+        assert_eq!(orders.try_recv().unwrap_err(), mpsc::TryRecvError::Empty);
     }
 }

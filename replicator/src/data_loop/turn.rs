@@ -289,7 +289,7 @@ impl<C: Core> DataLoop<C> {
 
     fn take_orders(&mut self) {
         loop {
-            match self.orders.letters.try_recv() {
+            match self.orders.try_recv() {
                 Ok(order) => self.take_order(order),
                 Err(mpsc::TryRecvError::Empty) => return,
                 Err(mpsc::TryRecvError::Disconnected) => {
