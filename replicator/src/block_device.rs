@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nbd_frontend::attach::{self, AttachError, Attached, Choice, Features, Keeper, Request, User};
@@ -23,6 +24,8 @@ pub struct BlockDevice {
     /// Remembers, for the same boot only, the tenure that the device belongs to (R15).
     tenure_path: PathBuf,
     keeper: Arc<Keeper>,
+    /// The newest tenure for which this process attached, or tried to.
+    newest_tenure: AtomicU64,
     /// One operation at a time; they block, so this is apart from what status reads.
     operation: Mutex<()>,
     state: Mutex<State>,
@@ -77,6 +80,7 @@ impl BlockDevice {
             device_dir,
             tenure_path: run_dir.join(format!("{resource}.tenure")),
             keeper,
+            newest_tenure: AtomicU64::new(0),
             operation: Mutex::new(()),
             state: Mutex::new(State::Absent),
             remains: Mutex::new(None),
@@ -137,6 +141,10 @@ impl BlockDevice {
             return;
         }
         let _operation = self.operate();
+        // Threads come in any order.
+        if self.newest_tenure.fetch_max(tenure, Ordering::Relaxed) > tenure {
+            return told(format!("no block device for tenure {tenure}, which is over"));
+        }
         *self.lock() = State::Busy("attaching");
         let request = self.request(shape);
         if self.remembered_tenure() != Some(tenure) {
@@ -193,9 +201,13 @@ impl BlockDevice {
         result
     }
 
-    /// Fails all I/O to the device at once, for a primary that was deposed.
-    pub fn fail(&self, told: Told<'_>) {
+    /// Fails all I/O to the device at once, for a primary that was deposed in the tenure `of`;
+    /// none: whatever tenure it belongs to. What was attached for a later one meanwhile stays.
+    pub fn fail(&self, of: Option<u64>, told: Told<'_>) {
         let _operation = self.operate();
+        if of.is_some_and(|of| self.newest_tenure.load(Ordering::Relaxed) > of) {
+            return;
+        }
         let taken = std::mem::replace(&mut *self.lock(), State::Busy("failing"));
         let _ = fs::remove_file(&self.tenure_path);
         let State::Attached(mut attached) = taken else {
@@ -331,5 +343,37 @@ fn in_words(users: Result<Vec<User>, AttachError>) -> Vec<String> {
     match users {
         Ok(users) => users.iter().map(ToString::to_string).collect(),
         Err(error) => vec![error.to_string()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_late_for_a_former_tenure_leaves_the_device_of_the_next_one_alone() {
+        let dir = std::env::temp_dir().join(format!("replicator-device-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let keeper = Arc::new(Keeper::choose(&dir, vec!["/bin/false".into()]));
+        let name = "replicator-test-of-late-fails";
+        let device = BlockDevice::new(AttachWish::Nbd, name, dir.join("dev"), &dir, keeper);
+        // No device has no size: each attach is refused, and its end is there to be seen.
+        let shape = Shape { replica_id: 0xdead_beef, size_bytes: 0, block_bytes: 4_096 };
+        let attach = |tenure| device.attach(&shape, tenure, &mut |_| (), &mut |_| ());
+        let seen = || (device.remembered_tenure(), device.is_settled());
+        attach(4);
+        assert_eq!(seen(), (Some(4), true));
+        // The office was lost and taken again while that took its time.
+        attach(6);
+        device.fail(Some(4), &mut |_| ());
+        assert_eq!(seen(), (Some(6), true), "the device of tenure 6 was failed");
+        attach(4);
+        assert_eq!(seen(), (Some(6), true), "the device of tenure 6 was attached for 4");
+        device.fail(Some(6), &mut |_| ());
+        assert_eq!(seen(), (None, false));
+        attach(8);
+        device.fail(None, &mut |_| ());
+        assert_eq!(seen(), (None, false));
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -287,7 +287,7 @@ impl Resource {
         loop {
             match events.recv_timeout(TICK) {
                 Ok(FromLoop::Stopped) => {
-                    self.device.fail(&mut |text| self.emit(Weight::Warning, text));
+                    self.device.fail(None, &mut |text| self.emit(Weight::Warning, text));
                     self.emit(Weight::Info, "down");
                     return Phase::Down;
                 }
@@ -364,16 +364,14 @@ impl Resource {
             if resource.serving() == Some(tenure) {
                 resource.office_gained(tenure);
             } else {
-                resource.device.fail(&mut told);
+                resource.device.fail(Some(tenure), &mut told);
             }
             resource.changed.notify_all();
         });
     }
 
     fn close_device(self: &Arc<Self>, forced: bool) {
-        if let Some(run) = &mut self.lock().run {
-            run.serving = None;
-        }
+        let tenure = self.lock().run.as_mut().and_then(|run| run.serving.take());
         self.office_closed(forced);
         let weight = if forced { Weight::Warning } else { Weight::Info };
         let how = if forced { "taken away" } else { "given up" };
@@ -382,7 +380,7 @@ impl Resource {
         // Orderly demotions detached the device before; what is left then is failed too, since
         // nothing answers it any more.
         self.in_helper("detach", move |resource| {
-            resource.device.fail(&mut |text| resource.emit(Weight::Warning, text));
+            resource.device.fail(tenure, &mut |text| resource.emit(Weight::Warning, text));
             resource.changed.notify_all();
         });
     }

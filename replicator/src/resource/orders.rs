@@ -207,7 +207,7 @@ impl Resource {
             Ok(()) => return Ok(()),
             Err(DetachError::Broken(why)) if drop_clients => {
                 self.emit(Weight::Warning, format!("giving the block device up: {why}"));
-                self.device.fail(&mut |text| self.emit(Weight::Warning, text));
+                self.device.fail(None, &mut |text| self.emit(Weight::Warning, text));
                 return Ok(());
             }
             Err(DetachError::Broken(why)) => RefusalReport::new(

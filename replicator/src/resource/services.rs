@@ -353,9 +353,10 @@ impl Listener for Story {
     }
 
     fn fail_device(&self) {
-        self.resource.in_helper("fail", |resource| {
+        let tenure = self.resource.serving();
+        self.resource.in_helper("fail", move |resource| {
             resource.emit(Weight::Warning, "the device is failed, since services do not stop");
-            resource.device.fail(&mut |text| resource.emit(Weight::Warning, text));
+            resource.device.fail(tenure, &mut |text| resource.emit(Weight::Warning, text));
             resource.tell_services(Input::DeviceFailed);
         });
     }
