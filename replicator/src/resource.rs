@@ -11,6 +11,7 @@ mod phases;
 mod reports;
 mod services;
 mod standing;
+mod threads;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -352,7 +353,7 @@ impl Resource {
         self.emit(Weight::Info, format!("serving clients, tenure {tenure}"));
         self.tell_hooks("primary", "serving clients");
         self.mark_served();
-        self.in_helper("attach", move |resource| {
+        self.in_helper_or_here("attach", move |resource| {
             let mut serve = |stream| resource.serve_device(stream);
             let mut told = |text| resource.emit(Weight::Info, text);
             resource.device.attach(&shape, tenure, &mut serve, &mut told);
@@ -379,21 +380,10 @@ impl Resource {
         self.tell_hooks("not_primary", &format!("the office was {how}"));
         // Orderly demotions detached the device before; what is left then is failed too, since
         // nothing answers it any more.
-        self.in_helper("detach", move |resource| {
+        self.in_helper_or_here("detach", move |resource| {
             resource.device.fail(tenure, &mut |text| resource.emit(Weight::Warning, text));
             resource.changed.notify_all();
         });
-    }
-
-    /// Runs something that may block on a thread of its own.
-    fn in_helper(self: &Arc<Self>, what: &str, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
-        let resource = self.clone();
-        let spawned = thread::Builder::new()
-            .name(format!("{what} {}", self.name()))
-            .spawn(move || work(&resource));
-        if let Err(error) = spawned {
-            self.emit(Weight::Error, format!("cannot start a thread to {what}: {error}"));
-        }
     }
 
     fn serving(&self) -> Option<u64> {

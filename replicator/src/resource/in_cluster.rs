@@ -14,6 +14,7 @@ use replicator_core::register::RegisterState;
 use replicator_core::status::Party;
 use replicator_core::{Command, Input, Span, Time};
 
+use super::threads::no_thread;
 use super::{Phase, Resource};
 use crate::cluster::{ToHistory, hindrance, hindrance_in};
 use crate::control::{RefusalReport, Reply};
@@ -95,7 +96,7 @@ impl Resource {
     pub fn promote_by_cluster(self: &Arc<Self>, force: Force, why: &str, before: Before) {
         let why = why.to_owned();
         self.begin_taking(before);
-        self.in_helper("promote", move |resource| {
+        let started = self.try_in_helper("promote", move |resource| {
             resource.emit(Weight::Info, format!("taking the office: {why}"));
             let reply = resource.take_office(force);
             if let Reply::Refused(refusal) = &reply {
@@ -107,6 +108,12 @@ impl Resource {
             let name = resource.name().to_owned();
             resource.tell_cluster(Fact::PromotionEnded { resource: name, refused });
         });
+        if started.is_err() {
+            self.end_marks(false);
+            let (resource, why) =
+                (self.name().to_owned(), hindrance(&no_thread("take the office")));
+            self.tell_cluster(Fact::PromotionEnded { resource, refused: Some(why) });
+        }
     }
 
     fn take_office(self: &Arc<Self>, force: Force) -> Reply {
@@ -125,7 +132,7 @@ impl Resource {
     /// The cluster moves the office to another node.
     pub fn hand_over(self: &Arc<Self>, to: &str) {
         let to = to.to_owned();
-        self.in_helper("hand over", move |resource| {
+        let started = self.try_in_helper("hand over", move |resource| {
             resource.emit(Weight::Info, format!("handing the office over to {to}"));
             resource.begin_giving();
             let reply = resource.demote_for(resource.why_released(), true);
@@ -137,6 +144,10 @@ impl Resource {
                 resource.tell_cluster(Fact::HandOverRefused { resource: name, why });
             }
         });
+        if started.is_err() {
+            let (resource, why) = (self.name().to_owned(), hindrance(&no_thread("hand over")));
+            self.tell_cluster(Fact::HandOverRefused { resource, why });
+        }
     }
 
     /// How a proposal of the replica ended.

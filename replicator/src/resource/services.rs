@@ -354,7 +354,7 @@ impl Listener for Story {
 
     fn fail_device(&self) {
         let tenure = self.resource.serving();
-        self.resource.in_helper("fail", move |resource| {
+        self.resource.in_helper_or_here("fail", move |resource| {
             resource.emit(Weight::Warning, "the device is failed, since services do not stop");
             resource.device.fail(tenure, &mut |text| resource.emit(Weight::Warning, text));
             resource.tell_services(Input::DeviceFailed);
