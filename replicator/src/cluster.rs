@@ -273,6 +273,23 @@ pub fn hindrance(refusal: &RefusalReport) -> Hindrance {
     }
 }
 
+/// A hindrance whose words have at most so many bytes each. Every sign of life carries those of all
+/// resources in one datagram, and some name all users of a device.
+pub fn shortened(hindrance: Hindrance, bytes_max: usize) -> Hindrance {
+    let cut = |mut text: String| {
+        if text.len() > bytes_max {
+            let mut end = bytes_max.saturating_sub(4);
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            text.truncate(end);
+            text.push_str(" ...");
+        }
+        text
+    };
+    Hindrance { why: cut(hindrance.why), next: cut(hindrance.next), ..hindrance }
+}
+
 /// A verdict of the control plane, as `replctl` shows it.
 pub fn refusal(verdict: &failover::core::verdict::Verdict) -> RefusalReport {
     RefusalReport {
@@ -288,5 +305,22 @@ pub fn hindrance_in(reply: &Reply) -> Option<Hindrance> {
     match reply {
         Reply::Refused(refusal) => Some(hindrance(refusal)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_that_are_too_long_are_cut_between_characters() {
+        let long =
+            Hindrance { why: "ü".repeat(1_000), next: "wait".into(), ..Hindrance::default() };
+        for bytes_max in 5..20 {
+            let short = shortened(long.clone(), bytes_max);
+            assert!(short.why.len() <= bytes_max && short.why.ends_with(" ..."), "{}", short.why);
+            assert_eq!(short.next, "wait");
+        }
+        assert_eq!(shortened(long.clone(), 2_000), long);
     }
 }

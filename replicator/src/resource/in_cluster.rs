@@ -16,13 +16,16 @@ use replicator_core::{Command, Input, Span, Time};
 
 use super::threads::no_thread;
 use super::{Phase, Resource};
-use crate::cluster::{ToHistory, hindrance, hindrance_in};
+use crate::cluster::{ToHistory, hindrance, hindrance_in, shortened};
 use crate::control::{RefusalReport, Reply};
 use crate::data_loop::{FromLoop, LoopError, ToLoop};
 use crate::events::Weight;
 
 /// A disk operation that takes longer counts as a hanging disk: the lease is let go (L1).
 pub(super) const DISK_HANGS_AFTER: Span = Span::from_ms(10_000);
+
+/// What all resources together may say of their hindrances: a datagram has 60 000 bytes.
+const WORDS_BYTES_MAX: usize = 20_000;
 
 impl Resource {
     /// From now on this resource belongs to a cluster with a majority.
@@ -62,14 +65,17 @@ impl Resource {
             hindrance(&RefusalReport::new("stopping", why, "start replicatord again"))
         });
         let own = core.hindrance.as_ref().map(|refusal| hindrance(&self.refusal_report(refusal)));
+        // Each may have two hindrances, with two texts.
+        let bytes_max = (WORDS_BYTES_MAX / 4 / self.cluster.resources.len().max(1)).min(1_000);
+        let short = |hindrance| shortened(hindrance, bytes_max);
         Facts {
             replica: core.replica,
             role: core.role.to_owned(),
             data: core.data.to_owned(),
             serves: self.serving().is_some(),
-            hindrance: leaving.or(old_device).or(own),
+            hindrance: leaving.or(old_device).or(own).map(short),
             copy: core.register,
-            trouble: self.trouble(),
+            trouble: self.trouble().map(short),
             reach: self.services().map_or_else(Vec::new, |services| services.reach()),
         }
     }
