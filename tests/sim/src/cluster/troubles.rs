@@ -89,8 +89,9 @@ impl World {
             let paused_until = self.nodes[node].paused_until;
             self.nodes[node].paused_until = until.max(paused_until);
             let since = self.local(node);
+            let was_free = paused_until <= now;
             let cluster = self.cluster_mut();
-            if cluster.loop_hangs_since[node].is_none() {
+            if was_free || cluster.loop_hangs_since[node].is_none() {
                 cluster.loop_hangs_since[node] = Some(since);
                 cluster.plane_paused_until[node] = paused_until;
             }
