@@ -16,6 +16,7 @@ use failover::core::voters::VotersWish;
 use crate::cluster::ControlPlane;
 use crate::control::{Order, RefusalReport, Reply, read_request};
 use crate::daemon::Daemon;
+use crate::report::WaitReport;
 use crate::resource::Resource;
 
 /// Requests at once; a promotion that waits holds one.
@@ -136,7 +137,8 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
         Order::Up { resource } => with(&resource, &|it| it.up()),
         Order::Down { resource } => with(&resource, &|it| it.down()),
         Order::Switchover { resource, to } => {
-            with_plane(daemon, &|plane| plane.switchover(&resource, to.as_deref()))
+            let reply = with_plane(daemon, &|plane| plane.switchover(&resource, to.as_deref()));
+            with_held_back(daemon, &resource, to.as_deref(), reply)
         }
         Order::Failover { resource, to, allow_data_loss, old_primary_is_off } => {
             let force = Force { allow_data_loss, old_primary_is_off };
@@ -213,6 +215,30 @@ fn with_plane(daemon: &Daemon, act: &dyn Fn(&ControlPlane) -> Reply) -> Reply {
             "use promote and demote; or add a witness to the configuration of all nodes",
         )),
     }
+}
+
+/// A switchover that is refused since its target is held back (P6) says for how long it will be.
+fn with_held_back(daemon: &Daemon, resource: &str, to: Option<&str>, reply: Reply) -> Reply {
+    let Reply::Refused(mut refusal) = reply else { return reply };
+    if matches!(refusal.code.as_str(), "not_a_member" | "no_target") {
+        let report = daemon.report(Some(resource));
+        let is_meant = |wait: &&WaitReport| {
+            to.is_none_or(|to| wait.what.strip_prefix(to).is_some_and(|rest| rest.starts_with(' ')))
+        };
+        if let Some(wait) = report.held_back(resource).find(is_meant) {
+            let left_ms = wait.limit_ms.unwrap_or_default().saturating_sub(wait.since_ms);
+            let seconds = left_ms as f64 / 1000.0;
+            refusal.why = format!(
+                "{}; {} waits for {}, for another {seconds:.1} s",
+                refusal.why, report.node, wait.what
+            );
+            refusal.next = format!(
+                "wait for {seconds:.1} s and its resync; {}",
+                wait.then.replace("RESOURCE", resource)
+            );
+        }
+    }
+    Reply::Refused(refusal)
 }
 
 fn unknown_resource(daemon: &Daemon, name: &str) -> RefusalReport {

@@ -138,11 +138,15 @@ fn run_witness(directory: &Path, node: Option<&str>) -> ExitCode {
             return complain(EXIT_USAGE, &text);
         }
     };
-    let problems: Vec<String> =
+    let mut problems: Vec<String> =
         found.problems.iter().map(|problem| format!("not served: {problem}")).collect();
     for problem in &problems {
         tracing::error!("{problem}");
     }
+    for missing in &found.without {
+        tracing::warn!("{missing}");
+    }
+    problems.extend(found.without);
     if found.served.is_empty() {
         let text = format!("{}: no configuration there can be served", directory.display());
         return complain(EXIT_USAGE, &text);

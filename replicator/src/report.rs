@@ -43,6 +43,16 @@ pub struct StatusReport {
     pub resources: Vec<ResourceReport>,
 }
 
+impl StatusReport {
+    /// Peers of a resource that were dropped too often lately, as this node's replica waits for
+    /// them: the name of the peer begins `what`.
+    pub fn held_back(&self, resource: &str) -> impl Iterator<Item = &WaitReport> {
+        let replicas = self.resources.iter().filter(move |it| it.name == resource);
+        let waits = replicas.filter_map(|it| it.replica.as_ref()).flat_map(|it| &it.waits);
+        waits.filter(|wait| wait.party == "held_back")
+    }
+}
+
 /// How often greetings ended for one reason.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RefusedGreetings {

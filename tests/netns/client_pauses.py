@@ -5,7 +5,7 @@ is none of the three. Each node is a machine of its own (machine.py). Defaults a
 
     client_pauses.py [--runs N] [--json FILE] [--markdown FILE] [KIND...]
 
-N is 20. KIND: gone, killed, service, isolated, switchover (all). Every run is printed, in seconds: the
+N is 20. KIND: gone, killed, service, isolated, switchover, shutdown (all). Every run is printed, in seconds: the
 longest time without an answer that began at the fault or after it, the start of the service (an
 interpreter of Python) and the mount included. Exit code: 0 measured, 1 something was wrong (a lost
 line, the wrong node), 77 it cannot be tried here.
@@ -24,6 +24,8 @@ from trio import Trio, stay
 PORT = 7000
 FILE_SYSTEM_MIB = 48
 SETTLED_S = 0.5
+# So long a machine that was shut down is away.
+AWAY_S = 3
 BACK_WITHIN_S = 40
 
 
@@ -102,12 +104,22 @@ def switchover(cluster, primary, other):
     primary.ctl("switchover", "demo", "--to", other.name)
 
 
+def shutdown(cluster, primary, other):
+    """What systemd does at a reboot, as far as a namespace can: the daemon gets SIGTERM and ends, the
+    machine is gone, and comes back. The whole of it with a real systemd: tests/vm/reboot.py."""
+    primary.stop()
+    primary.cut_power()
+    stay(AWAY_S)
+    primary.start()
+
+
 KINDS = {
     "gone": Kind(gone, "machine gone", True, 2.0),
     "killed": Kind(killed, "daemon killed, not restarted", True, None),
     "service": Kind(service, "service killed, restarted in place", False, 0.2),
     "isolated": Kind(isolated, "primary alive, cut off from everybody", True, 2.0),
     "switchover": Kind(switchover, "switchover", True, 1.0),
+    "shutdown": Kind(shutdown, "orderly shutdown of the machine and its return", True, 1.0),
 }
 
 

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from contextlib import ExitStack
 
-from cluster import ROOT, Cluster, binaries, die_with_parent, expect, free_port, wait_until
+from cluster import ROOT, Cluster, binaries, die_with_parent, expect, free_port, run, wait_until
 
 MEMORY_MAX_KIB = 20 << 10
 
@@ -95,6 +95,14 @@ def one_witness_process_serves_many_clusters():
         head, gamma = text.split("[node.gamma]", 1)
         file.write_text(f"{head}[node.gamma]{gamma.replace(str(right), str(wrong), 1)}")
         (shared.dir / "broken.toml").write_text("cluster = 7\n")
+        # Two want their pages at one address: the first file has them.
+        pages = free_port()
+        for name in ("blog", "shop"):
+            file = shared.dir / f"{name}.toml"
+            head, gamma = file.read_text().split("[node.gamma]", 1)
+            expect("http_port = 0" in gamma, gamma)
+            gamma = gamma.replace("http_port = 0", f"http_port = {pages}", 1)
+            file.write_text(f"{head}[node.gamma]{gamma}")
         shared.spawn()
         for cluster in clusters.values():
             for node in cluster.data_nodes:
@@ -121,6 +129,12 @@ def one_witness_process_serves_many_clusters():
         expect("is for cluster wiki" in words, words)
         warnings = clusters["shop"].gamma.ctl("status")["warnings"]
         expect(any("broken.toml" in it for it in warnings), f"{warnings}")
+        words = (f"{shared.dir}/shop.toml: its pages (HTTP) would be at 127.0.0.1:{pages}, which "
+                 f"{shared.dir}/blog.toml has")
+        expect(any(words in it for it in warnings), f"{warnings}")
+        checked = run(binaries() / "replctl", "--config", shared.dir / "shop.toml", "--node", "gamma",
+                      "check", check=False)
+        expect(checked.returncode == 4 and words in checked.stdout, f"{checked}")
         kib = shared.memory_kib()
         print(f"    the witness of three clusters has {kib / 1024:.1f} MiB")
         expect(kib <= MEMORY_MAX_KIB, f"it has {kib} KiB")

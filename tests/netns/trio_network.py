@@ -311,6 +311,11 @@ def expect_held_back(cluster, drops, delay_ms):
         text = alpha.ctl_raw(command, "demo", as_json=False)[1]
         line = f"waits for beta to be heard without a break: it was dropped {drops} times lately"
         expect(line in text and " s in all, then it is brought" in text, f"{command}: {text}")
+    explained = alpha.ctl("explain", "demo")[0]["held_back"]
+    expect([it["what"].split()[0] for it in explained] == ["beta"], f"{explained}")
+    refused = alpha.refuses("switchover", "demo", "--to", "beta", code="not_a_member")
+    expect(re.search(rf"alpha waits for beta .* {drops} times lately, for another \d+\.\d s", refused.why)
+           and "replctl connect demo --peer beta" in refused.next, f"{refused}")
     theirs = beta.status()
     expect(theirs["replica"]["data"] == "outdated" and theirs["replica"]["in_sync"] == ["alpha"],
            f"{theirs['replica']}")

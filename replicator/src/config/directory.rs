@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -17,6 +18,8 @@ pub struct Directory {
     pub served: Vec<(ClusterConfig, NodeConfig)>,
     /// Why others cannot: one that is wrong costs the others nothing.
     pub problems: Vec<FileProblem>,
+    /// What those that are served lack, in words: one address has the pages of one cluster only.
+    pub without: Vec<String>,
 }
 
 /// Why a file of the directory is not served.
@@ -72,11 +75,37 @@ impl Directory {
         let mut found = Self::default();
         for path in paths {
             match found.read(&path, node) {
-                Ok(served) => found.served.push(served),
+                Ok((config, mut node)) => {
+                    found.share_pages(&config, &mut node);
+                    found.served.push((config, node));
+                }
                 Err(problem) => found.problems.push(problem),
             }
         }
         Ok(found)
+    }
+
+    /// An address that another cluster listens on for HTTP is left to that one.
+    fn share_pages(&mut self, config: &ClusterConfig, node: &mut NodeConfig) {
+        let (served, mut without) = (&self.served, Vec::new());
+        node.http.listen.retain(|at| {
+            let clashes = |it: &&(ClusterConfig, NodeConfig)| {
+                it.1.http.listen.iter().any(|its| is_same_place(at, its))
+            };
+            let Some((other, _)) = served.iter().find(clashes) else { return true };
+            without.push(format!(
+                "{}: its pages (HTTP) would be at {at}, which {} has: those of {} are not served \
+                 there; write, in the file of every node of {2}, under [node.{}]: http_port = {}, \
+                 or 0 for none",
+                config.path.display(),
+                other.path.display(),
+                config.cluster,
+                node.name,
+                free_port(served, at.port()),
+            ));
+            false
+        });
+        self.without.extend(without);
     }
 
     fn read(
@@ -101,6 +130,19 @@ impl Directory {
         }
         Ok((config, node))
     }
+}
+
+/// Whether one socket cannot listen beside the other.
+fn is_same_place(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (is_any || one.ip() == other.ip())
+}
+
+/// The first port from this one on at which no other cluster's pages are.
+fn free_port(served: &[(ClusterConfig, NodeConfig)], from: u16) -> u16 {
+    let is_taken =
+        |port: &u16| served.iter().any(|it| it.1.http.listen.iter().any(|at| at.port() == *port));
+    (from..=u16::MAX).find(|port| !is_taken(port)).unwrap_or_default()
 }
 
 /// What two clusters must not have in common on one machine, and what to write instead.
@@ -167,6 +209,17 @@ mod tests {
         let found = Directory::load(&directory, Some("gamma")).unwrap();
         let served: Vec<&str> = found.served.iter().map(|it| it.0.cluster.as_str()).collect();
         assert_eq!(served, ["shop", "blog", "mail"]);
+        // All have the same port by default: the first one has the pages.
+        let pages: Vec<usize> = found.served.iter().map(|it| it.1.http.listen.len()).collect();
+        assert_eq!(pages, [1, 0, 0]);
+        let told = &found.without[0];
+        for words in [
+            "b.toml: its pages (HTTP) would be at 10.0.0.3:7790, which",
+            "a.toml has",
+            "of every node of blog, under [node.gamma]: http_port = 7791",
+        ] {
+            assert!(told.contains(words), "{told}");
+        }
         let problems: Vec<String> = found.problems.iter().map(ToString::to_string).collect();
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems[0].contains("the cluster shop is that of"), "{problems:?}");

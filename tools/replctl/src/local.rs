@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use replicator::cluster::check_etcd;
-use replicator::config::{ClusterConfig, NodeConfig, ResourceConfig, services};
+use replicator::config::{
+    ClusterConfig, Directory, FileProblem, NodeConfig, ResourceConfig, services,
+};
 use replicator::create::{self, CreateRequest, Created};
 use replicator::dump;
 use replicator::fence::agent;
@@ -191,6 +193,21 @@ pub fn dump(
     Ok(EXIT_DONE)
 }
 
+/// What is wrong with a witness's file beside those of other clusters in its directory, where one
+/// process serves all of them. A copy of the file is none of these.
+fn beside(config: &ClusterConfig, node: &NodeConfig) -> Vec<String> {
+    let directory = config.path.parent().filter(|it| !it.as_os_str().is_empty());
+    let directory = directory.unwrap_or_else(|| Path::new("."));
+    let Ok(found) = Directory::load(directory, Some(&node.name)) else { return Vec::new() };
+    let own = directory.join(config.path.file_name().unwrap_or_default()).display().to_string();
+    let is_shared = |it: &&FileProblem| match it {
+        FileProblem::Shared { what, .. } => !what.starts_with("the cluster "),
+        _ => false,
+    };
+    let shared = found.problems.iter().filter(is_shared).map(ToString::to_string);
+    shared.chain(found.without.iter().cloned()).filter(|it| it.contains(&own)).collect()
+}
+
 /// `check`: what the file means, whether key and disks of this node are there, and on wish whether
 /// the fence agents work from here.
 pub fn check(
@@ -223,8 +240,10 @@ pub fn check(
     if here.is_some() {
         problems.extend(config.hooks.as_ref().and_then(hooks::missing));
     }
-    if here.is_some_and(|node| !node.witness) {
-        problems.extend(services::local::warnings(config));
+    match here {
+        Some(node) if node.witness => problems.extend(beside(config, node)),
+        Some(_) => problems.extend(services::local::warnings(config)),
+        None => {}
     }
     let fence = here.and_then(|node| config.fence_of_peer(&node.name)).filter(|_| !asks_agents);
     if let Some((peer, fence)) = fence {

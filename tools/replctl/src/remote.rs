@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use replicator::cluster::{Applied, ClusterRequest};
+use replicator::cluster::{Applied, ClusterRequest, OfficeReport};
 use replicator::config::{ClusterConfig, NodeConfig};
 use replicator::control::{Conversation, Order, RefusalReport, Reply, ask};
 use replicator::report::{ResourceReport, StatusReport};
@@ -253,7 +253,8 @@ fn explain(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8
     let offices: Vec<_> =
         cluster.resources.iter().filter(|it| resource.is_none_or(|name| it.name == name)).collect();
     if wants_json {
-        println!("{}", serde_json::to_string_pretty(&offices).expect("plain values"));
+        let explained: Vec<_> = offices.into_iter().map(|it| explained(it, &report)).collect();
+        println!("{}", serde_json::to_string_pretty(&explained).expect("plain values"));
         return Ok(EXIT_DONE);
     }
     let mut out = String::new();
@@ -265,6 +266,14 @@ fn explain(socket: &Path, resource: Option<&str>, wants_json: bool) -> Result<u8
     show_cluster::nodes(&mut out, cluster);
     print!("{out}");
     Ok(EXIT_DONE)
+}
+
+/// An office, with the peers that this node's replica holds back (P6).
+fn explained(office: &OfficeReport, report: &StatusReport) -> serde_json::Value {
+    let mut value = serde_json::to_value(office).expect("plain values");
+    let held_back: Vec<_> = report.held_back(&office.name).collect();
+    value["held_back"] = serde_json::to_value(held_back).expect("plain values");
+    value
 }
 
 /// Without a witness only fencing decides anything.

@@ -220,8 +220,7 @@ fn wait_line(wait: &WaitReport) -> String {
 /// Peers that were dropped too often lately: why each is not brought up to date, and until when.
 pub fn held_back(out: &mut String, report: &StatusReport, resource: Option<&str>) {
     for it in report.resources.iter().filter(|it| resource.is_none_or(|name| it.name == name)) {
-        let Some(replica) = &it.replica else { continue };
-        for wait in replica.waits.iter().filter(|wait| wait.party == "held_back") {
+        for wait in report.held_back(&it.name) {
             let line = wait_line(wait);
             let _ = writeln!(out, "{}: {} {} (P6)", it.name, report.node, line.trim_start());
         }
