@@ -316,7 +316,7 @@ def an_agent_that_does_not_end_is_killed_and_promotes_nobody():
                    fence(beta)["activity"], 10)
         expect_not_promoted(beta)
         text = beta.ctl_raw("explain", as_json=False)[1]
-        expect("rule No witness" in text and "beta does not take the office" in text, text)
+        expect("rule: No witness" in text and "beta does not take the office" in text, text)
         # The children of a killed agent must not switch anything later.
         end = time.monotonic() + 5
         wait_until("its child would be done", lambda: time.monotonic() > end)

@@ -161,7 +161,7 @@ impl World {
             Note::ResyncFinished { .. } => self.tally.resyncs += 1,
             Note::Committed { what, generation } => {
                 self.check_copies(node, what, *generation);
-                self.committed(node, what);
+                self.committed(node, what, *generation);
                 self.check_who_left(node, what);
             }
             Note::PeerJoined { .. } => self.check_diverged(node),
@@ -184,13 +184,15 @@ impl World {
     /// R2c, R3, R6c: before these commits the own disk (at a release, every member's) is flushed,
     /// and nothing is acknowledged between that flush and the commit. So all that is acknowledged
     /// is durable now, as after a client's flush.
-    fn committed(&mut self, node: usize, what: &str) {
+    fn committed(&mut self, node: usize, what: &str, generation: u64) {
         if what == "the office was taken" {
             self.tell_history_of_a_wait(node);
         }
         let flushed = ["the office was taken", "a member left the in-sync set"].contains(&what)
             || what == "the office was released";
-        if flushed && !self.nodes[node].flush_failed {
+        // Who stood still hears late of its own release, when a later office has written already.
+        let is_late = generation < self.checkers.newest_office.1;
+        if flushed && !is_late && !self.nodes[node].flush_failed {
             self.clients.covered_by_a_flush();
         }
     }
