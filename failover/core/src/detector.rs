@@ -37,8 +37,6 @@ pub struct Heard {
     /// The highest sequence of its acceptor's record that was ever named, and by which process.
     sequence: u64,
     named_by: u64,
-    /// The own heartbeat before that was known.
-    named_after: u64,
     /// The sequence with which its process began.
     began: u64,
     suspects: Vec<Suspect>,
@@ -88,28 +86,16 @@ impl Heard {
             }
             None => return false,
         };
+        let answers = |heartbeat: &Heartbeat| {
+            heartbeat.echo_of == own.process
+                && heartbeat.echo.is_some_and(|(number, _)| number > suspect.since)
+        };
         // No earlier process named more than a later one began with.
         self.went_back |= envelope.sequence > self.sequence;
         if let Message::Heartbeat(heartbeat) = &envelope.message {
-            self.went_back |= answers_after(heartbeat, own, suspect.since);
+            self.went_back |= answers(heartbeat);
         }
         true
-    }
-
-    /// L5: whether this says less than the very process that speaks said before: it came late, or
-    /// the machine went back with all its memory, when it answers to what was said since.
-    fn says_less(&mut self, own: Own, envelope: &Envelope) -> bool {
-        let says_less = self.named_by == envelope.process && envelope.sequence < self.sequence;
-        if let Message::Heartbeat(heartbeat) = &envelope.message {
-            self.went_back |= says_less && answers_after(heartbeat, own, self.named_after);
-        }
-        says_less
-    }
-
-    fn note_record(&mut self, own: Own, sequence: u64, process: u64) {
-        if self.sequence < sequence || self.named_by != process && self.sequence == sequence {
-            (self.sequence, self.named_by, self.named_after) = (sequence, process, own.beats);
-        }
     }
 
     fn is_older(&self, process: u64, began: u64) -> bool {
@@ -124,11 +110,6 @@ impl Heard {
         }
         suspect
     }
-}
-
-/// Whether a heartbeat answers to one that this process sent after that one.
-fn answers_after(heartbeat: &Heartbeat, own: Own, number: u64) -> bool {
-    heartbeat.echo_of == own.process && heartbeat.echo.is_some_and(|(echo, _)| echo > number)
 }
 
 impl Detector {
@@ -159,9 +140,7 @@ impl Detector {
             // Its later processes go on from the old copy, however far they come.
             (node.at, node.process) = (Some(now), envelope.process);
             return false;
-        } else if is_other && node.is_suspect(own, envelope)
-            || !is_other && node.says_less(own, envelope)
-        {
+        } else if is_other && node.is_suspect(own, envelope) {
             return false;
         }
         if is_other {
@@ -177,7 +156,9 @@ impl Detector {
             node.heartbeat = Heartbeat::default();
             node.has_answered = false;
         }
-        node.note_record(own, envelope.sequence, envelope.process);
+        if node.sequence <= envelope.sequence {
+            (node.sequence, node.named_by) = (envelope.sequence, envelope.process);
+        }
         node.at = Some(now);
         true
     }
@@ -216,7 +197,7 @@ impl Detector {
             return;
         }
         if node.sequence < seen.sequence {
-            node.note_record(own, seen.sequence, seen.process);
+            (node.sequence, node.named_by) = (seen.sequence, seen.process);
         }
         node.went_back |= seen.went_back;
         let is_older = node.is_older(node.process, node.began);
