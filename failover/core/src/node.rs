@@ -442,7 +442,6 @@ impl Node {
         self.watch_lapses();
         self.persist(effects);
         say_once(effects);
-        leases_first(effects);
     }
 
     /// When [`Input::TimePassed`] is due.
@@ -527,12 +526,6 @@ fn say_once(effects: &mut Effects) {
             .any(|(of, generation)| of == resource && *generation == state.generation),
         _ => true,
     });
-}
-
-/// An office without end is over before the change that ends it leaves (R5d): the process may stop
-/// between any two effects. No lease hurts that is told before the office it is for.
-fn leases_first(effects: &mut Effects) {
-    effects.sort_by_key(|effect| !matches!(effect, Effect::LeaseChanged { .. }));
 }
 
 /// What a node that starts takes for committed before any quorum round: nothing (R14).

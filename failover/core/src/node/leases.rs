@@ -161,8 +161,12 @@ impl Node {
             }
             let local = self.locals.get_mut(&resource).expect("it was just listed");
             if local.lease_told != until {
+                let was_endless = local.lease_told == Some(Time(u64::MAX));
                 local.lease_told = until;
-                effects.push(Effect::LeaseChanged { resource, until });
+                // An office without end is over before the change that ends it leaves (R5d): the
+                // process may stop between any two effects.
+                let at = if was_endless { 0 } else { effects.len() };
+                effects.insert(at, Effect::LeaseChanged { resource, until });
             }
         }
     }
