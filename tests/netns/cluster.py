@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 
@@ -129,6 +130,24 @@ def run(*command, check=True, timeout=120, **more):
 
 
 _reserved = []
+
+
+@contextlib.contextmanager
+def in_namespace(name):
+    """This thread, in a network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(path):
+        with open(path, encoding="ascii") as file:
+            if libc.setns(file.fileno(), 0x40000000) != 0:
+                raise OSError(ctypes.get_errno(), f"setns {path}")
+    own = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+    with open(own, encoding="ascii") as before:
+        enter(f"/run/netns/{name}")
+        try:
+            yield
+        finally:
+            libc.setns(before.fileno(), 0x40000000)
 
 
 def free_port():

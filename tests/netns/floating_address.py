@@ -16,7 +16,8 @@ import tempfile
 import threading
 import time
 
-from cluster import Skip, TestFailed, built, die_with_parent, expect, run, wait_until
+from cluster import (Skip, TestFailed, built, die_with_parent, expect, in_namespace, run,
+                     wait_until)
 
 FLOATING = "10.98.0.100"
 FLOATING6 = "fd98::100"
@@ -175,25 +176,6 @@ class Lan(Bystander):
     def has(self, name, address=FLOATING):
         """Whether a machine has the address now."""
         return f" {address}/" in self.ip(name, "addr", "show", "dev", "link0")
-
-
-@contextlib.contextmanager
-def in_namespace(name):
-    """This thread, in a network namespace."""
-    import ctypes
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def enter(path):
-        with open(path, encoding="ascii") as file:
-            if libc.setns(file.fileno(), 0x40000000) != 0:
-                raise OSError(ctypes.get_errno(), f"setns {path}")
-    own = f"/proc/self/task/{threading.get_native_id()}/ns/net"
-    with open(own, encoding="ascii") as before:
-        enter(f"/run/netns/{name}")
-        try:
-            yield
-        finally:
-            libc.setns(before.fileno(), 0x40000000)
 
 
 class Holder:

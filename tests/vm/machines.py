@@ -2,12 +2,12 @@
 other nodes and clients are outside, on the same bridge.
 """
 
-import ctypes
 import json
 import os
 import pathlib
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -16,7 +16,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "netns"))
 
 # pylint: disable=wrong-import-position
-from cluster import TestFailed, expect, run, wait_until  # noqa: E402
+from cluster import (Refused, Skip, TestFailed, expect, in_namespace, run,  # noqa: E402
+                     wait_until)
 from trio import CLIENT_ADDRESS, Trio  # noqa: E402
 
 # Emulated processors are slow: the primary may be late with a renewal by seconds without being lost.
@@ -29,30 +30,8 @@ BEAT_PORT = 4445
 HTTP_PORT = 7790
 # Between two questions to a machine.
 ASK_AGAIN_S = 0.5
-CLONE_NEWNET = 0x40000000
 # Beats of a machine that gets no processor arrive late: shorter runs than this are no turns.
 LATE_S = 1.5
-
-
-def in_namespace(name, make):
-    """What `make` returns when it is called in a network namespace: a socket stays there."""
-    found = []
-
-    def enter():
-        try:
-            handle = os.open(f"/run/netns/{name}", os.O_RDONLY)
-            if ctypes.CDLL(None, use_errno=True).setns(handle, CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), f"setns {name}")
-            os.close(handle)
-            found.append(make())
-        except OSError as error:
-            found.append(error)
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    if isinstance(found[0], OSError):
-        raise found[0]
-    return found[0]
 
 
 class Box:
@@ -130,12 +109,14 @@ class Box:
 
     # ---------------------------------------------------------------- orders
 
+    def connect(self, port, limit_s):
+        """A connection from the client's machine; no wait at it is longer."""
+        with in_namespace(self.cluster.client_namespace):
+            return socket.create_connection((self.node.host, port), timeout=limit_s)
+
     def tell(self, command, limit_s=120):
         """Has the machine run a command: what it said, and its status. Its script runs agent.py."""
-        def connect():
-            return socket.create_connection((self.node.host, AGENT_PORT), timeout=limit_s)
-        with in_namespace(self.cluster.client_namespace, connect) as stream:
-            stream.settimeout(limit_s)
+        with self.connect(AGENT_PORT, limit_s) as stream:
             stream.sendall(command.encode())
             stream.shutdown(socket.SHUT_WR)
             said = b"".join(iter(lambda: stream.recv(65536), b"")).decode(errors="replace")
@@ -167,13 +148,10 @@ class Box:
 
     def status(self):
         """The daemon's status; empty when it does not answer."""
-        def connect():
-            return socket.create_connection((self.node.host, HTTP_PORT), timeout=30)
         # By HTTP: a program that is started takes a machine's processor for a second.
         time.sleep(ASK_AGAIN_S)
         try:
-            with in_namespace(self.cluster.client_namespace, connect) as stream:
-                stream.settimeout(30)
+            with self.connect(HTTP_PORT, 30) as stream:
                 stream.sendall(b"GET /status HTTP/1.0\r\n\r\n")
                 said = b"".join(iter(lambda: stream.recv(65536), b""))
             return json.loads(said.partition(b"\r\n\r\n")[2])
@@ -185,12 +163,13 @@ class WithMachines(Trio):
     """A trio; those named in `boxed` are virtual machines."""
 
     lease_ms = LEASE_MS
+    session = TIMING
     boxed = ("alpha",)
 
     def __init__(self, timing=None, **more):
         self.boxes = {}
         self.beats = []
-        super().__init__(timing={**TIMING, **(timing or {})}, **more)
+        super().__init__(timing={**self.session, **(timing or {})}, **more)
 
     @property
     def box(self):
@@ -223,11 +202,9 @@ class WithMachines(Trio):
 
     def listen(self):
         """Hears the services of all nodes (beat.sh) at the client's address."""
-        def bind():
+        with in_namespace(self.client_namespace):
             ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             ear.bind((CLIENT_ADDRESS, BEAT_PORT))
-            return ear
-        ear = in_namespace(self.client_namespace, bind)
 
         def hear():
             while True:
@@ -255,3 +232,16 @@ class WithMachines(Trio):
                 spans.append([name, at, at])
         long = [name for name, first, last in spans if last - first >= LATE_S]
         return [name for number, name in enumerate(long) if number == 0 or long[number - 1] != name]
+
+
+def exit_code(tests):
+    """Runs them: 0 all well, 1 something failed, 77 it cannot be tried here."""
+    try:
+        tests()
+    except Skip as why:
+        print(f"skipped: {why}")
+        return 77
+    except (TestFailed, Refused, subprocess.TimeoutExpired) as error:
+        print(f"FAILED  {error}")
+        return 1
+    return 0

@@ -10,12 +10,11 @@ Exit code: 0 all well, 1 something failed, 77 it cannot be tried here (no root).
 """
 
 import json
-import subprocess
 import sys
 import time
 
-from machines import AGENT_PORT, ASK_AGAIN_S, BEAT_PORT, HERE, WithMachines
-from cluster import Refused, Skip, TestFailed, expect, wait_until
+from machines import AGENT_PORT, ASK_AGAIN_S, BEAT_PORT, HERE, WithMachines, exit_code
+from cluster import expect, wait_until
 from trio import CLIENT_ADDRESS
 
 UNIT = "demo.service"
@@ -254,17 +253,5 @@ def play(chosen):
             cluster.expect_never_two()
 
 
-def main():
-    try:
-        play(sys.argv[1:])
-    except Skip as why:
-        print(f"skipped: {why}")
-        return 77
-    except (TestFailed, Refused, subprocess.TimeoutExpired) as error:
-        print(f"FAILED  {error}")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(lambda: play(sys.argv[1:])))
