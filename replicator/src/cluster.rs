@@ -25,6 +25,7 @@ use replicator_core::register::RegisterState;
 use crate::config::{ClusterConfig, NodeConfig, ResourceConfig};
 use crate::control::{RefusalReport, Reply};
 use crate::events::{Events, Weight};
+use crate::greeting::cut;
 use crate::key::ClusterKey;
 use crate::resource::Resource;
 
@@ -276,18 +277,14 @@ pub fn hindrance(refusal: &RefusalReport) -> Hindrance {
 /// A hindrance whose words have at most so many bytes each. Every sign of life carries those of all
 /// resources in one datagram, and some name all users of a device.
 pub fn shortened(hindrance: Hindrance, bytes_max: usize) -> Hindrance {
-    let cut = |mut text: String| {
+    let shorten = |mut text: String| {
         if text.len() > bytes_max {
-            let mut end = bytes_max.saturating_sub(4);
-            while !text.is_char_boundary(end) {
-                end -= 1;
-            }
-            text.truncate(end);
+            cut(&mut text, bytes_max.saturating_sub(4));
             text.push_str(" ...");
         }
         text
     };
-    Hindrance { why: cut(hindrance.why), next: cut(hindrance.next), ..hindrance }
+    Hindrance { why: shorten(hindrance.why), next: shorten(hindrance.next), ..hindrance }
 }
 
 /// A verdict of the control plane, as `replctl` shows it.

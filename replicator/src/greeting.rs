@@ -565,11 +565,7 @@ impl Greeting {
             return;
         }
         let mut text = error.to_string();
-        let mut end = text.len().min(500);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
+        cut(&mut text, 500);
         let mut body = vec![code as u8];
         body.extend_from_slice(text.as_bytes());
         self.put_sealed(Kind::Refused, body, out);
@@ -666,6 +662,12 @@ fn decode_identity(mut body: &[u8]) -> Result<Identity, GreetingError> {
         Some(identity) if body.is_empty() => Ok(identity),
         _ => Err(GreetingError::Malformed("an identity does not decode")),
     }
+}
+
+/// Leaves at most so many bytes of a text, and no character in part.
+pub fn cut(text: &mut String, bytes_max: usize) {
+    let end = (0..=bytes_max.min(text.len())).rfind(|&at| text.is_char_boundary(at));
+    text.truncate(end.unwrap_or(0));
 }
 
 #[cfg(test)]

@@ -208,13 +208,7 @@ pub fn complete(config: &mut ClusterConfig, run_dir: &Path) {
 
 /// What systemd allows all units in the file.
 fn ask_systemd(config: &ClusterConfig) -> BTreeMap<String, UnitLimits> {
-    let specs = config.resources.iter().flat_map(|resource| &resource.services.specs);
-    let units: BTreeSet<&str> = specs
-        .filter_map(|spec| match &spec.kind {
-            Kind::Systemd { unit } => Some(unit.as_str()),
-            _ => None,
-        })
-        .collect();
+    let units: BTreeSet<&str> = config.resources.iter().flat_map(units_of).collect();
     if units.is_empty() {
         return BTreeMap::new();
     }
