@@ -37,6 +37,8 @@ pub struct Heard {
     /// The highest sequence of its acceptor's record that was ever named, and by which process.
     sequence: u64,
     named_by: u64,
+    /// The own heartbeat before that was known.
+    known_since: u64,
     /// The sequence with which its process began.
     began: u64,
     suspects: Vec<Suspect>,
@@ -86,16 +88,31 @@ impl Heard {
             }
             None => return false,
         };
-        let answers = |heartbeat: &Heartbeat| {
-            heartbeat.echo_of == own.process
-                && heartbeat.echo.is_some_and(|(number, _)| number > suspect.since)
-        };
         // No earlier process named more than a later one began with.
-        self.went_back |= envelope.sequence > self.sequence;
-        if let Message::Heartbeat(heartbeat) = &envelope.message {
-            self.went_back |= answers(heartbeat);
-        }
+        self.went_back |=
+            envelope.sequence > self.sequence || own.is_answered(envelope, suspect.since);
         true
+    }
+
+    /// L5: whether this names less than was heard of its very process: late words, or a machine
+    /// that went back with all its memory. It is the latter when it answers to what was said since.
+    fn names_less(&mut self, own: Own, envelope: &Envelope) -> bool {
+        let names_less = envelope.sequence < self.sequence;
+        self.went_back |= names_less && own.is_answered(envelope, self.known_since);
+        names_less
+    }
+
+    /// Another process of it speaks: nothing that the former one heard or said is its own.
+    fn begins(&mut self, envelope: &Envelope) {
+        (self.process, self.began) = (envelope.process, envelope.began);
+        self.heartbeat = Heartbeat::default();
+        self.has_answered = false;
+    }
+
+    fn knows(&mut self, own: Own, sequence: u64, process: u64) {
+        if self.sequence < sequence {
+            (self.sequence, self.named_by, self.known_since) = (sequence, process, own.beats);
+        }
     }
 
     fn is_older(&self, process: u64, began: u64) -> bool {
@@ -109,6 +126,16 @@ impl Heard {
             self.suspects.remove(0);
         }
         suspect
+    }
+}
+
+impl Own {
+    /// Whether a heartbeat answers to one of this process that left later than that one. A number
+    /// that was not reached yet is one of a machine before it went back.
+    fn is_answered(self, envelope: &Envelope, since: u64) -> bool {
+        let Message::Heartbeat(heartbeat) = &envelope.message else { return false };
+        heartbeat.echo_of == self.process
+            && heartbeat.echo.is_some_and(|(number, _)| since < number && number <= self.beats)
     }
 }
 
@@ -138,9 +165,14 @@ impl Detector {
             // No process is suspected.
         } else if node.went_back {
             // Its later processes go on from the old copy, however far they come.
-            (node.at, node.process) = (Some(now), envelope.process);
+            if is_other {
+                node.begins(envelope);
+            }
+            node.at = Some(now);
             return false;
-        } else if is_other && node.is_suspect(own, envelope) {
+        } else if is_other && node.is_suspect(own, envelope)
+            || !is_other && node.names_less(own, envelope)
+        {
             return false;
         }
         if is_other {
@@ -151,14 +183,10 @@ impl Detector {
                     node.former.remove(0);
                 }
             }
-            node.process = envelope.process;
-            node.began = envelope.began;
-            node.heartbeat = Heartbeat::default();
-            node.has_answered = false;
+            node.begins(envelope);
         }
-        if node.sequence <= envelope.sequence {
-            (node.sequence, node.named_by) = (envelope.sequence, envelope.process);
-        }
+        node.knows(own, envelope.sequence, envelope.process);
+        node.named_by = envelope.process;
         node.at = Some(now);
         true
     }
@@ -196,9 +224,7 @@ impl Detector {
         if node.acceptor != seen.acceptor || defect(Defect::OldRecordVotes) {
             return;
         }
-        if node.sequence < seen.sequence {
-            (node.sequence, node.named_by) = (seen.sequence, seen.process);
-        }
+        node.knows(own, seen.sequence, seen.process);
         node.went_back |= seen.went_back;
         let is_older = node.is_older(node.process, node.began);
         if is_older && node.at.is_some() && !node.went_back {

@@ -1,11 +1,12 @@
 //! L5: an acceptor whose record is an old copy has no vote, however far it comes and whoever hears
 //! it; a late message of an earlier process is not taken for one.
 
-use failover_core::Span;
 use failover_core::cluster::Epoch;
+use failover_core::detector::{Detector, Own};
 use failover_core::message::{Envelope, Heartbeat, Message};
 use failover_core::node::Input;
 use failover_core::voters::VotersWish;
+use failover_core::{Span, Time};
 
 use crate::world::{World, name};
 
@@ -71,7 +72,38 @@ fn a_machine_that_goes_back_with_its_memory_has_no_vote_and_says_so() {
     world.goes_back_alive("gamma");
     world.pass(Span::from_ms(2_000));
     assert!(world.refuses("gamma", "gamma"), "it was told itself");
+    assert!(world.refuses("alpha", "gamma") && world.refuses("beta", "gamma"));
     assert!(world.has_lease("alpha"), "the other two are a majority");
+}
+
+/// Until it is told, and others say so, only what it says shows it.
+#[test]
+fn a_process_that_names_less_than_it_did_counts_for_nothing_and_is_found_out_by_its_answers() {
+    let mut detector = Detector::new(LONG);
+    let own = |beats| Own { process: 7, beats };
+    let gamma = name("gamma");
+    let mut hears = |beats, sequence, echo: u64| {
+        let heartbeat =
+            Heartbeat { echo_of: 7, echo: Some((echo, Span(0))), ..Heartbeat::default() };
+        let envelope = Envelope {
+            process: 3,
+            acceptor: 300,
+            sequence,
+            began: 10,
+            epoch: Epoch::default(),
+            message: Message::Heartbeat(heartbeat),
+        };
+        let counts = detector.hears(Time(beats), &gamma, &envelope, own(beats));
+        (counts, detector.node(&gamma).unwrap().went_back)
+    };
+    assert_eq!(hears(1, 11, 0), (true, false));
+    assert_eq!(hears(2, 12, 1), (true, false));
+    assert_eq!(hears(3, 11, 1), (false, false), "late words");
+    assert_eq!(hears(3, 11, 2), (false, false), "it left before");
+    assert_eq!(hears(3, 11, 9), (false, false), "this machine went back, and was further once");
+    assert_eq!(hears(3, 12, 2), (true, false));
+    assert_eq!(hears(4, 11, 3), (false, true));
+    assert_eq!(hears(5, 99, 4), (false, true), "however far it comes");
 }
 
 #[test]

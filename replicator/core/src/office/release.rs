@@ -231,15 +231,17 @@ impl Replica {
             }
             return;
         };
-        let window = self.config.timing.drops_window;
-        if is_full && self.ran_full_at.is_some_and(|at| self.now.since(at) < window) {
-            // The other disk may be full too: the office would go to and fro with every write.
-            return;
-        }
-        (self.disk_failed, self.disk_is_full) = (true, is_full);
         if is_full {
+            // Without a majority nobody would take over. And where it was full a short time ago the
+            // other disk may be so too: the office would go to and fro with every write.
+            let window = self.config.timing.drops_window;
+            let was_full = self.ran_full_at.is_some_and(|at| self.now.since(at) < window);
+            if was_full || !self.by_majority() {
+                return;
+            }
             self.ran_full_at = Some(self.now);
         }
+        (self.disk_failed, self.disk_is_full) = (true, is_full);
         if self.change.is_some() || self.by_majority() && self.majority.is_busy() {
             return self.step_down(None, effects);
         }
