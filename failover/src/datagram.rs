@@ -23,7 +23,7 @@ use crate::repeats::Repeats;
 
 const MAGIC: &[u8; 4] = b"RPLC";
 /// The version of the messages that this build speaks.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 const CODE_BYTES: usize = 32;
 /// A datagram at most; UDP carries 65 507 bytes.
 pub const DATAGRAM_BYTES_MAX: usize = 60_000;
@@ -182,9 +182,15 @@ fn equal_in_constant_time(left: &[u8], right: &[u8]) -> bool {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use failover_core::cluster::Epoch;
+    use failover_core::Ballot;
+    use failover_core::cluster::{
+        Cause, ClusterState, Epoch, Holder, Home, RESOURCES_MAX, Resource,
+    };
+    use failover_core::command::{Change, Switch, Unfit};
     use failover_core::message::{Heartbeat, Message};
     use proptest::prelude::*;
+    use replicator_core::block::{Incarnation, ReplicaId};
+    use replicator_core::register::{Member, RegisterState};
 
     use super::*;
 
@@ -212,6 +218,7 @@ pub(crate) mod tests {
             sequence: 3,
             began: 3,
             epoch: Epoch::default(),
+            yours: None,
             message,
         }
     }
@@ -232,6 +239,49 @@ pub(crate) mod tests {
         assert_eq!(beta.clone().open(&sealed), Err(DatagramError::Repeated));
         let same = alpha.clone().seal(&"beta".into(), &envelope()).unwrap();
         assert!(beta.open(&same).is_ok(), "the same message in another datagram counts");
+    }
+
+    /// With the longest names, three copies of each resource and as many services switched off as
+    /// the register takes.
+    #[test]
+    fn a_full_register_fits() {
+        let long = |prefix: &str, number: usize| format!("{prefix}{number:0>62}");
+        let nodes: Vec<NodeName> = (0..3).map(|number| NodeName(long("n", number))).collect();
+        let mut state = ClusterState::default();
+        for number in 0..RESOURCES_MAX {
+            let home = |node: &NodeName| Home { node: node.clone(), replica: ReplicaId(u128::MAX) };
+            let incarnation = Incarnation(u128::MAX);
+            let member = Member { replica: ReplicaId(u128::MAX), incarnation };
+            let replica = RegisterState {
+                generation: u64::MAX,
+                tenure: u64::MAX,
+                primary: Some(ReplicaId(u128::MAX)),
+                set: vec![member; 3],
+                ..RegisterState::default()
+            };
+            state.resources.push(Resource {
+                name: long("r", number),
+                state: replica,
+                holder: Some(Holder { node: nodes[0].clone(), process: u64::MAX }),
+                wanted: Some(nodes[1].clone()),
+                homes: nodes.iter().map(home).collect(),
+                ..Resource::default()
+            });
+        }
+        let is_full = (0..1_000).find_map(|number| {
+            let switch = Switch::Off { service: Some(long("s", number)), is_off: true };
+            let resource = state.resources[number % RESOURCES_MAX].name.clone();
+            let change = Change::Switch { resource, switch };
+            match change.apply(Some(&state), &nodes[0], &Cause::default()) {
+                Ok(next) => state = next,
+                Err(unfit) => return Some(unfit),
+            }
+            None
+        });
+        assert_eq!(is_full, Some(Unfit::TooMany));
+        let message = Message::Learn { ballot: Ballot::default(), state };
+        let sealed = sealer("alpha", 1).seal(&"beta".into(), &Envelope { message, ..envelope() });
+        assert!(sealed.is_ok(), "{:?}", sealed.unwrap_err());
     }
 
     #[test]

@@ -15,8 +15,9 @@ use crate::cluster::{
 };
 use crate::defect::{Defect, defect};
 
-/// Services of one resource that can be switched off by name; all of them need no more than one.
-const SWITCHED_OFF_MAX: usize = 100;
+/// The names of all services that are switched off, of all resources: the register has to fit a
+/// datagram. All services of a resource together need none.
+const SWITCHED_OFF_BYTES_MAX: usize = 8 * 1024;
 
 /// Who wants a command to be done, and hears how it ended.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -140,7 +141,7 @@ impl Switch {
             }
             Self::Off { service: Some(name), is_off } => {
                 switches.off.retain(|other| other != name);
-                if *is_off && switches.off.len() < SWITCHED_OFF_MAX {
+                if *is_off {
                     switches.off.push(name.clone());
                     switches.off.sort();
                 }
@@ -256,6 +257,10 @@ impl Change {
             }
             Self::Switch { resource, switch } => {
                 switch.apply(&mut named(state, resource)?.switches)?;
+                let off = state.resources.iter().flat_map(|resource| &resource.switches.off);
+                if off.map(|name| name.len() + 1).sum::<usize>() > SWITCHED_OFF_BYTES_MAX {
+                    return Err(Unfit::TooMany);
+                }
             }
             Self::Pause(paused) => set(&mut state.paused, *paused)?,
             Self::Standby { node, is_standby } => {

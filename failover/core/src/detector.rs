@@ -191,6 +191,14 @@ impl Detector {
         true
     }
 
+    /// The own process goes on counting from a heartbeat that it does not remember.
+    pub fn own_beats_jumped(&mut self, beats: u64) {
+        for node in self.nodes.values_mut() {
+            node.known_since = beats;
+            node.suspects.iter_mut().for_each(|suspect| suspect.since = beats);
+        }
+    }
+
     /// The process of a node that speaks now; 0: none was heard.
     pub fn process_of(&self, name: &NodeName) -> u64 {
         self.nodes.get(name).map_or(0, |node| node.process)
@@ -203,16 +211,19 @@ impl Detector {
 
     /// What this node knows of the others' records.
     pub fn records(&self) -> Vec<RecordSeen> {
-        let heard = self.nodes.iter().filter(|(_, node)| node.acceptor != 0);
-        heard
-            .map(|(name, node)| RecordSeen {
-                node: name.clone(),
-                acceptor: node.acceptor,
-                process: node.named_by,
-                sequence: node.sequence,
-                went_back: node.went_back,
-            })
-            .collect()
+        self.nodes.keys().filter_map(|name| self.record(name)).collect()
+    }
+
+    /// And of one of them.
+    pub fn record(&self, name: &NodeName) -> Option<RecordSeen> {
+        let node = self.nodes.get(name).filter(|node| node.acceptor != 0)?;
+        Some(RecordSeen {
+            node: name.clone(),
+            acceptor: node.acceptor,
+            process: node.named_by,
+            sequence: node.sequence,
+            went_back: node.went_back,
+        })
     }
 
     /// Somebody else knows this of a node's record.

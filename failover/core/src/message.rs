@@ -24,6 +24,9 @@ pub struct Envelope {
     pub began: u64,
     /// The epoch of that record.
     pub epoch: Epoch,
+    /// What the sender has heard of the receiver's record: an old copy learns that it is one before
+    /// it acts on the message (L5).
+    pub yours: Option<RecordSeen>,
     /// What it says.
     pub message: Message,
 }

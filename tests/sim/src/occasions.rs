@@ -105,6 +105,7 @@ pub enum Occasion {
     ClientReconnected,
     // Clusters.
     OldRecordRefused,
+    OldMemory,
     EmptyRecordReplaced,
     WitnessAdded,
     WitnessRemoved,

@@ -242,9 +242,10 @@ pub const SCENARIOS_OF_CLUSTERS: &[Scenario] = &[
     ),
     scenario(
         "H3",
-        "a machine stands still for minutes, its clock too or not; an old record is restored",
+        "a machine stands still for minutes, its clock too or not; an old record is restored, also \
+         with the memory of then",
         "LongPause, OldRecord",
-        &[MachineStoodStill, MachineSleptOn, AwayForMinutes, OldRecordRefused],
+        &[MachineStoodStill, MachineSleptOn, AwayForMinutes, OldRecordRefused, OldMemory],
     ),
     scenario(
         "H4",

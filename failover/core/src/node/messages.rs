@@ -17,13 +17,14 @@ use crate::message::{Envelope, Heartbeat, Message, RecordSeen};
 use crate::proposer::Proposal;
 
 impl Node {
-    fn envelope(&self, message: Message) -> Box<Envelope> {
+    fn envelope(&self, to: &NodeName, message: Message) -> Box<Envelope> {
         Box::new(Envelope {
             process: self.config.process,
             acceptor: self.acceptor.record().id,
             sequence: self.durable,
             began: self.began_with,
             epoch: self.durable_epoch,
+            yours: self.detector.record(to),
             message,
         })
     }
@@ -32,7 +33,7 @@ impl Node {
         if *to == self.config.name {
             self.own.push_back(message);
         } else {
-            let envelope = self.envelope(message);
+            let envelope = self.envelope(to, message);
             effects.push(Effect::Send { to: to.clone(), envelope });
         }
     }
@@ -44,6 +45,10 @@ impl Node {
         if !self.belongs(from, &envelope, effects) {
             return;
         }
+        if let Some(seen) = &envelope.yours {
+            self.hear_of_own_record(seen);
+        }
+        self.go_on_from_echo(&envelope);
         let own = self.own_beats();
         let before = self.detector.process_of(from);
         if !self.detector.hears(self.now, from, &envelope, own) {
@@ -67,6 +72,19 @@ impl Node {
             None => envelope.acceptor,
         };
         self.said(from, envelope.process, acceptor, envelope.message, effects);
+    }
+
+    /// Others heard later heartbeats of this very process: its machine went back with its memory.
+    /// What answers to those answers to nothing that is known now.
+    fn go_on_from_echo(&mut self, envelope: &Envelope) {
+        let Message::Heartbeat(heartbeat) = &envelope.message else { return };
+        let echo = heartbeat.echo.filter(|_| heartbeat.echo_of == self.config.process);
+        if let Some((number, _)) = echo.filter(|(number, _)| *number < u64::MAX / 2)
+            && number > self.beats
+        {
+            self.beats = number;
+            self.detector.own_beats_jumped(number);
+        }
     }
 
     fn own_beats(&self) -> Own {
@@ -186,12 +204,8 @@ impl Node {
             self.beat_times.iter().find(|(sent, _)| *sent == number).map(|(_, at)| *at)
         });
         let (revision, own) = (heartbeat.revision, self.own_beats());
-        for seen in &heartbeat.records {
-            if seen.node == self.config.name {
-                self.hear_of_own_record(seen);
-            } else {
-                self.detector.told(seen, own);
-            }
+        for seen in heartbeat.records.iter().filter(|seen| seen.node != self.config.name) {
+            self.detector.told(seen, own);
         }
         for (resource, facts) in &heartbeat.facts {
             self.note_facts(from, resource, facts);

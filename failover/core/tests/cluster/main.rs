@@ -159,6 +159,7 @@ fn a_late_message_of_an_earlier_process_makes_nobody_deaf() {
         epoch: Epoch::default(),
         sequence: world.machines[&name("alpha")].disk.sequence,
         began: 0,
+        yours: None,
         message: Message::Heartbeat(heartbeat),
     };
     world.kill("alpha");

@@ -181,6 +181,7 @@ fn an_old_machine_that_comes_back_beside_its_replacement_is_refused() {
         sequence: old.disk.sequence,
         began: old.disk.sequence,
         epoch: old.disk.epoch(),
+        yours: None,
         message: failover_core::message::Message::Heartbeat(Default::default()),
     };
     let from = name("gamma");

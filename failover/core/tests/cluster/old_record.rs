@@ -76,7 +76,34 @@ fn a_machine_that_goes_back_with_its_memory_has_no_vote_and_says_so() {
     assert!(world.has_lease("alpha"), "the other two are a majority");
 }
 
-/// Until it is told, and others say so, only what it says shows it.
+/// A late accept must not bring it as far as it was: nobody could tell then.
+#[test]
+fn a_machine_that_went_back_with_its_memory_acts_on_no_message_of_one_who_knows_more() {
+    let mut world = World::with_primary();
+    world.goes_back_alive("gamma");
+    let before = world.machines[&name("gamma")].disk.clone();
+    let alpha = &world.machines[&name("alpha")];
+    let (ballot, state) = alpha.disk.accepted.clone().unwrap();
+    let ballot = failover_core::Ballot { counter: ballot.counter + 1, ..ballot };
+    let core = alpha.node.as_ref().unwrap();
+    let envelope = Envelope {
+        process: alpha.process,
+        acceptor: alpha.disk.id,
+        sequence: alpha.disk.sequence,
+        began: 0,
+        epoch: core.epoch(),
+        yours: core.detector().record(&name("gamma")),
+        message: Message::Accept { ballot: ballot.clone(), state },
+    };
+    world.isolate("gamma");
+    world.step("gamma", Input::Received { from: name("alpha"), envelope: Box::new(envelope) });
+    world.pass(Span::from_ms(100));
+    let after = &world.machines[&name("gamma")].disk;
+    assert_eq!((&after.promised, &after.accepted), (&before.promised, &before.accepted));
+    assert!(after.is_old_copy() && world.refuses("gamma", "gamma"));
+}
+
+/// What it says shows it too.
 #[test]
 fn a_process_that_names_less_than_it_did_counts_for_nothing_and_is_found_out_by_its_answers() {
     let mut detector = Detector::new(LONG);
@@ -91,6 +118,7 @@ fn a_process_that_names_less_than_it_did_counts_for_nothing_and_is_found_out_by_
             sequence,
             began: 10,
             epoch: Epoch::default(),
+            yours: None,
             message: Message::Heartbeat(heartbeat),
         };
         let counts = detector.hears(Time(beats), &gamma, &envelope, own(beats));
@@ -158,7 +186,8 @@ fn an_acceptor_follows_nobody_who_has_not_said_what_he_knows_of_its_record() {
     ];
     for message in messages {
         let epoch = world.core("alpha").epoch();
-        let envelope = Envelope { process, acceptor, sequence: 99, began: 0, epoch, message };
+        let envelope =
+            Envelope { process, acceptor, sequence: 99, began: 0, epoch, yours: None, message };
         let from = name("alpha");
         world.step("gamma", Input::Received { from, envelope: Box::new(envelope) });
     }
@@ -204,6 +233,7 @@ fn late_messages_in_a_silence_make_nobody_an_old_copy() {
             sequence,
             began: sequence,
             epoch: Epoch::default(),
+            yours: None,
             message: Message::Heartbeat(Heartbeat { number: 900, ..Heartbeat::default() }),
         }
     };

@@ -126,11 +126,18 @@ impl World {
             let delay = paused_until - self.now;
             return self.soon(delay, Happening::Bell { seat, life });
         }
-        let there = &mut self.cluster_mut().seats[seat];
+        self.tell_lease(seat);
+    }
+
+    /// No reply leaves a data loop before it has looked whether the lease is still what it knows
+    /// (R5a, R5d), so none is made here before that.
+    pub(crate) fn tell_lease(&mut self, node: usize) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let there = &mut cluster.seats[node];
         if there.lease_told != there.lease {
             there.lease_told = there.lease;
             let until = there.lease;
-            self.step(seat, Input::LeaseChanged { until });
+            self.step(node, Input::LeaseChanged { until });
             self.check_one_serves();
         }
     }

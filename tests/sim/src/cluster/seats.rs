@@ -35,6 +35,12 @@ pub struct Seat {
     pub(super) writing: Option<Box<Record>>,
     /// An older copy of the record that will be restored.
     pub(super) older: Option<Record>,
+    /// The process of a witness as it was when its last record was written, and as it was with the
+    /// older copy.
+    with_record: Option<Box<Node>>,
+    pub(super) with_older: Option<Box<Node>>,
+    /// What the memory of a machine went back to: that process goes on.
+    pub(super) resumes: Option<Box<Node>>,
     timer_at: u64,
     /// What the control plane says of the lease, and what the replica was told of it.
     pub(super) lease: Option<Time>,
@@ -63,6 +69,9 @@ impl Seat {
             record: Record::new(id),
             writing: None,
             older: None,
+            with_record: None,
+            with_older: None,
+            resumes: None,
             timer_at: 0,
             lease: None,
             lease_told: None,
@@ -130,7 +139,9 @@ impl World {
             lease: self.cluster().plan.lease,
         };
         let there = &mut self.cluster_mut().seats[seat];
-        there.node = Some(Node::start(config, there.record.clone(), now));
+        let resumed = there.resumes.take().map(|node| *node);
+        let starts = || Node::start(config, there.record.clone(), now);
+        there.node = Some(resumed.unwrap_or_else(starts));
         there.life += 1;
         (there.timer_at, there.lease, there.lease_told, there.learned) = (0, None, None, None);
         let life = there.life;
@@ -152,6 +163,7 @@ impl World {
         if there.node.take().is_none() {
             return;
         }
+        there.with_record = None;
         there.cut_off_wait |= there.order.take().is_some_and(|order| order.waited);
         let writing = there.writing.take();
         if let Some(record) = writing.filter(|_| lands) {
@@ -258,6 +270,7 @@ impl World {
         if holder_of(&before) != holder_of(&there.record) {
             // A copy of it would bring an earlier holder of the office back.
             there.older = Some(before.clone());
+            there.with_older = there.with_record.take();
         }
         if before.sequence >= sequence {
             let text = format!("{} wrote record {sequence} over {}", NAMES[seat], before.sequence);
@@ -265,6 +278,9 @@ impl World {
         }
         self.note_durable(seat);
         self.tell_seat(seat, life, Box::new(Input::RecordDurable { sequence }));
+        let there = &mut self.cluster_mut().seats[seat];
+        let is_whole = seat >= WITNESS && there.writing.is_none();
+        there.with_record = there.node.clone().filter(|_| is_whole).map(Box::new);
     }
 
     pub(super) fn set_seat_timer(&mut self, seat: usize) {
@@ -312,6 +328,7 @@ impl World {
         tell!(self, "{} falls; power: {power}", NAMES[seat]);
         self.occasions_of_witness(power);
         self.end_seat(seat);
+        self.cluster_mut().seats[seat].resumes = None;
         let now = self.now;
         let witness = &mut self.cluster_mut().witnesses[seat - WITNESS];
         if power {

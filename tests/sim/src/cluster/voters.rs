@@ -86,8 +86,17 @@ impl World {
         }
         tell!(self, "{} comes back with an old record, of {}", NAMES[seat], copy.sequence);
         let most = [20, 500, 3_000][self.draw.below(3) as usize];
-        let back_after = (1 + self.draw.below(most)) * MS;
-        self.seat_falls(seat, back_after, true);
+        let mut back_after = (1 + self.draw.below(most)) * MS;
+        let memory = self.cluster_mut().seats[seat].with_older.take();
+        let memory = memory.filter(|_| self.draw.chance(50));
+        if memory.is_some() {
+            tell!(self, "and with its memory of that time");
+            self.happened(Occasion::OldMemory);
+            // Nothing that was sent before is on its way by then.
+            back_after += (self.cluster().plan.late_ms + 100) * MS;
+        }
+        self.seat_falls(seat, back_after, memory.is_none());
+        self.cluster_mut().seats[seat].resumes = memory;
         if self.draw.chance(50) {
             // Whether one of the data nodes may take over depends on this acceptor alone.
             let until = self.now + back_after + self.draw.below(4_000) * MS;

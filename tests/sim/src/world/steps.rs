@@ -31,6 +31,9 @@ impl World {
         if self.stand_in.is_some() {
             return self.step_stand_in(node, input);
         }
+        if !matches!(input, Input::LeaseChanged { .. }) {
+            self.tell_lease(node);
+        }
         let is_covered = self.cluster.is_none() && self.fencing.is_none();
         if is_covered {
             self.cover_input(node, &input);
