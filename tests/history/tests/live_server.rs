@@ -239,7 +239,8 @@ fn a_run_survives_the_change_to_another_server() {
 fn a_killed_client_leaves_a_journal_that_goes_on() {
     let scratch = Scratch::new("killed");
     let journal = scratch.path("j");
-    let server = Server::start(&scratch.path("s"), &["memory", "8M"]);
+    // With more threads nbdkit 1.32.5 may abort: one sends on the socket that another has closed.
+    let server = Server::start(&scratch.path("s"), &["--threads", "1", "memory", "8M"]);
     let mut load = blkload("run", &[&server.uri], &journal, "--seconds 60").spawn().unwrap();
     wait_for_acks(&journal, 100);
     load.kill().unwrap();
