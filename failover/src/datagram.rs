@@ -23,7 +23,7 @@ use crate::repeats::Repeats;
 
 const MAGIC: &[u8; 4] = b"RPLC";
 /// The version of the messages that this build speaks.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 4;
 const CODE_BYTES: usize = 32;
 /// A datagram at most; UDP carries 65 507 bytes.
 pub const DATAGRAM_BYTES_MAX: usize = 60_000;
@@ -125,8 +125,10 @@ impl Sealer {
             bytes.extend_from_slice(name.as_bytes());
         }
         let number = self.sealed.fetch_add(1, Ordering::Relaxed);
-        let mut bytes = postcard::to_extend(&(&self.addresses, number, envelope), bytes)
-            .map_err(|error| DatagramError::Nonsense(error.to_string()))?;
+        let nonsense = |error: postcard::Error| DatagramError::Nonsense(error.to_string());
+        let bytes = postcard::to_extend(&(&self.addresses, number, envelope), bytes);
+        let mut bytes =
+            postcard::to_extend(&envelope.yours, bytes.map_err(nonsense)?).map_err(nonsense)?;
         let code = (self.authenticate)(&[b"cluster datagram", &bytes]);
         bytes.extend_from_slice(&code);
         if bytes.len() > DATAGRAM_BYTES_MAX {
@@ -157,8 +159,13 @@ impl Sealer {
         if !equal_in_constant_time(code, &right) {
             return Err(DatagramError::Code);
         }
-        let (addresses, number, envelope): (_, u64, Envelope) = postcard::from_bytes(payload)
-            .map_err(|error| DatagramError::Nonsense(error.to_string()))?;
+        let nonsense = |error: postcard::Error| DatagramError::Nonsense(error.to_string());
+        let ((addresses, number, mut envelope), rest): ((_, u64, Envelope), _) =
+            postcard::take_from_bytes(payload).map_err(nonsense)?;
+        // What an earlier build does not say; and what a later one says behind it is ignored.
+        if !rest.is_empty() {
+            (envelope.yours, _) = postcard::take_from_bytes(rest).map_err(nonsense)?;
+        }
         let from = NodeName(from.to_owned());
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if !opened.is_new(&from, envelope.process, number) {
@@ -187,7 +194,7 @@ pub(crate) mod tests {
         Cause, ClusterState, Epoch, Holder, Home, RESOURCES_MAX, Resource,
     };
     use failover_core::command::{Change, Switch, Unfit};
-    use failover_core::message::{Heartbeat, Message};
+    use failover_core::message::{Heartbeat, Message, RecordSeen};
     use proptest::prelude::*;
     use replicator_core::block::{Incarnation, ReplicaId};
     use replicator_core::register::{Member, RegisterState};
@@ -229,6 +236,24 @@ pub(crate) mod tests {
         let opened = sealer("beta", 1).open(&sealed).unwrap();
         let (from, addresses, envelope) = ("alpha".into(), addresses(), envelope());
         assert_eq!(opened, Opened { from, addresses, envelope });
+    }
+
+    /// O6: a rolling upgrade has both on one network.
+    #[test]
+    fn messages_of_earlier_and_of_later_builds_are_understood() {
+        let seen = RecordSeen { node: "beta".into(), sequence: 9, ..RecordSeen::default() };
+        let sent = Envelope { yours: Some(seen), ..envelope() };
+        let sealed = sealer("alpha", 1).seal(&"beta".into(), &sent).unwrap();
+        assert_eq!(sealer("beta", 1).open(&sealed).unwrap().envelope, sent);
+
+        let body = &sealed[..sealed.len() - CODE_BYTES];
+        let behind = postcard::to_allocvec(&sent.yours).unwrap().len();
+        let again = |body: &[u8]| {
+            let code = (sealer("alpha", 1).authenticate)(&[b"cluster datagram", body]);
+            sealer("beta", 1).open(&[body, &code[..]].concat()).unwrap().envelope
+        };
+        assert_eq!(again(&body[..body.len() - behind]), envelope(), "an earlier build");
+        assert_eq!(again(&[body, b"more".as_slice()].concat()), sent, "a later build");
     }
 
     #[test]

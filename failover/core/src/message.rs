@@ -25,7 +25,8 @@ pub struct Envelope {
     /// The epoch of that record.
     pub epoch: Epoch,
     /// What the sender has heard of the receiver's record: an old copy learns that it is one before
-    /// it acts on the message (L5).
+    /// it acts on the message (L5). It travels behind the message: builds without it ignore that.
+    #[serde(skip)]
     pub yours: Option<RecordSeen>,
     /// What it says.
     pub message: Message,
