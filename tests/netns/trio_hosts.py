@@ -2,13 +2,10 @@
 load.
 """
 
-import errno
 import itertools
 import signal
 
-from bad_input import SmallFileSystem
-from cluster import BLOCK, MIB, expect, on_each_backing, wait_until
-from nbd_client import Failed, Lost
+from cluster import expect, on_each_backing, wait_until
 from trio import Trio, stay
 from trio_network import last_revision, longest_pause, nobody_took_over
 
@@ -53,31 +50,6 @@ def h1_a_killed_primary_that_is_back_after_100_ms_serves_again_or_is_replaced(ba
         if backing == "normal":
             nobody_took_over_from_another(cluster, before)
         print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")
-
-
-def d3_a_primary_whose_disk_is_full_hands_over_and_follows_when_there_is_space():
-    """R16: the write that does not fit there is not acknowledged, and the other replica serves."""
-    with SmallFileSystem(48) as small, Trio(disks={("demo", "alpha"): small.disk(64)}) as cluster:
-        alpha, beta = cluster.start().alpha, cluster.beta
-        filler = small.path / "filler"
-        with open(filler, "wb", buffering=0) as file:
-            try:
-                while file.write(bytes(BLOCK)):
-                    pass
-            except OSError as error:
-                expect(error.errno == errno.ENOSPC, f"{error}")
-        try:
-            with alpha.client() as client:
-                for at in range(50 * MIB, 60 * MIB, BLOCK):
-                    client.write(at, b"d" * BLOCK)
-            expect(False, "ten MiB fitted on a full disk")
-        except (Failed, Lost) as error:
-            print(f"    the client that wrote got: {error}")
-        cluster.wait_for_acks("beta", TAKEN_WITHIN_S)
-        expect(cluster.primary() is beta, "who has space does not serve")
-        filler.unlink()
-        cluster.finish()
-        expect(cluster.primary() is beta, "the office went back")
 
 
 def since(cluster):
@@ -261,7 +233,6 @@ SCENARIOS = [
     h2_a_primary_stopped_for_two_leases_is_replaced_and_never_answers_again,
     h2_a_primary_that_goes_on_in_the_middle_of_the_takeover_does_no_harm,
     h2_a_stopped_witness_or_secondary_never_moves_the_office,
-    d3_a_primary_whose_disk_is_full_hands_over_and_follows_when_there_is_space,
     h6_a_rolling_restart_of_all_daemons_loses_nothing,
     h6_a_primary_that_is_told_to_stop_hands_over_or_is_replaced,
     h7_a_cold_start_in_every_order_serves,
