@@ -28,8 +28,6 @@ impl Replica {
             peers,
             ops: _,
             disk_failed,
-            disk_is_full,
-            ran_full_at,
             metadata_failed,
             requests,
             queue,
@@ -65,7 +63,6 @@ impl Replica {
         (now, started_at, started_from, role, register, change, change_number).hash(state);
         majority.hash(state);
         (superblock, superblock_writer, pages, peers, disk_failed, metadata_failed).hash(state);
-        (disk_is_full, ran_full_at).hash(state);
         (queue, held, waiting_flushes, client_barrier, active, log, log_keeper).hash(state);
         (gate, barriers, next_barrier, resync_may_go_on, office_since).hash(state);
         (lost_in_office, demotion_ticket, releasing, deposing, following).hash(state);

@@ -132,11 +132,6 @@ pub struct Replica {
     pub(crate) peers: Vec<Peer>,
     pub(crate) ops: Ops,
     pub(crate) disk_failed: bool,
-    /// And that only for want of space: without the office this replica follows again, and a resync
-    /// tells whether there is space by then.
-    pub(crate) disk_is_full: bool,
-    /// When it last gave up the office for that.
-    pub(crate) ran_full_at: Option<Time>,
     pub(crate) metadata_failed: bool,
     // On the primary.
     pub(crate) requests: Slab<Request>,
@@ -247,8 +242,6 @@ impl Replica {
             peers,
             ops: Ops::default(),
             disk_failed: false,
-            disk_is_full: false,
-            ran_full_at: None,
             metadata_failed: false,
             requests: Slab::with_capacity(256),
             queue: VecDeque::with_capacity(256),
@@ -331,10 +324,8 @@ impl Replica {
                     effects.push(Effect::Note(Note::DiskFailed { during: "flush", range, why }));
                 }
                 self.flush_ended(plain, effects);
-                if let Err(why) = plain
-                    && self.role.serves()
-                {
-                    self.primary_disk_failed(why, effects);
+                if plain.is_err() && self.role.serves() {
+                    self.primary_disk_failed(effects);
                 }
             }
             Purpose::Fingerprint => self.fingerprint_taken(result, effects),

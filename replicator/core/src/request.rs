@@ -433,7 +433,9 @@ impl Replica {
             return;
         }
         let blocks = request.range.dirty_blocks();
-        self.primary_disk_failed(why, effects);
+        if matches!(why, DiskFailure::Io(_)) {
+            self.primary_disk_failed(effects);
+        }
         if self.hands_disk_over() {
             // The heir is still to flush. The extent is hot: what differs there is marked when
             // this replica steps down (R9).

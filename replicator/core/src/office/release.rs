@@ -9,7 +9,6 @@ use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::flush::{BarrierPurpose, FlushWaiter};
 use crate::handshake;
-use crate::input::DiskFailure;
 use crate::membership::Change;
 use crate::note::Note;
 use crate::peer::{FlushPurpose, Lead, Link};
@@ -176,9 +175,6 @@ impl Replica {
     /// A plain secondary from now on.
     pub(crate) fn stepped_down(&mut self, effects: &mut Effects) {
         self.deposing = false;
-        if core::mem::take(&mut self.disk_is_full) {
-            self.disk_failed = false;
-        }
         self.set_role(Role::Secondary, effects);
         self.greet_waiting(effects);
         self.take_up_pending(effects);
@@ -211,10 +207,8 @@ impl Replica {
     /// then this replica leaves the set and the other one gets the authority: it learns of it when
     /// they meet again, after it is durable here. The last member goes on, and every failure is
     /// told.
-    pub(crate) fn primary_disk_failed(&mut self, why: DiskFailure, effects: &mut Effects) {
-        let is_full = matches!(why, DiskFailure::NoSpace);
+    pub(crate) fn primary_disk_failed(&mut self, effects: &mut Effects) {
         if self.hands_disk_over() {
-            self.disk_is_full &= is_full;
             return;
         }
         let Some(heir) = self.heir() else {
@@ -231,17 +225,7 @@ impl Replica {
             }
             return;
         };
-        if is_full {
-            // Without a majority nobody would take over. And where it was full a short time ago the
-            // other disk may be so too: the office would go to and fro with every write.
-            let window = self.config.timing.drops_window;
-            let was_full = self.ran_full_at.is_some_and(|at| self.now.since(at) < window);
-            if was_full || !self.by_majority() {
-                return;
-            }
-            self.ran_full_at = Some(self.now);
-        }
-        (self.disk_failed, self.disk_is_full) = (true, is_full);
+        self.disk_failed = true;
         if self.change.is_some() || self.by_majority() && self.majority.is_busy() {
             return self.step_down(None, effects);
         }

@@ -6,7 +6,7 @@ mod world;
 
 use replicator_core::limits;
 use replicator_core::register::RegisterState;
-use replicator_core::{Answer, ClientError, ClientRequest, Command, DiskFailure, Input, Time};
+use replicator_core::{Answer, ClientError, ClientRequest, Command, Input, Time};
 use world::{ALPHA, BETA, World, id};
 
 /// Breaks the rule that the environment names, for [`every_defect_is_found`].
@@ -536,7 +536,7 @@ fn an_office_that_is_only_in_the_register_can_be_given_up() {
 #[test]
 fn a_primary_whose_disk_fails_answers_nothing_until_the_hand_over_is_decided() {
     let mut world = World::pair();
-    world.nodes[ALPHA].broken = Some(DiskFailure::Io(5));
+    world.nodes[ALPHA].broken = true;
     world.write(ALPHA, 1);
     let proposal = world.proposal();
     assert!(proposal.next.primary.is_none() && !proposal.next.contains(id(ALPHA)));
@@ -554,36 +554,6 @@ fn a_primary_whose_disk_fails_answers_nothing_until_the_hand_over_is_decided() {
     world.promote(BETA);
     let taken = world.proposal();
     assert!(has_primary(&taken.next, BETA));
-}
-
-/// D3: whoever has space serves; but the office does not go to and fro between two full disks.
-#[test]
-fn a_primary_whose_disk_is_full_hands_over_and_follows_when_there_is_space() {
-    let mut world = World::pair();
-    for (giver, taker, request) in [(ALPHA, BETA, 1), (BETA, ALPHA, 2)] {
-        world.nodes[giver].broken = Some(DiskFailure::NoSpace);
-        world.write(giver, request);
-        let hand_over = world.proposal();
-        assert!(hand_over.next.contains(id(taker)) && !hand_over.next.contains(id(giver)), "R16");
-        assert_eq!(world.reply(giver, request), None);
-        world.commit(hand_over);
-        assert_eq!(world.reply(giver, request), Some(Err(ClientError::Shutdown)));
-        world.nodes[giver].broken = None;
-        world.decides = true;
-        world.learn(taker);
-        world.lease(taker, 10_000);
-        world.promote(taker);
-        world.settle();
-        world.decides = false;
-        assert_eq!(world.status(giver).data, "up_to_date", "it was resynced");
-    }
-    world.nodes[ALPHA].broken = Some(DiskFailure::NoSpace);
-    world.write(ALPHA, 3);
-    world.advance(1_100);
-    let shrink = world.proposal();
-    assert!(has_primary(&shrink.next, ALPHA) && !shrink.next.contains(id(BETA)));
-    world.commit(shrink);
-    assert_eq!(world.reply(ALPHA, 3), Some(Err(ClientError::NoSpace)));
 }
 
 // ---------------------------------------------------------------------- the start

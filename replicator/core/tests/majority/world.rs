@@ -36,7 +36,7 @@ pub struct Node {
     region: Vec<u8>,
     pub incarnation: Incarnation,
     /// Every disk operation on the data fails.
-    pub broken: Option<DiskFailure>,
+    pub broken: bool,
     pub opened: Vec<u64>,
     pub is_open: bool,
     pub replies: Vec<(u64, Result<(), ClientError>)>,
@@ -99,7 +99,7 @@ impl World {
                 replica: attach(node, incarnation, &region, Time(0)),
                 region,
                 incarnation,
-                broken: None,
+                broken: false,
                 opened: Vec::new(),
                 is_open: false,
                 replies: Vec::new(),
@@ -340,9 +340,7 @@ impl World {
 
     fn carry_out(&mut self, node: usize, effect: Effect) {
         let there = &mut self.nodes[node];
-        let allocates = matches!(effect, Effect::WriteDisk { .. } | Effect::ZeroDisk { .. });
-        let failure = there.broken.filter(|why| *why != DiskFailure::NoSpace || allocates);
-        let data = failure.map_or(Ok(DiskOutcome::Done), Err);
+        let data = if there.broken { Err(DiskFailure::Io(5)) } else { Ok(DiskOutcome::Done) };
         let (op, result) = match effect {
             Effect::ReadDisk { op, .. }
             | Effect::ReadEdges { op, .. }
