@@ -60,6 +60,8 @@ pub trait Offices: Send + 'static {
     fn committed(&self, state: &ClusterState);
     /// When the data loop of a resource showed progress last; `None`: it is down.
     fn progress(&self, resource: &str) -> Option<Time>;
+    /// The machine went back to an earlier time with its memory: the process is to end at once.
+    fn went_back(&self);
     /// The thread lives: told at every turn, at least twenty times a second.
     fn turned(&self) {}
 }
@@ -485,6 +487,7 @@ impl NodeThread {
                 offices.committed(&state);
                 self.note_wanted(&state);
             }
+            Effect::WentBack => offices.went_back(),
         }
     }
 

@@ -245,6 +245,16 @@ impl Offices for Wiring {
         self.resources.get(resource)?.progress()
     }
 
+    fn went_back(&self) {
+        // The thread that writes events would be too late.
+        eprintln!(
+            "replicatord: other nodes heard more of this very process than it remembers: this \
+             machine went back to an earlier time with its memory (a snapshot?). The process ends, \
+             and the next one finds out what is still true"
+        );
+        std::process::exit(1);
+    }
+
     fn turned(&self) {
         if let Some(guarding) = self.resources.values().find_map(|it| it.guarding()) {
             guarding.registry().beat();

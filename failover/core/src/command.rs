@@ -258,7 +258,9 @@ impl Change {
             Self::Switch { resource, switch } => {
                 switch.apply(&mut named(state, resource)?.switches)?;
                 let off = state.resources.iter().flat_map(|resource| &resource.switches.off);
-                if off.map(|name| name.len() + 1).sum::<usize>() > SWITCHED_OFF_BYTES_MAX {
+                let is_more = matches!(switch, Switch::Off { is_off: true, .. });
+                let bytes: usize = off.map(|name| name.len() + 1).sum();
+                if is_more && bytes > SWITCHED_OFF_BYTES_MAX {
                     return Err(Unfit::TooMany);
                 }
             }

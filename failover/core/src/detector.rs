@@ -37,6 +37,8 @@ pub struct Heard {
     /// The highest sequence of its acceptor's record that was ever named, and by which process.
     sequence: u64,
     named_by: u64,
+    /// The highest that any other process of it named.
+    named_before: u64,
     /// The own heartbeat before that was known.
     known_since: u64,
     /// The sequence with which its process began.
@@ -110,13 +112,19 @@ impl Heard {
     }
 
     fn knows(&mut self, own: Own, sequence: u64, process: u64) {
+        if self.sequence > sequence {
+            return;
+        }
+        if self.named_by != process {
+            (self.named_by, self.named_before) = (process, self.sequence);
+        }
         if self.sequence < sequence {
-            (self.sequence, self.named_by, self.known_since) = (sequence, process, own.beats);
+            (self.sequence, self.known_since) = (sequence, own.beats);
         }
     }
 
     fn is_older(&self, process: u64, began: u64) -> bool {
-        self.named_by != process && began < self.sequence
+        began < if self.named_by == process { self.named_before } else { self.sequence }
     }
 
     fn suspect(&mut self, own: Own, process: u64) -> Suspect {
@@ -130,12 +138,11 @@ impl Heard {
 }
 
 impl Own {
-    /// Whether a heartbeat answers to one of this process that left later than that one. A number
-    /// that was not reached yet is one of a machine before it went back.
+    /// Whether a heartbeat answers to one of this process that left later than that one.
     fn is_answered(self, envelope: &Envelope, since: u64) -> bool {
         let Message::Heartbeat(heartbeat) = &envelope.message else { return false };
         heartbeat.echo_of == self.process
-            && heartbeat.echo.is_some_and(|(number, _)| since < number && number <= self.beats)
+            && heartbeat.echo.is_some_and(|(number, _)| since < number)
     }
 }
 
@@ -159,7 +166,8 @@ impl Detector {
         }
         if node.acceptor != envelope.acceptor {
             node.acceptor = envelope.acceptor;
-            (node.sequence, node.began, node.went_back) = (0, 0, false);
+            (node.sequence, node.named_before) = (0, 0);
+            (node.began, node.went_back) = (0, false);
             node.suspects.clear();
         } else if defect(Defect::OldRecordVotes) {
             // No process is suspected.
@@ -186,17 +194,8 @@ impl Detector {
             node.begins(envelope);
         }
         node.knows(own, envelope.sequence, envelope.process);
-        node.named_by = envelope.process;
         node.at = Some(now);
         true
-    }
-
-    /// The own process goes on counting from a heartbeat that it does not remember.
-    pub fn own_beats_jumped(&mut self, beats: u64) {
-        for node in self.nodes.values_mut() {
-            node.known_since = beats;
-            node.suspects.iter_mut().for_each(|suspect| suspect.since = beats);
-        }
     }
 
     /// The process of a node that speaks now; 0: none was heard.

@@ -220,6 +220,9 @@ pub enum Effect {
     },
     /// The register changed: for history.
     Committed(Box<ClusterState>),
+    /// The machine went back to an earlier time with its memory: this process does nothing more,
+    /// and is to end as by a crash. The next one finds out what its record is worth (L5).
+    WentBack,
 }
 
 /// Why a replica's proposal is not in the register.
@@ -316,6 +319,8 @@ pub struct Node {
     began_with: u64,
     /// That record was an old copy (L5): this node has no part until it is replaced.
     pub(crate) is_old_copy: bool,
+    /// [`Effect::WentBack`] was ordered.
+    has_gone_back: bool,
     /// The register, when etcd keeps it: then the acceptor only remembers what was seen of it.
     pub(crate) etcd: Option<EtcdRegister>,
 }
@@ -358,6 +363,7 @@ impl Node {
             own: VecDeque::new(),
             began_with: durable,
             is_old_copy,
+            has_gone_back: false,
             etcd: None,
             config,
         }
@@ -373,6 +379,9 @@ impl Node {
     /// Takes one fact and orders what follows. Effects are appended.
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Effects) {
         self.now = self.now.max(now);
+        if self.has_gone_back {
+            return;
+        }
         match input {
             Input::Received { from, envelope } => self.received(&from, *envelope, effects),
             Input::RecordDurable { sequence } => self.record_durable(sequence, effects),
@@ -434,6 +443,9 @@ impl Node {
             }
             Input::TimePassed => {}
         }
+        if self.has_gone_back {
+            return;
+        }
         self.beat(effects);
         self.go_on(effects);
         self.decide(effects);
@@ -446,6 +458,9 @@ impl Node {
 
     /// When [`Input::TimePassed`] is due.
     pub fn next_deadline(&self) -> Option<Time> {
+        if self.has_gone_back {
+            return None;
+        }
         if self.has_no_part() {
             return Some(self.next_beat);
         }

@@ -145,7 +145,7 @@ impl Node {
         let was_voter = self.acceptor.accepted().is_some_and(|old| old.is_voter(id));
         self.is_dirty = true;
         if was_voter && !state.is_voter(id) {
-            return self.acceptor.leave_out(state.epoch);
+            return self.leave_out(state.epoch);
         }
         self.acceptor.enter_epoch(self.now, ballot, state);
         self.begin_epoch(ballot.clone(), state.clone(), effects);

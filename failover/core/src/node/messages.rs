@@ -8,7 +8,7 @@ use replicator_core::Span;
 
 use super::{Effect, Effects, Node};
 use crate::ballot::NodeName;
-use crate::cluster::{Cause, Holder};
+use crate::cluster::{Cause, Epoch, Holder};
 use crate::command::{Asker, Change};
 use crate::defect::{Defect, defect};
 use crate::detector::Own;
@@ -48,7 +48,10 @@ impl Node {
         if let Some(seen) = &envelope.yours {
             self.hear_of_own_record(seen);
         }
-        self.go_on_from_echo(&envelope);
+        if self.remembers_less_than(&envelope) {
+            self.has_gone_back = true;
+            return effects.push(Effect::WentBack);
+        }
         let own = self.own_beats();
         let before = self.detector.process_of(from);
         if !self.detector.hears(self.now, from, &envelope, own) {
@@ -74,17 +77,12 @@ impl Node {
         self.said(from, envelope.process, acceptor, envelope.message, effects);
     }
 
-    /// Others heard later heartbeats of this very process: its machine went back with its memory.
-    /// What answers to those answers to nothing that is known now.
-    fn go_on_from_echo(&mut self, envelope: &Envelope) {
-        let Message::Heartbeat(heartbeat) = &envelope.message else { return };
-        let echo = heartbeat.echo.filter(|_| heartbeat.echo_of == self.config.process);
-        if let Some((number, _)) = echo.filter(|(number, _)| *number < u64::MAX / 2)
-            && number > self.beats
-        {
-            self.beats = number;
-            self.detector.own_beats_jumped(number);
-        }
+    /// Whether the sender heard later heartbeats of this very process than it has sent: its machine
+    /// went back with its memory.
+    fn remembers_less_than(&self, envelope: &Envelope) -> bool {
+        let Message::Heartbeat(heartbeat) = &envelope.message else { return false };
+        heartbeat.echo_of == self.config.process
+            && heartbeat.echo.is_some_and(|(number, _)| number > self.beats)
     }
 
     fn own_beats(&self) -> Own {
@@ -114,10 +112,16 @@ impl Node {
             && !defect(Defect::OldRecordVotes)
         {
             self.is_old_copy = true;
-            self.acceptor.leave_out(self.epoch());
+            self.leave_out(self.epoch());
             self.is_dirty = true;
             self.next_beat = self.now;
         }
+    }
+
+    /// The acceptor here has no vote any more; what it was about to promise or accept would count.
+    pub(crate) fn leave_out(&mut self, epoch: Epoch) {
+        self.answers.clear();
+        self.acceptor.leave_out(epoch);
     }
 
     fn is_voter(&self, node: &NodeName) -> bool {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use failover_core::acceptor::Record;
 use failover_core::facts::{Facts, Hindrance};
-use failover_core::message::Envelope;
+use failover_core::message::{Envelope, Message};
 use failover_core::node::{Config, Effect, Effects, Input, Node, Undecided};
 use failover_core::verdict::Verdict;
 use failover_core::{NodeName, Span, Time};
@@ -158,6 +158,9 @@ impl World {
         let fact = |input| Event::Fact { node: node.clone(), process, input: Box::new(input) };
         match effect {
             Effect::Send { to, envelope } => {
+                if matches!(envelope.message, Message::Promise { .. }) {
+                    self.log.push(format!("{} {node} promises", self.now.0 / 1_000_000));
+                }
                 self.push(DELAY, Event::Message { from: node.clone(), to, envelope });
             }
             Effect::PersistRecord(record) => {
@@ -238,6 +241,7 @@ impl World {
                     state.cause.why
                 ));
             }
+            Effect::WentBack => self.kill(&node.0.clone()),
         }
     }
 

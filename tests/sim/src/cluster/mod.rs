@@ -153,6 +153,8 @@ pub enum Happening {
     VoterCare,
     /// A node with an old copy of its record starts once more.
     OldCopyFalls { seat: usize },
+    /// A process ends that found out that its machine went back with its memory.
+    WentBack { seat: usize, life: u64 },
     /// The operator looks after a failover by force.
     ForceCare,
 }
@@ -348,6 +350,7 @@ impl World {
             Happening::Tidy => self.tidy_switches(),
             Happening::VoterCare => self.care_for_voters(),
             Happening::OldCopyFalls { seat } => self.old_copy_falls(seat),
+            Happening::WentBack { seat, life } => self.ends_gone_back(seat, life),
             Happening::ForceCare => self.care_for_force(),
         }
     }

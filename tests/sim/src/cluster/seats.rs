@@ -256,6 +256,10 @@ impl World {
             }
             Effect::Answer { ticket, result } => self.switch_answered(ticket, result),
             Effect::Committed(state) => self.state_committed(seat, *state),
+            Effect::WentBack => {
+                let life = self.cluster().seats[seat].life;
+                self.soon(1, Happening::WentBack { seat, life });
+            }
         }
     }
 

@@ -125,6 +125,14 @@ impl World {
         }
     }
 
+    /// systemd starts another process at once.
+    pub(super) fn ends_gone_back(&mut self, seat: usize, life: u64) {
+        if self.seat_runs(seat, life) {
+            let back_after = (100 + self.draw.below(200)) * MS;
+            self.seat_falls(seat, back_after, false);
+        }
+    }
+
     /// A node loses its record.
     pub(super) fn lose_record(&mut self, seat: usize, back_after: u64) {
         if self.may_lose_its_vote(seat) {
