@@ -59,6 +59,14 @@ defects! {
     OldCopyForgotten,
     /// L5: an acceptor that starts follows others before they said what they know of its record.
     StrangersFollowed,
+    /// L5: a process that names less of its record than it did counts.
+    NamesLessCounts,
+    /// L5: a process of an old copy counts as new when others tell how far it has come.
+    GossipMakesNewer,
+    /// L5: an old copy still gives the answers that wait for its disk.
+    OldCopyAnswers,
+    /// L5: a process that went back with its memory goes on.
+    WentBackGoesOn,
     /// L6: a takeover is begun while a lease runs.
     TakeoverWhileLeaseRuns,
     /// L7: two voters change at once.
@@ -103,6 +111,14 @@ pub const ETCD_DEFECTS: &[Defect] = &[
     Defect::EtcdRenewalUnguarded,
     Defect::EtcdUnknownIsFailed,
     Defect::EtcdSettledByRead,
+];
+
+/// Those that need a few messages in one order; the stories of `tests/cluster` find them.
+pub const DEFECTS_OF_STORIES: &[Defect] = &[
+    Defect::NamesLessCounts,
+    Defect::GossipMakesNewer,
+    Defect::OldCopyAnswers,
+    Defect::WentBackGoesOn,
 ];
 
 #[cfg(feature = "defects")]

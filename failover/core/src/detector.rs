@@ -99,7 +99,7 @@ impl Heard {
     /// L5: whether this names less than was heard of its very process: late words, or a machine
     /// that went back with all its memory. It is the latter when it answers to what was said since.
     fn names_less(&mut self, own: Own, envelope: &Envelope) -> bool {
-        let names_less = envelope.sequence < self.sequence;
+        let names_less = envelope.sequence < self.sequence && !defect(Defect::NamesLessCounts);
         self.went_back |= names_less && own.is_answered(envelope, self.known_since);
         names_less
     }
@@ -124,7 +124,9 @@ impl Heard {
     }
 
     fn is_older(&self, process: u64, began: u64) -> bool {
-        began < if self.named_by == process { self.named_before } else { self.sequence }
+        let is_newest = self.named_by == process;
+        let before = if defect(Defect::GossipMakesNewer) { 0 } else { self.named_before };
+        began < if is_newest { before } else { self.sequence }
     }
 
     fn suspect(&mut self, own: Own, process: u64) -> Suspect {

@@ -107,6 +107,8 @@ const BY_FENCING: &[&str] =
 
 /// The names of the defects that the seeds of this process must find.
 fn wanted() -> Vec<String> {
+    use failover_core::defect as control;
+
     let name = |defect: &dyn std::fmt::Debug| format!("{defect:?}");
     let elsewhere = [WITH_A_MAJORITY, WITH_THREE_REPLICAS].concat();
     let of_replicas = DEFECTS.iter().filter(|defect| !elsewhere.contains(defect));
@@ -114,9 +116,8 @@ fn wanted() -> Vec<String> {
         Mode::Fence => return BY_FENCING.iter().map(|defect| defect.to_string()).collect(),
         Mode::Pair => of_replicas.map(|defect| name(defect)).collect(),
         Mode::Cluster => {
-            let with_etcd = failover_core::defect::ETCD_DEFECTS;
-            let control = failover_core::defect::DEFECTS.iter();
-            let control = control.filter(|defect| !with_etcd.contains(defect));
+            let elsewhere = [control::ETCD_DEFECTS, control::DEFECTS_OF_STORIES].concat();
+            let control = control::DEFECTS.iter().filter(|defect| !elsewhere.contains(defect));
             let with_a_majority = WITH_A_MAJORITY.iter().chain(IN_BOTH).map(|defect| name(defect));
             control.map(|defect| name(defect)).chain(with_a_majority).collect()
         }

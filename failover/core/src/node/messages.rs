@@ -83,6 +83,7 @@ impl Node {
         let Message::Heartbeat(heartbeat) = &envelope.message else { return false };
         heartbeat.echo_of == self.config.process
             && heartbeat.echo.is_some_and(|(number, _)| number > self.beats)
+            && !defect(Defect::WentBackGoesOn)
     }
 
     fn own_beats(&self) -> Own {
@@ -120,7 +121,9 @@ impl Node {
 
     /// The acceptor here has no vote any more; what it was about to promise or accept would count.
     pub(crate) fn leave_out(&mut self, epoch: Epoch) {
-        self.answers.clear();
+        if !defect(Defect::OldCopyAnswers) {
+            self.answers.clear();
+        }
         self.acceptor.leave_out(epoch);
     }
 

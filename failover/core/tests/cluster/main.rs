@@ -17,6 +17,21 @@ use failover_core::{Span, Time};
 
 use world::{RESOURCE, World, name, replica_of};
 
+/// The proof that these stories can fail.
+#[cfg(feature = "defects")]
+#[test]
+fn every_defect_is_found() {
+    let program = std::env::current_exe().expect("this program has a path");
+    for defect in failover_core::defect::DEFECTS_OF_STORIES {
+        let run = std::process::Command::new(&program)
+            .args(["--skip", "every_defect_is_found", "old_record"])
+            .env("REPLICATOR_DEFECT", format!("{defect:?}"))
+            .output()
+            .expect("this program starts");
+        assert!(!run.status.success(), "the defect {defect:?} is not found");
+    }
+}
+
 #[test]
 fn a_dead_primary_is_replaced_when_its_lease_is_over() {
     let mut world = World::with_primary();

@@ -8,7 +8,7 @@ use failover_core::node::Input;
 use failover_core::voters::VotersWish;
 use failover_core::{Span, Time};
 
-use crate::world::{World, name};
+use crate::world::{World, name, wake_defect};
 
 const LONG: Span = Span::from_ms(10_000);
 
@@ -84,6 +84,7 @@ fn a_machine_that_goes_back_with_its_memory_has_no_vote_and_says_so() {
 /// A process of the old copy comes as far as the lost record was, and others tell so.
 #[test]
 fn what_others_tell_of_an_old_copy_makes_it_no_newer() {
+    wake_defect();
     let mut detector = Detector::new(LONG);
     let own = Own { process: 7, beats: 5 };
     let gamma = name("gamma");
@@ -175,6 +176,7 @@ fn a_machine_that_went_back_with_its_memory_acts_on_no_message_of_one_who_knows_
 /// What it says shows it too.
 #[test]
 fn a_process_that_names_less_than_it_did_counts_for_nothing_and_is_found_out_by_its_answers() {
+    wake_defect();
     let mut detector = Detector::new(LONG);
     let own = |beats| Own { process: 7, beats };
     let gamma = name("gamma");

@@ -59,6 +59,17 @@ pub fn replica_of(node: &NodeName) -> ReplicaId {
     ReplicaId(u128::from(node.as_str().as_bytes()[0]))
 }
 
+/// Breaks the rule that the environment names, for `every_defect_is_found`.
+pub fn wake_defect() {
+    #[cfg(feature = "defects")]
+    if let Ok(name) = std::env::var("REPLICATOR_DEFECT") {
+        use failover_core::defect::{DEFECTS, switch_on};
+
+        let named = DEFECTS.iter().find(|defect| format!("{defect:?}") == name);
+        switch_on(*named.expect("a defect has this name"));
+    }
+}
+
 impl World {
     pub fn new() -> Self {
         Self::of(&[("alpha", false), ("beta", false), ("gamma", true)])
@@ -66,6 +77,7 @@ impl World {
 
     /// Founded by these nodes.
     pub fn of(nodes: &[(&str, bool)]) -> Self {
+        wake_defect();
         let mut world = Self {
             now: Time(1_000_000_000),
             nodes: nodes.iter().map(|(node, witness)| (name(node), *witness)).collect(),
