@@ -237,7 +237,9 @@ def explain_a_drain_that_hangs():
             wait_until("writes wait for beta", lambda: any(
                 "beta" in wait["what"] for wait in alpha.replica()["waits"]))
             alpha.kill()
-        explained(beta, "disk_hangs", "R2c", "promote the other node", r"within \d+ s")
+        explained(beta, "disk_hangs", "R2c", "replctl switchover", r"[1-9]\d* earlier writes within \d+ s")
+        wait_until("its age grows from attempt to attempt", lambda: (
+            office(beta)["explain"] or {"since_ms": 0})["since_ms"] > 4000, 20)
         disk.throttle(1 << 40)
         cluster.wait_for_primary(beta, 30)
 

@@ -94,7 +94,9 @@ impl Node {
         let names: Vec<String> = self.locals.keys().cloned().collect();
         for name in names {
             let judged = self.judge(&name);
-            self.note_why(&name, judged.as_ref().err());
+            if !self.is_promoting(&name) {
+                self.note_why(&name, judged.as_ref().err());
+            }
             if let Ok(next) = judged {
                 self.do_move(name, next, effects);
             }
@@ -111,9 +113,19 @@ impl Node {
         }
     }
 
-    /// Why this node does not take an office, with the time since which that is the reason.
+    fn is_promoting(&self, resource: &str) -> bool {
+        let local = self.locals.get(resource);
+        local.is_some_and(|local| matches!(local.office, Office::Promoting { .. }))
+    }
+
+    /// Why this node does not take an office, with the time since which that is the reason: also
+    /// during the next attempt.
     pub fn explain(&self, resource: &str) -> Option<Verdict> {
-        let mut verdict = self.judge(resource).err()?;
+        let former = || self.locals[resource].refusal.clone();
+        let mut verdict = match self.judge(resource) {
+            Ok(_) if self.is_promoting(resource) => former()?,
+            judged => judged.err()?,
+        };
         let known = self.locals.get(resource).and_then(|local| local.explained.as_ref());
         if let Some((_, since)) = known.filter(|(code, _)| *code == verdict.code) {
             verdict.since = verdict.since.min(*since);
@@ -802,7 +814,9 @@ impl Local {
         let doublings = self.refusals.min(RETRY_DOUBLINGS_MAX);
         self.refusals += 1;
         self.retry_at = now + Span(RETRY.0 << doublings);
-        self.refusal = Some(Verdict::of_replica(now, why));
+        let former = self.refusal.take().filter(|former| former.code == why.code);
+        let since = former.map_or(now, |former| former.since);
+        self.refusal = Some(Verdict { since, ..Verdict::of_replica(now, why) });
     }
 }
 

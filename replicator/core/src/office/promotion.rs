@@ -494,10 +494,16 @@ impl Replica {
                 code: "disk_hangs",
                 rule: "R2c",
                 why: format!(
-                    "the disk of this replica did not end earlier writes within {} s",
+                    "the disk of this replica did not end {} within {} s",
+                    match self.applied.len() {
+                        0 => "a flush".into(),
+                        count => format!("{count} earlier writes"),
+                    },
                     limit.as_ms() / 1000
                 ),
-                next: "look after the disk, or promote the other node".into(),
+                next: "look after the disk; or let another node have it: replctl switchover \
+                       RESOURCE --to NODE"
+                    .into(),
             },
         };
         self.promotion_refused(refusal, effects);
