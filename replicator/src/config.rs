@@ -129,6 +129,8 @@ pub struct ResourceConfig {
     pub log_extents: u16,
     /// How the block device appears on the primary.
     pub attach: AttachWish,
+    /// Whether reads wait for an echo of every other member (R5e).
+    pub confirms_reads: bool,
     /// Whether NBD clients may open it; the attached device works without.
     pub nbd: bool,
     /// Bytes of its buffer pool.

@@ -4,8 +4,9 @@ load.
 
 import itertools
 import signal
+import time
 
-from cluster import expect, on_each_backing, wait_until
+from cluster import BLOCK, expect, on_each_backing, wait_until
 from trio import Trio, stay
 from trio_network import last_revision, longest_pause, nobody_took_over
 
@@ -50,6 +51,27 @@ def h1_a_killed_primary_that_is_back_after_100_ms_serves_again_or_is_replaced(ba
         if backing == "normal":
             nobody_took_over_from_another(cluster, before)
         print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")
+
+
+def r5e_a_confirmed_read_waits_until_a_silent_member_has_left_the_set():
+    """And is answered at once while the member answers."""
+    with Trio(options='reads = "confirmed"') as cluster:
+        alpha, beta = cluster.start(watched=False).alpha, cluster.beta
+        with alpha.client(timeout_s=20) as client:
+            client.write(0, b"r" * BLOCK)
+            began = time.monotonic()
+            for _ in range(50):
+                client.read(0, BLOCK)
+            each_ms = (time.monotonic() - began) * 20
+            beta.signal(signal.SIGSTOP)
+            began = time.monotonic()
+            expect(client.read(0, BLOCK) == b"r" * BLOCK, "another block was read")
+            waited = time.monotonic() - began
+            beta.signal(signal.SIGCONT)
+        print(f"    a confirmed read took {each_ms:.2f} ms; with a silent member {waited:.2f} s")
+        expect(waited > 0.3, "nobody was asked")
+        expect(waited < 5, f"it waited {waited:.1f} s")
+        cluster.wait_in_sync()
 
 
 def since(cluster):
@@ -233,6 +255,7 @@ SCENARIOS = [
     h2_a_primary_stopped_for_two_leases_is_replaced_and_never_answers_again,
     h2_a_primary_that_goes_on_in_the_middle_of_the_takeover_does_no_harm,
     h2_a_stopped_witness_or_secondary_never_moves_the_office,
+    r5e_a_confirmed_read_waits_until_a_silent_member_has_left_the_set,
     h6_a_rolling_restart_of_all_daemons_loses_nothing,
     h6_a_primary_that_is_told_to_stop_hands_over_or_is_replaced,
     h7_a_cold_start_in_every_order_serves,

@@ -20,6 +20,9 @@ pub struct Config {
     pub can_punch: bool,
     /// Who keeps the register.
     pub register: RegisterKeeper,
+    /// A read is answered when every other member has answered to an echo that was sent after it
+    /// came in (R5e).
+    pub confirms_reads: bool,
     /// Time-outs.
     pub timing: Timing,
 }

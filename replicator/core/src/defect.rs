@@ -73,6 +73,8 @@ defects! {
     RegisterMayGoBack,
     /// R14: peers are met before the register is known.
     RegisterNotAwaited,
+    /// R5e: a read is answered before the members have answered to an echo.
+    ReadsNotConfirmed,
     /// R5b: a read does not wait for a write in flight.
     ReadOfWriteInFlight,
     /// R5c: the set is kept by a new process, which reads hot extents.

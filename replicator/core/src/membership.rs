@@ -49,6 +49,10 @@ impl Replica {
 
     /// R5a: whether reads may be answered now.
     pub(crate) fn reads_allowed(&self) -> bool {
+        if self.config.confirms_reads {
+            // R5e: a member that is missing may be the one that took over.
+            return self.acks_allowed();
+        }
         self.holds_lease(self.now) || defect(Defect::LeaseIgnoredForReads)
     }
 

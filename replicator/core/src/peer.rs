@@ -99,6 +99,8 @@ pub(crate) enum Sent {
     Flush { purpose: FlushPurpose, mark: u64 },
     /// A step of the resync.
     Resync { range: ByteRange },
+    /// For the read that waits for it (R5e).
+    Echo { request: usize },
 }
 
 /// Who waits for a peer's flush.
@@ -309,7 +311,7 @@ impl Sent {
     fn bytes(&self) -> u64 {
         match self {
             Self::Write { range, .. } | Self::Resync { range } => range.length,
-            Self::Flush { .. } => 0,
+            Self::Flush { .. } | Self::Echo { .. } => 0,
         }
     }
 }

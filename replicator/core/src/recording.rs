@@ -271,6 +271,7 @@ fn put_config(out: &mut Vec<u8>, config: &Config) {
         RegisterKeeper::Majority => 1,
         RegisterKeeper::FencedSuperblock => 2,
     });
+    out.push(u8::from(config.confirms_reads));
 }
 
 fn take_config(from: &mut Reader<'_>) -> Result<Config, RecordError> {
@@ -304,7 +305,8 @@ fn take_config(from: &mut Reader<'_>) -> Result<Config, RecordError> {
         2 => RegisterKeeper::FencedSuperblock,
         _ => return Err(RecordError::Contents),
     };
-    Ok(Config { node, peers, incarnation, can_punch, register, timing })
+    let confirms_reads = take_bool(from)?;
+    Ok(Config { node, peers, incarnation, can_punch, register, confirms_reads, timing })
 }
 
 fn take_start(from: &mut Reader<'_>) -> Result<Record, RecordError> {
@@ -749,6 +751,7 @@ mod tests {
             incarnation: Incarnation(11),
             can_punch: true,
             register: RegisterKeeper::Majority,
+            confirms_reads: true,
             timing: Timing::default(),
         };
         let mut region = vec![0; 3 * PIECE_BYTES + 512];

@@ -310,12 +310,14 @@ impl Replica {
                 self.active.insert(range, Use::Read);
                 let op = self.ops.begin(Purpose::Request(key));
                 effects.push(Effect::ReadDisk { op, range, buf });
+                self.confirm_read(key, effects);
             }
             ClientRequest::Map { .. } => {
                 self.active.insert(range, Use::Read);
                 let request = request.id;
                 let op = self.ops.begin(Purpose::Request(key));
                 effects.push(Effect::MapDisk { op, request, range });
+                self.confirm_read(key, effects);
             }
             ClientRequest::Write { range: wanted, buf, .. } => {
                 self.active.insert(range, Use::Write);
@@ -334,6 +336,23 @@ impl Replica {
                 self.submit_write(key, effects);
             }
             ClientRequest::Flush => unreachable!("a flush has no range"),
+        }
+    }
+
+    /// R5e: nobody can have taken over before the read came in when every member that could still
+    /// follows after that. A read needs nothing else of the others, so this goes on beside the disk.
+    fn confirm_read(&mut self, key: usize, effects: &mut Effects) {
+        if !self.config.confirms_reads || defect(Defect::ReadsNotConfirmed) {
+            return;
+        }
+        let tenure = self.register.tenure;
+        for at in 0..self.peers.len() {
+            let peer = &mut self.peers[at];
+            if peer.is_required() {
+                let seq = peer.record_sent(self.now, Sent::Echo { request: key });
+                self.requests[key].awaits |= 1 << at;
+                self.send(PeerIndex(at as u8), Message::Echo { tenure, seq }, None, effects);
+            }
         }
     }
 
@@ -498,7 +517,7 @@ impl Replica {
         let stuck = self.metadata_failed && self.role.serves() && !self.members_complete();
         let hands_over = self.role.serves() && self.hands_disk_over();
         let request = &mut self.requests[key];
-        if stuck && request.changes_data_or_flushes() {
+        if stuck && (request.changes_data_or_flushes() || self.config.confirms_reads) {
             // The member that is missing can never leave the set.
             request.failed.get_or_insert(ClientError::Io);
         }

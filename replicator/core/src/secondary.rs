@@ -114,12 +114,7 @@ impl Replica {
             (&Message::Flush { tenure, seq }, None) => (tenure, seq, Apply::Flush),
             _ => return self.misbehaved(peer, "a data frame without its payload", effects),
         };
-        let follows = self.following.is_some_and(|leader| {
-            leader.ready
-                && leader.peer == peer
-                && leader.session == session
-                && leader.tenure == tenure
-        });
+        let follows = self.follows(peer, session, tenure);
         let range = what.range();
         let fits = range.end() <= self.data_bytes() && range.is_aligned(self.block_bytes());
         let floods = self.applied.len() >= crate::limits::PEER_WINDOW_FRAMES;
@@ -139,6 +134,30 @@ impl Replica {
         self.applied_waiting += 1;
         // It changes nothing for those that wait already.
         self.submit_applied(self.applied_order.len() - 1, effects);
+    }
+
+    fn follows(&self, peer: PeerIndex, session: SessionId, tenure: u64) -> bool {
+        self.following.is_some_and(|leader| {
+            leader.ready
+                && leader.peer == peer
+                && leader.session == session
+                && leader.tenure == tenure
+        })
+    }
+
+    /// R5e: the leader asks whether it still is one. From its own takeover on a replica has no
+    /// session that could ask (R2b).
+    pub(crate) fn echo_asked(
+        &mut self,
+        peer: PeerIndex,
+        session: SessionId,
+        (tenure, seq): (u64, u64),
+        effects: &mut Effects,
+    ) {
+        if !self.follows(peer, session, tenure) {
+            return self.misbehaved(peer, "an echo out of its tenure", effects);
+        }
+        self.send(peer, Message::Ack { seq }, None, effects);
     }
 
     /// Submits what can be, when extents became hot or got room.

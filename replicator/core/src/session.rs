@@ -131,6 +131,7 @@ impl Replica {
                 self.apply_frame(peer, session, &message, data, effects)
             }
             Message::Ack { seq } => self.acknowledged(at, seq, effects),
+            Message::Echo { tenure, seq } => self.echo_asked(peer, session, (tenure, seq), effects),
             Message::Ping => {}
             Message::Hello(hello) => self.greeted(at, hello, effects),
             Message::Met => self.met(at, effects),
@@ -602,6 +603,7 @@ impl Replica {
                     self.request_acknowledged(key, at, effects);
                 }
             }
+            Sent::Echo { request } => self.request_acknowledged(request, at, effects),
             Sent::Resync { range } => {
                 // Its bit stays until a flush; should the session end before, it is copied again.
                 self.resync_acknowledged(at, range);
@@ -712,7 +714,7 @@ impl Replica {
         self.check_members(effects);
         for frame in outstanding {
             match frame.what {
-                Sent::Write { request: Some(key), .. } => {
+                Sent::Write { request: Some(key), .. } | Sent::Echo { request: key } => {
                     self.request_acknowledged(key, at, effects);
                 }
                 Sent::Flush { purpose: FlushPurpose::Barrier(number), .. } => {

@@ -150,6 +150,13 @@ pub enum Message {
     },
     /// I am here.
     Ping,
+    /// Primary to member: acknowledge this if the sender is still the one you follow (R5e).
+    Echo {
+        /// As for a write.
+        tenure: u64,
+        /// As for a write.
+        seq: u64,
+    },
 }
 
 /// The greeting of a session: everything a resync decision needs, as one snapshot (R13).
@@ -275,6 +282,7 @@ mod kind {
     pub const IN_SYNC: u8 = 24;
     pub const REPLICAS: u8 = 25;
     pub const COOLED: u8 = 26;
+    pub const ECHO: u8 = 27;
 }
 
 /// Largest generation, tenure or lineage a state may name.
@@ -484,6 +492,9 @@ impl Header {
                 }
             }
             Message::Ping => self.kind = kind::PING,
+            Message::Echo { tenure, seq } => {
+                (self.kind, self.tenure, self.seq) = (kind::ECHO, *tenure, *seq);
+            }
         }
     }
 
@@ -530,6 +541,7 @@ impl Header {
             kind::REPLICAS => take_replicas(input)?,
             kind::COOLED => take_cooled(input)?,
             kind::PING => Message::Ping,
+            kind::ECHO => Message::Echo { tenure, seq },
             other => return Err(FrameError::Kind(other)),
         })
     }

@@ -366,6 +366,7 @@ fn resource(
             Some("none") => AttachWish::None,
             _ => AttachWish::Auto,
         },
+        confirms_reads: section.word("reads", &["lease", "confirmed"]) == Some("confirmed"),
         nbd: section.boolean("nbd").unwrap_or(true),
         pool_bytes: (section.number("pool_mib", 24..=1024).unwrap_or(defaults::POOL_MIB) << 20)
             as usize,

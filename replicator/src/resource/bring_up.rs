@@ -62,6 +62,7 @@ impl Resource {
             } else {
                 RegisterKeeper::OwnSuperblock
             },
+            confirms_reads: self.config.confirms_reads,
         };
         let now = now();
         let recorder = self.start_recording(now, &config, &image)?;

@@ -24,11 +24,17 @@ pub struct Open {
     worker: Option<usize>,
     node: usize,
     life: u64,
-    office: u64,
+    pub(crate) office: u64,
     what: ClientRequest,
-    since: u64,
+    pub(crate) since: u64,
     /// The client is gone: nobody waits for the answer.
     is_gone: bool,
+}
+
+impl Open {
+    pub(crate) fn is_read(&self) -> bool {
+        matches!(self.what, ClientRequest::Read { .. })
+    }
 }
 
 /// The clients.
@@ -277,7 +283,7 @@ impl World {
         let Some(open) = self.clients.open.remove(&id) else {
             return self.fail(Kind::Safety, "R2f", format!("request {id} is answered twice"));
         };
-        let counts = result.is_err() || self.success_counts(node, open.office, id);
+        let counts = result.is_err() || self.success_counts(node, id, &open);
         let result = if counts { result } else { Err(ClientError::Shutdown) };
         let process = self.nodes[node].process.as_mut().expect("a process answers");
         if open.is_gone {

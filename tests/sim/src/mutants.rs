@@ -27,6 +27,7 @@ const WITH_A_MAJORITY: &[Defect] = &[
     Defect::RegisterMayGoBack,
     Defect::RegisterNotAwaited,
     Defect::SoleIgnored,
+    Defect::ReadsNotConfirmed,
 ];
 
 /// Defects that pairs and clusters find, each by a checker of its own.

@@ -251,6 +251,8 @@ pub struct Plan {
     pub is_wide: bool,
     /// Client requests in all.
     pub requests: u64,
+    /// `reads = "confirmed"` (R5e).
+    pub confirms_reads: bool,
     /// The requests are spread over the troubles, with so many ahead of them at most: few requests
     /// meet many troubles then, and those that waited come together. Else clients only think.
     pub ahead: Option<u64>,
@@ -318,12 +320,15 @@ impl Plan {
             faults.push((Fault::Ambush, 20));
         }
         let silence = [300, 600, 1000][draw.below(3) as usize];
+        let block_bytes = [512, 4096, 4096, 4096][draw.below(4) as usize];
+        let requests = 40 + draw.below(120) + if wide { 100 } else { 0 };
         Self {
             data_bytes,
-            block_bytes: [512, 4096, 4096, 4096][draw.below(4) as usize],
+            block_bytes,
             spots,
             is_wide: wide,
-            requests: 40 + draw.below(120) + if wide { 100 } else { 0 },
+            requests,
+            confirms_reads: requests % 4 == 1,
             ahead: draw.chance(50).then(|| [1, 4, 12][draw.below(3) as usize]),
             workers: if wide { 8 } else { 1 + draw.below(8) as usize },
             think_ms: [20, 300, if wide { 100 } else { 1500 }][draw.below(3) as usize],

@@ -68,6 +68,7 @@ impl Story {
             incarnation: Incarnation(1),
             can_punch: true,
             register: RegisterKeeper::OwnSuperblock,
+            confirms_reads: false,
             timing: Timing::default(),
         };
         let now = Time(1_000_000_000);

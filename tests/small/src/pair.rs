@@ -282,6 +282,7 @@ impl Pair {
             incarnation: Incarnation(u128::from(there.boot) * 2 + node as u128 + 1),
             can_punch: true,
             register: self.keeper,
+            confirms_reads: false,
             timing: self.timing,
         };
         let region = self.nodes[node].disk.region();

@@ -204,6 +204,7 @@ pub fn frame(message: &Message) -> String {
         Message::AuthorityGiven(state) => format!("authority-given {}", register(state)),
         Message::AuthorityRefused { reason } => format!("authority-refused: {reason}"),
         Message::Ping => "ping".into(),
+        Message::Echo { seq, .. } => format!("echo {seq}"),
     }
 }
 

@@ -39,6 +39,7 @@ fn every_defect_is_found() {
         Defect::SetKeptAtTakeover,
         Defect::NoPowerLossWait,
         Defect::HotForgottenWhenDeposed,
+        Defect::ReadsNotConfirmed,
     ] {
         let run = std::process::Command::new(&program)
             .args(["--skip", "every_defect_is_found"])
@@ -554,6 +555,28 @@ fn a_primary_whose_disk_fails_answers_nothing_until_the_hand_over_is_decided() {
     world.promote(BETA);
     let taken = world.proposal();
     assert!(has_primary(&taken.next, BETA));
+}
+
+/// R5e: the machine stood still with its clock, and somebody else took over meanwhile.
+#[test]
+fn a_confirmed_read_is_answered_when_every_member_still_follows() {
+    let mut world = World::with_confirmed_reads();
+    world.read(ALPHA, 1);
+    assert_eq!(world.reply(ALPHA, 1), Some(Ok(())));
+    world.holds_frames = true;
+    world.read(ALPHA, 2);
+    assert_eq!(world.reply(ALPHA, 2), None, "the echo has not come");
+    world.let_frames_go();
+    assert_eq!(world.reply(ALPHA, 2), Some(Ok(())));
+    world.holds_frames = true;
+    world.read(ALPHA, 3);
+    world.cut();
+    world.advance(1_100);
+    assert_eq!(world.reply(ALPHA, 3), None, "beta may have taken over");
+    let shrink = world.proposal();
+    world.take_over(BETA);
+    world.supersede(&shrink);
+    assert_eq!(world.reply(ALPHA, 3), Some(Err(ClientError::Shutdown)));
 }
 
 // ---------------------------------------------------------------------- the start

@@ -58,6 +58,10 @@ pub struct World {
     queue: VecDeque<(usize, Input)>,
     next_ticket: u64,
     greetings: usize,
+    confirms_reads: bool,
+    /// Frames stay on the way.
+    pub holds_frames: bool,
+    held_frames: VecDeque<(usize, Input)>,
 }
 
 pub fn id(node: usize) -> ReplicaId {
@@ -67,6 +71,10 @@ pub fn id(node: usize) -> ReplicaId {
 impl World {
     /// Fresh disks; alpha's is the origin. The majority has answered nobody yet.
     pub fn new() -> Self {
+        Self::of(false)
+    }
+
+    fn of(confirms_reads: bool) -> Self {
         #[cfg(feature = "defects")]
         crate::wake_defect();
         let nodes = [ALPHA, BETA].map(|node| {
@@ -96,7 +104,7 @@ impl World {
             }
             let incarnation = Incarnation(100);
             Node {
-                replica: attach(node, incarnation, &region, Time(0)),
+                replica: attach(node, incarnation, confirms_reads, &region, Time(0)),
                 region,
                 incarnation,
                 broken: false,
@@ -120,6 +128,9 @@ impl World {
             queue: VecDeque::new(),
             next_ticket: 0,
             greetings: 0,
+            confirms_reads,
+            holds_frames: false,
+            held_frames: VecDeque::new(),
         };
         world.input(ALPHA, Input::TimePassed);
         world.input(BETA, Input::TimePassed);
@@ -128,7 +139,16 @@ impl World {
 
     /// Alpha is primary with a lease of ten seconds, beta is a member.
     pub fn pair() -> Self {
-        let mut world = Self::new();
+        Self::new().settled()
+    }
+
+    /// The same with `reads = "confirmed"`.
+    pub fn with_confirmed_reads() -> Self {
+        Self::of(true).settled()
+    }
+
+    fn settled(self) -> Self {
+        let mut world = self;
         world.learn(ALPHA);
         world.learn(BETA);
         world.lease(ALPHA, 10_000);
@@ -185,6 +205,13 @@ impl World {
         }
     }
 
+    /// What was held on the way arrives.
+    pub fn let_frames_go(&mut self) {
+        self.holds_frames = false;
+        self.queue.append(&mut self.held_frames);
+        self.pump();
+    }
+
     pub fn cut(&mut self) {
         self.cut = true;
         self.unlink([true, true]);
@@ -206,7 +233,8 @@ impl World {
         self.proposals.retain(|proposal| proposal.node != node);
         let there = &mut self.nodes[node];
         there.is_open = false;
-        there.replica = attach(node, there.incarnation, &there.region, self.now);
+        let confirms = self.confirms_reads;
+        there.replica = attach(node, there.incarnation, confirms, &there.region, self.now);
         self.input(node, Input::TimePassed);
     }
 
@@ -368,7 +396,9 @@ impl World {
                 self.greetings += usize::from(hello);
                 if self.linked && session.0 == self.session {
                     let input = Input::PeerSaid { peer: PEER, session, message, data };
-                    self.queue.push_back((1 - node, input));
+                    let way =
+                        if self.holds_frames { &mut self.held_frames } else { &mut self.queue };
+                    way.push_back((1 - node, input));
                 }
             }
             Effect::ClosePeer { session, .. } if self.linked && session.0 == self.session => {
@@ -424,13 +454,20 @@ impl World {
     }
 }
 
-fn attach(node: usize, incarnation: Incarnation, region: &[u8], now: Time) -> Replica {
+fn attach(
+    node: usize,
+    incarnation: Incarnation,
+    confirms_reads: bool,
+    region: &[u8],
+    now: Time,
+) -> Replica {
     let config = Config {
         node: NAMES[node].into(),
         peers: vec![PeerConfig { node: NAMES[1 - node].into() }],
         incarnation,
         can_punch: true,
         register: RegisterKeeper::Majority,
+        confirms_reads,
         timing: Timing::default(),
     };
     let image = Image {

@@ -3,6 +3,7 @@
 use failover_core::ClusterState;
 use replicator_core::register::Member;
 
+use crate::clients::Open;
 use crate::cluster::{NAMES, RESOURCE};
 use crate::failure::Kind;
 use crate::tell;
@@ -90,7 +91,7 @@ impl World {
     }
 
     /// A success is about to be told to a client. Whether it counts: R5e excuses some.
-    pub(crate) fn success_counts(&mut self, node: usize, office: u64, id: u64) -> bool {
+    pub(crate) fn success_counts(&mut self, node: usize, id: u64, open: &Open) -> bool {
         if self.cluster.is_none() {
             return true;
         }
@@ -104,17 +105,23 @@ impl World {
         if self.cluster().went_back_at.is_some() {
             return false;
         }
-        if office >= self.checkers.offices {
+        if open.office >= self.checkers.offices {
             return true;
         }
         if self.may_live_in_the_past(node) {
+            let woke_at = self.cluster().woke_at[node];
+            if self.plan.confirms_reads && open.is_read() && woke_at < Some(open.since) {
+                let text = format!("read {id} came in after the machine woke, and is of the past");
+                self.fail(Kind::Safety, "R5e", text);
+            }
             self.cluster_mut().tally.reads_of_the_past += 1;
             return false;
         }
         self.cluster_mut().tally.overlapping += 1;
         self.tally.overlapping += 1;
         let newest = self.checkers.offices;
-        let text = format!("request {id} succeeds in office {office}, office {newest} has begun");
+        let text =
+            format!("request {id} succeeds in office {}, office {newest} has begun", open.office);
         self.fail(Kind::Safety, "oracle (b)", text);
         true
     }

@@ -104,6 +104,7 @@ fn plan(draw: &mut Draw) -> Plan {
         spots: (1..9).map(|spot| spot << 20).collect(),
         is_wide: false,
         requests: 1_000_000,
+        confirms_reads: false,
         ahead: None,
         workers: 4,
         think_ms: 5,

@@ -130,6 +130,7 @@ kinds! { Frame of Message:
     Replicas = Message::Replicas(_),
     Cooled = Message::Cooled { .. },
     Ping = Message::Ping,
+    Echo = Message::Echo { .. },
 }
 
 kinds! { Verdict of Relation:

@@ -46,6 +46,7 @@ impl World {
             incarnation: Incarnation(there.incarnation),
             can_punch: there.can_punch,
             register: self.register_keeper(),
+            confirms_reads: self.plan.confirms_reads,
             timing: self.plan.timing,
         };
         let attached = self.attach_disk(node, config);

@@ -335,6 +335,7 @@ impl World {
             incarnation: incarnation(node, there.boot),
             can_punch: true,
             register: RegisterKeeper::Majority,
+            confirms_reads: false,
             timing: self.timing,
         };
         let region = there.disk.region();
