@@ -1,5 +1,5 @@
 //! The lease: a holder, a candidate, three acceptors, time in steps, clocks that go a tenth too
-//! fast or too slow, restarts of everybody. There are never two nodes with a valid lease, and no
+//! fast or too slow or stop, restarts of everybody. There are never two nodes with a valid lease, and no
 //! takeover is committed while the old holder's lease runs.
 
 use failover_core::defect::Defect;
@@ -51,10 +51,11 @@ pub fn all() -> Vec<(&'static str, Scenario, Vec<Defect>)> {
 
 const VOTERS: &[&str] = &["a", "b", "w"];
 
-/// All that drifts against the holder, and nothing that drifts.
+/// All that drifts against the holder, nothing that drifts, and the clock of an acceptor or of the
+/// taker that stops. (When the holder's stops while it goes on, it may answer reads: R5e.)
 fn clocks() -> Vec<Vec<(NodeName, u64)>> {
     let clocks = |a, b, w| vec![("a".into(), a), ("b".into(), b), ("w".into(), w)];
-    vec![clocks(100, 100, 100), clocks(90, 110, 110)]
+    vec![clocks(100, 100, 100), clocks(90, 110, 110), clocks(90, 110, 0), clocks(90, 0, 110)]
 }
 
 fn seats() -> Vec<Seat> {
