@@ -212,6 +212,29 @@ mod tests {
         (dir, path)
     }
 
+    /// The example answers to every event, and names all that a hook is given.
+    #[test]
+    fn the_example_knows_every_event_and_every_variable() {
+        let example = include_str!("../../tools/deploy/examples/hook");
+        let cases: Vec<&str> = example.lines().filter(|line| line.contains(')')).collect();
+        for event in EVENTS {
+            let is_word = |word: &str| word == event;
+            let mut words = cases.iter().flat_map(|line| line.split([' ', '|', ')']));
+            assert!(words.any(is_word), "{event}");
+        }
+        let (dir, path) = script("given", "env >$(dirname $0)/env");
+        run_one(&config(path), &[], &event(), 0).unwrap();
+        let given = fs::read_to_string(dir.join("env")).unwrap();
+        let names = given.lines().filter_map(|line| line.split_once('='));
+        let ours: Vec<&str> =
+            names.map(|(name, _)| name).filter(|name| name.starts_with("REPLICATOR_")).collect();
+        assert!(ours.len() > 10, "{given}");
+        for name in ours {
+            assert!(example.contains(&format!("#   {name} ")), "{name}");
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
     fn config(command: PathBuf) -> HookConfig {
         HookConfig { command, events: Vec::new(), timeout: Duration::from_secs(10) }
     }

@@ -526,7 +526,8 @@ impl Replica {
             // R16: while the office goes to another replica not even a failure is told. R5b: what
             // a failed write may have left on the own disk is not read while a member lacks it.
             hands_over || changed && self.role.serves() && !stuck && !self.acks_allowed()
-        } else if request.changes_data_or_flushes() {
+        } else if request.changes_data_or_flushes() || self.config.confirms_reads {
+            // The end of a session, also of all with the office, ends the wait for its member.
             !self.acks_allowed()
         } else {
             // A read: no acknowledgement of others is needed, only the lease (R5a).

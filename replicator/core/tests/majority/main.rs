@@ -579,6 +579,18 @@ fn a_confirmed_read_is_answered_when_every_member_still_follows() {
     assert_eq!(world.reply(ALPHA, 3), Some(Err(ClientError::Shutdown)));
 }
 
+/// The office ends for want of a lease, and with it the session (sim --cluster 1796023254500).
+#[test]
+fn a_confirmed_read_whose_echo_never_came_is_not_answered_by_the_end_of_the_office() {
+    let mut world = World::with_confirmed_reads();
+    world.holds_frames = true;
+    world.read(ALPHA, 1);
+    world.now = Time(world.now.0 + 25_000_000_000);
+    world.input(ALPHA, Input::TimePassed);
+    assert_eq!(world.status(ALPHA).role, "secondary");
+    assert_eq!(world.reply(ALPHA, 1), Some(Err(ClientError::Shutdown)));
+}
+
 // ---------------------------------------------------------------------- the start
 
 #[test]
