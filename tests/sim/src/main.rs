@@ -5,7 +5,7 @@ use std::process::{Command, exit};
 use std::time::{Duration, Instant};
 
 use sim::campaign::Campaign;
-use sim::cluster::times;
+use sim::cluster::{in_a_row, times};
 use sim::minimise::minimise;
 use sim::mode::{self, Mode};
 use sim::parts::Parts;
@@ -18,6 +18,7 @@ sim [--seeds FROM..TO] [--minutes M]   a campaign on all cores; the regressions 
 sim mutants [--cluster | --fence] [NAME | --first]  every deliberate defect must be found
 sim [--defect NAME] --replay FILE      steps a core through what replicatord --record wrote
 sim failover-times [RUNS | BLOW SEED]               failovers in virtual time (200 runs each)
+sim failovers [COUNT [SEED]]           so many of one cluster, one after the other (10000)
 sim scenarios [--cluster | --fence] [FROM..TO]   which scenarios occur in these seeds, and how often
 
 PARTS leave out parts of a seed without moving the rest; numbers as in 3,7-9:
@@ -38,7 +39,7 @@ exit codes: 0 all promises kept; 2 wrong arguments;
   129 safety: something happened that must never happen
   A campaign with several failures tells the worst: safety, then crash, then liveness.
   sim mutants, sim scenarios: 1 when something is not found; failover-times: 1 when a goal is
-  missed; --replay: 1 when a step goes another way.
+  missed; failovers, --replay: 1 when something goes another way.
 ";
 
 #[derive(Default)]
@@ -66,6 +67,10 @@ fn main() {
             };
             exit(i32::from(!is_well));
         }
+        Some("failovers") => {
+            let number = |at: usize| words.get(at).and_then(|word| word.parse().ok());
+            exit(failovers(number(1).unwrap_or(10_000), number(2).unwrap_or(0)));
+        }
         Some("scenarios") => return scenarios(&words[1..]),
         Some("mutants") => return look_for_defects(&words[1..]),
         _ => {}
@@ -86,6 +91,26 @@ fn main() {
                 None => campaign(&arguments),
             };
             exit(code);
+        }
+    }
+}
+
+fn failovers(count: u64, seed: u64) -> i32 {
+    match in_a_row::run(count, seed) {
+        Ok(row) => {
+            println!(
+                "{} failovers of one cluster, {:.1} virtual hours, {} requests of clients; from a \
+                 blow to the next office at most {} ms",
+                row.failovers,
+                row.virtual_ns as f64 / 3.6e12,
+                row.requests,
+                row.longest_ns / 1_000_000
+            );
+            0
+        }
+        Err(why) => {
+            println!("{why}");
+            1
         }
     }
 }

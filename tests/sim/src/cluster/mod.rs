@@ -17,6 +17,7 @@
 
 mod checks;
 mod forced;
+pub mod in_a_row;
 mod offices;
 mod operator;
 mod post;

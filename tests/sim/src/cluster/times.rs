@@ -96,7 +96,7 @@ const FOR_EVER: u64 = 1_000_000_000 * MS;
 /// Nothing takes longer.
 const LIMIT: u64 = 30_000 * MS;
 
-fn plan(draw: &mut Draw) -> Plan {
+pub(super) fn quiet_plan(draw: &mut Draw) -> Plan {
     let drawn = Plan::draw(draw);
     Plan {
         data_bytes: 16 << 20,
@@ -128,7 +128,7 @@ fn plan(draw: &mut Draw) -> Plan {
 /// One blow at some moment that the seed decides; an error says what broke.
 pub fn measure(blow: Blow, seed: u64, trace: bool) -> Result<Measured, String> {
     let mut draw = Draw::new(seed ^ 0x71e5);
-    let plan = plan(&mut draw);
+    let plan = quiet_plan(&mut draw);
     let moment = 500 * MS + draw.below(1_500_000) * 1_000;
     let mut world = World::with_cluster(seed, draw, plan, ClusterPlan::quiet(), trace);
     world.tells_steps = false;
@@ -175,7 +175,7 @@ pub fn measure(blow: Blow, seed: u64, trace: bool) -> Result<Measured, String> {
 
 impl World {
     /// What happens within this time; the first failure is the error.
-    fn advance(&mut self, span: u64) -> Result<(), String> {
+    pub(super) fn advance(&mut self, span: u64) -> Result<(), String> {
         self.run_for(span);
         match &self.failure {
             Some(failure) => Err(failure.to_string()),
@@ -188,12 +188,14 @@ impl World {
         self.clients.acknowledged_last == id
     }
 
-    fn cut_off(&mut self, node: usize) {
+    /// Nobody hears the node, and it hears nobody, for so long.
+    pub(super) fn isolate_wholly(&mut self, node: usize, length: u64) {
+        let until = self.now + length;
         for other in (0..self.cluster().count()).filter(|other| *other != node) {
             let cut = &mut self.cluster_mut().cut_until;
-            (cut[node][other], cut[other][node]) = (FOR_EVER, FOR_EVER);
+            (cut[node][other], cut[other][node]) = (until, until);
         }
-        self.blocked_until = [FOR_EVER; 2];
+        self.blocked_until = [until; 2];
     }
 
     fn strike_with(&mut self, blow: Blow, primary: usize) {
@@ -202,10 +204,10 @@ impl World {
             Blow::KilledAndBack => self.fall(primary, MS, false),
             Blow::PowerLost => {
                 // Nobody answers for a machine that is off.
-                self.cut_off(primary);
+                self.isolate_wholly(primary, FOR_EVER);
                 self.cut_power(primary);
             }
-            Blow::Isolated => self.cut_off(primary),
+            Blow::Isolated => self.isolate_wholly(primary, FOR_EVER),
             Blow::Paused => self.stand_still(primary, FOR_EVER),
             Blow::DataLinkCut => {
                 let cut = &mut self.cluster_mut().cut_until;
@@ -213,7 +215,7 @@ impl World {
                 self.blocked_until = [FOR_EVER; 2];
             }
             Blow::SecondaryLost => {
-                self.cut_off(1 - primary);
+                self.isolate_wholly(1 - primary, FOR_EVER);
                 self.cut_power(1 - primary);
             }
             Blow::WitnessLost => self.end_seat(WITNESS),
