@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use failover_core::services::ServiceTiming;
+use failover_core::services::{KILL_LIMIT, ServiceTiming};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::metadata::{Agent, Metadata};
@@ -25,8 +25,8 @@ const REASON: &str = "ocf-exit-reason:";
 const AGENTS_TMP: &str = "/run/resource-agents";
 /// Agents look for features of Pacemaker by this version.
 const FEATURE_SET: &str = "3.20.0";
-/// How long the last stop of what was never here may take: less than the engine gives it.
-const LAST_WORD: Duration = Duration::from_secs(3);
+/// How long the last stop of what was never here may take.
+const LAST_WORD: Duration = Duration::from_millis(KILL_LIMIT.as_ms() / 2);
 
 const OK: i32 = 0;
 const NOT_RUNNING: i32 = 7;
@@ -63,11 +63,13 @@ enum Action {
     Monitor,
     /// A monitor that asks whether it runs at all, as Pacemaker's probe.
     Probe,
+    /// A stop that has no time.
+    StopByForce,
 }
 
 impl Action {
     fn word(self) -> &'static str {
-        ["start", "stop", "monitor", "monitor"][self as usize]
+        ["start", "stop", "monitor", "monitor", "stop"][self as usize]
     }
 }
 
@@ -109,6 +111,8 @@ impl Ocf {
         let (limit, interval) = match action {
             Action::Start => (self.timing.start, 0),
             Action::Stop => (self.timing.stop, 0),
+            // Some wait for an orderly end until shortly before that, and use force only then.
+            Action::StopByForce => (KILL_LIMIT, 0),
             // An interval of zero means a probe, and some agents answer that differently.
             Action::Monitor => (self.timing.monitor, self.timing.monitor_every.as_ms().max(1)),
             Action::Probe => (self.timing.monitor, 0),
@@ -152,7 +156,11 @@ impl Ocf {
 
     async fn act(&self, action: Action) -> Result<Run, Failure> {
         let scope = if action == Action::Start { &self.body } else { &self.asking };
-        let words = if action == Action::Probe { Action::Monitor } else { action };
+        let words = match action {
+            Action::Probe => Action::Monitor,
+            Action::StopByForce => Action::Stop,
+            action => action,
+        };
         self.run(action, scope, words as usize).await
     }
 
@@ -225,7 +233,7 @@ impl Ocf {
             // Without an agent nothing of it was ever started, unless something of it still runs.
             return if self.body.lives().await { Err(missing) } else { Ok(()) };
         }
-        let stop = self.stop_by_agent(may_be_here);
+        let stop = self.stop_by_agent(force, may_be_here);
         if may_be_here || force != Force::Detach {
             return stop.await;
         }
@@ -233,8 +241,10 @@ impl Ocf {
         tokio::time::timeout(LAST_WORD, stop).await.unwrap_or(Ok(()))
     }
 
-    async fn stop_by_agent(&self, may_be_here: bool) -> Result<(), Failure> {
-        let stop = self.act(Action::Stop).await?;
+    async fn stop_by_agent(&self, force: Force, may_be_here: bool) -> Result<(), Failure> {
+        let is_orderly = force == Force::Orderly;
+        let action = if is_orderly { Action::Stop } else { Action::StopByForce };
+        let stop = self.act(action).await?;
         let is_done = matches!(stop.code(), Some(OK | NOT_RUNNING));
         if !is_done && may_be_here {
             return Err(self.failed(Action::Stop, &stop));

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use failover::core::Span;
 use failover::core::services::Kind;
 use failover::services::{Change, Condition, Force, Home, Service, make};
 use nix::sys::signal::{Signal, kill};
@@ -186,6 +187,23 @@ async fn a_stop_is_believed_only_when_the_monitor_agrees() {
     told.tell("stop", "exit 1");
     assert_eq!(told.service.stop(Force::Orderly).await.unwrap_err().code, "stop_failed");
     assert_eq!(told.service.stop(Force::Kill).await.unwrap_err().code, "stop_failed");
+}
+
+/// VirtualDomain waits for its guest until 5 s before the end of the time that it is told, and only
+/// then switches it off.
+#[tokio::test]
+async fn an_agent_is_told_how_little_time_a_stop_by_force_has() {
+    let told = Told::new("limits");
+    told.tell("monitor", "exit 7");
+    let (provider, agent) = ("test".into(), "Told".into());
+    let mut spec = spec("vip 1", Kind::Ocf { provider, agent, parameters: BTreeMap::new() });
+    spec.timing.stop = Span::from_ms(90_000);
+    let service = make(&spec, "db", &told.place.home(Path::new("/dev/null"))).unwrap();
+    for (force, limit_ms) in FORCES.into_iter().zip(["90000", "5000", "5000"]) {
+        service.stop(force).await.unwrap();
+        let limit = &told.environment("stop")["OCF_RESKEY_CRM_meta_timeout"];
+        assert_eq!(limit, limit_ms, "{force:?}");
+    }
 }
 
 /// As agents answer whose own daemon (libvirtd) does not run: at boot it may come up later.
