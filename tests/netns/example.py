@@ -33,11 +33,14 @@ class Example(Trio):
     network = {"192.0.2.100/24": f"{ADDRESS}/24", "eth0": "link0"}
     disk_mib, file_system_mib = 224, 200
     attach = "fuse"
+    # What else stands at the top of the configuration.
+    settings = ""
     # How long a client may wait until a dead machine's service runs elsewhere; emulated guests are slow.
     patience_s = 60
 
     def __init__(self):
-        super().__init__(attach=self.attach, size_mib=self.disk_mib, machines=True)
+        super().__init__(attach=self.attach, size_mib=self.disk_mib, machines=True,
+                         top=self.settings)
         self.dir.chmod(0o755)
         self.mount = self.dir / "srv"
         self.mount.mkdir()
