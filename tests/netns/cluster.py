@@ -262,6 +262,9 @@ class Node:
         expect(not self.is_running, f"{self.name} runs already")
         if self.cluster.machines and not (self.machine and self.machine.is_running):
             self.machine = Machine(self.namespace)
+            # It begins with an empty /run.
+            shutil.rmtree(self.dir / "services", ignore_errors=True)
+            self.cluster.switched_on(self)
         if self.cluster.namespaces and not self.machine:
             # Inside, /sys is another one: what wraps the daemon comes first.
             inside = ("nsenter", f"--net=/run/netns/{self.namespace}") if self.sees_machine else (
@@ -277,6 +280,11 @@ class Node:
                 [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=die_with_parent,
                 env={**os.environ, **self.environment})
+
+    def inside(self, *command, **more):
+        """Runs a program in its machine to its end."""
+        with self.machine.birth():
+            return run(*self.machine.command(command), **more)
 
     @property
     def cgroup_name(self):
@@ -516,6 +524,9 @@ class Cluster:
             print(f"kept: {self.dir}", file=sys.stderr)
         else:
             shutil.rmtree(self.dir, ignore_errors=True)
+
+    def switched_on(self, node):
+        """Makes what a new machine has beside its daemon."""
 
     def _make_namespaces(self):
         """alpha and beta each in a network namespace, joined by a pair of virtual cards."""

@@ -19,7 +19,7 @@ def services_of(name, replaced):
     """The services of an example, with some words replaced; each must be there."""
     example = (EXAMPLES / name).read_text()
     services = example[example.index("services = ["):]
-    for old, new in {"192.0.2.100/24": f"{ADDRESS}/24", "eth0": "link0", **replaced}.items():
+    for old, new in replaced.items():
         expect(old in services, f"{name} has no {old} any more")
         services = services.replace(old, str(new))
     return services
@@ -30,17 +30,21 @@ class Example(Trio):
     mounted at `mount_point` there."""
 
     file = mount_point = None
+    network = {"192.0.2.100/24": f"{ADDRESS}/24", "eth0": "link0"}
     disk_mib, file_system_mib = 224, 200
     attach = "fuse"
+    # What else stands at the top of the configuration.
+    settings = ""
     # How long a client may wait until a dead machine's service runs elsewhere; emulated guests are slow.
     patience_s = 60
 
     def __init__(self):
-        super().__init__(attach=self.attach, size_mib=self.disk_mib, machines=True)
+        super().__init__(attach=self.attach, size_mib=self.disk_mib, machines=True,
+                         top=self.settings)
         self.dir.chmod(0o755)
         self.mount = self.dir / "srv"
         self.mount.mkdir()
-        self.options = services_of(self.file, self.replaced())
+        self.options = services_of(self.file, {**self.network, **self.replaced()})
         self.write_config()
 
     def replaced(self):
@@ -74,6 +78,13 @@ class Example(Trio):
         wait_until(f"{self.file} is served at the floating address", self.is_served, self.patience_s)
         return self
 
+    def boot(self, node):
+        """A machine that was dead comes back."""
+        node.start()
+
+    def expect_well(self):
+        """What else must hold in the end."""
+
     def evidence(self):
         """Also what the network looks like, as the kernel has it."""
         text = super().evidence()
@@ -93,14 +104,14 @@ class Items:
     """A client outside that writes numbered items and notes what it was promised: a program that gets
     the address and the file of its notes, with lines as rows_writer.py has them."""
 
-    def __init__(self, cluster, program, python=sys.executable, more=()):
+    def __init__(self, cluster, program, python=sys.executable, more=(), begins_within_s=60):
         self.cluster = cluster
         self.path = cluster.dir / "items"
         self.path.touch()
         self.program = cluster.spawn("ip", "netns", "exec", cluster.client_namespace, python,
                                      HERE / program, ADDRESS, self.path, *more,
                                      log=cluster.dir / "items.log")
-        self.wait_for_more()
+        self.wait_for_more(deadline_s=begins_within_s)
 
     def lines(self, word):
         """The words of every whole line of the notes that begins with `word`."""
@@ -145,7 +156,7 @@ def goes_on_elsewhere_and_back(example, program, **more):
     that was promised; the dead one comes back, and gets the service back by a switchover."""
     with example() as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        items = Items(cluster, program, **more)
+        items = Items(cluster, program, begins_within_s=example.patience_s, **more)
         since = time.monotonic()
         cluster.isolate(alpha)
         alpha.cut_power()
@@ -153,7 +164,7 @@ def goes_on_elsewhere_and_back(example, program, **more):
         items.wait_for_more(deadline_s=example.patience_s)
         print(f"    machine gone: the client waited {items.longest_pause(since):.2f} s")
         cluster.heal()
-        alpha.start()
+        cluster.boot(alpha)
         cluster.wait_in_sync()
         since = time.monotonic()
         beta.ctl("switchover", "demo", "--to", "alpha")
@@ -161,3 +172,4 @@ def goes_on_elsewhere_and_back(example, program, **more):
         items.wait_for_more(deadline_s=example.patience_s)
         print(f"    switched back: the client waited {items.longest_pause(since):.2f} s")
         items.finish(cluster.kept)
+        cluster.expect_well()

@@ -17,8 +17,9 @@ import tomllib
 
 import block_writer
 import trio_postgres
-from cluster import ROOT, Skip, binaries, expect, run
-from example import ADDRESS, EXAMPLES, HERE, Example, goes_on_elsewhere_and_back
+from cluster import Skip, binaries, expect, run
+from example import ADDRESS, EXAMPLES, Example, goes_on_elsewhere_and_back
+from guests import Guest, GuestOfLibvirt
 from run import play_all, sentence
 
 # What a machine that is not one of the example's cannot have.
@@ -190,75 +191,12 @@ class Iscsi(Example):
                 if block == bytes([block_writer.pattern(number)]) * size]
 
 
-class Guest(Example):
-    """vm.toml with its qemu-vm: a guest that serves what Web does, from its disk."""
-
-    file, attach, patience_s = "vm.toml", "none", 240
-    kernel_root = pathlib.Path("/var/cache/replicator/vm/kernel")
-
-    def __init__(self):
-        for program in ("qemu-system-x86_64", "socat", "busybox", "cpio"):
-            if not shutil.which(program):
-                raise Skip(f"needs {program}")
-        run(ROOT / "tests/vm/run", "--prepare", timeout=300)
-        super().__init__()
-
-    def initramfs(self):
-        """A guest's whole system: busybox, and what its kernel needs to see disk and network."""
-        tree, modules = self.dir / "guest", ["virtio_pci", "virtio_blk", "virtio_net", "button", "evdev"]
-        for name in ("bin", "dev", "proc", "sys", "modules"):
-            (tree / name).mkdir(parents=True)
-        shutil.copy(shutil.which("busybox"), tree / "bin/busybox")
-        shutil.copy(HERE / "guest_init", tree / "init")
-        shutil.copy(HERE / "guest_serve", tree / "serve")
-        release = next((self.kernel_root / "lib/modules").iterdir()).name
-        paths = [line.split()[1] for module in modules for line in run(
-            "modprobe", "-d", self.kernel_root, "-S", release, "--show-depends", module
-        ).stdout.splitlines() if line.startswith("insmod ")]
-        for path in dict.fromkeys(paths):
-            shutil.copy(path, tree / "modules")
-            with open(tree / "modules/order", "a", encoding="utf-8") as order:
-                order.write(pathlib.Path(path).name + "\n")
-        done = run("sh", "-c", "find . | cpio --quiet -o -H newc > ../initramfs", cwd=tree)
-        expect(done.returncode == 0, done.stderr)
-        return self.dir / "initramfs"
-
-    def replaced(self):
-        # The guest's disk has no boot loader: QEMU starts its kernel.
-        kernel = next((self.kernel_root / "boot").glob("vmlinuz-*"))
-        boot = (f"-name shop -kernel {kernel} -initrd {self.initramfs()} -cpu max "
-                "-append 'console=ttyS0 quiet panic=1 no_timer_check' "
-                f"-serial file:{self.dir}/$REPLICATOR_NODE/guest.log")
-        script = (EXAMPLES / "qemu-vm").read_text()
-        for old, new in {"192.0.2.100": ADDRESS, "-name shop": boot, "-m 1024 -smp 2": "-m 192",
-                         # One that cannot boot a stock kernel is worse than none.
-                         "-accel kvm ": "",
-                         "/run/replicator/": f"{self.dir}/$REPLICATOR_NODE/"}.items():
-            expect(old in script, f"qemu-vm has no {old} any more")
-            script = script.replace(old, new)
-        # The resource of tests is called demo.
-        script = script.replace("export=vm", "export=demo")
-        path = self.dir / "qemu-vm"
-        path.write_text(script)
-        path.chmod(0o755)
-        return {"/etc/replicator/qemu-vm": path}
-
-    def is_served(self):
-        return self.outside("curl", "-sf", "--max-time", "2", f"http://{ADDRESS}/ready",
-                            check=False).returncode == 0
-
-    def kept(self, promised):
-        """Of these numbers those that are in their sectors, on the disk of each node."""
-        found = set(promised)
-        for node in self.data_nodes:
-            with open(node.disk(), "rb") as disk:
-                found &= {number for number in promised if os.pread(disk.fileno(), 512, number * 512)
-                          == f"item {number}\n".encode().ljust(512, b"\0")}
-        return found
-
-
 def a_virtual_machine_goes_on_elsewhere_and_back():
-    goes_on_elsewhere_and_back(Guest, "http_writer.py")
+    goes_on_elsewhere_and_back(Guest, "http_writer.py", more=(Guest.answers_within_s,))
+
+
+def a_domain_of_libvirt_goes_on_elsewhere_and_back():
+    goes_on_elsewhere_and_back(GuestOfLibvirt, "http_writer.py", more=(Guest.answers_within_s,))
 
 
 def iscsi_goes_on_elsewhere_and_back():
@@ -304,6 +242,7 @@ SCENARIOS = [
     mariadb_goes_on_elsewhere_and_back,
     iscsi_goes_on_elsewhere_and_back,
     a_virtual_machine_goes_on_elsewhere_and_back,
+    a_domain_of_libvirt_goes_on_elsewhere_and_back,
 ]
 
 

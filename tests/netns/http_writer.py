@@ -1,6 +1,6 @@
 """A client of a web server: stores numbered files by PUT through one address and notes every one that
-was promised, on a new connection after each that ended. Usage: http_writer.py HOST FILE; lines as
-rows_writer.py has them. It goes on until it is killed."""
+was promised, on a new connection after each that ended. Usage: http_writer.py HOST FILE [PATIENCE_S];
+lines as rows_writer.py has them. It goes on until it is killed."""
 
 import http.client
 import sys
@@ -11,11 +11,12 @@ WELL = (200, 201, 204)
 
 
 def main():
-    host, path = sys.argv[1:]
+    host, path, *more = sys.argv[1:]
+    patience_s = float(more[0]) if more else PATIENCE_S
     number = 0
     with open(path, "a", encoding="utf-8", buffering=1) as told:
         while True:
-            connection = http.client.HTTPConnection(host, timeout=PATIENCE_S)
+            connection = http.client.HTTPConnection(host, timeout=patience_s)
             try:
                 while True:
                     began = time.monotonic()

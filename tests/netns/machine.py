@@ -29,6 +29,7 @@ class Machine:
         if words[:1] != ["ready"]:
             raise OSError(f"no machine could be made in {namespace}")
         self.process_one = int(words[1])
+        self.children = []
 
     @property
     def is_running(self):
@@ -56,11 +57,17 @@ class Machine:
             os.close(ours)
             os.close(theirs)
 
+    def spawn(self, *command, **more):
+        """Starts a program here, which lives until it ends or the power is cut."""
+        with self.birth():
+            child = subprocess.Popen(self.command(command), stdin=subprocess.DEVNULL, **more)
+        self.children.append(child)
+
     def cut_power(self, ours):
-        """Every process of it ends now, by SIGKILL, and its mounts are gone. `ours` are those that
+        """Every process of it ends now, by SIGKILL, and its mounts are gone. `ours` are others that
         were started from here: the kernel holds the end of a machine until they are waited for."""
         self.power.terminate()
-        for process in ours:
+        for process in [*ours, *self.children]:
             process.wait()
         self.power.wait()
         self.power.stdout.close()

@@ -32,5 +32,5 @@ pub use engine::Engine;
 pub use lease::address_delay;
 pub use outcome::{Change, Condition, Failure, Force};
 pub use port::{Answer, Effect, Gain, Input, Note, Order, Release, Settings, Weight};
-pub use service::{Action, Phase};
+pub use service::{Action, KILL_LIMIT, Phase};
 pub use spec::{FsckPolicy, Kind, Place, ReachTarget, ServiceSpec, ServiceTiming};

@@ -2,16 +2,18 @@
 //! it: environment, exit codes, exit reasons, meta-data. A cluster manager is not needed.
 
 pub mod metadata;
+mod presence;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use failover_core::services::ServiceTiming;
+use failover_core::services::{KILL_LIMIT, ServiceTiming};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::metadata::{Agent, Metadata};
+use self::presence::Presence;
 use super::attended::{ASKED_AFTER, Attendance};
 use super::process::{Leftovers, Order, Run, WordsFile, run};
 use super::scope::Scope;
@@ -23,6 +25,8 @@ const REASON: &str = "ocf-exit-reason:";
 const AGENTS_TMP: &str = "/run/resource-agents";
 /// Agents look for features of Pacemaker by this version.
 const FEATURE_SET: &str = "3.20.0";
+/// How long the last stop of what was never here may take.
+const LAST_WORD: Duration = Duration::from_millis(KILL_LIMIT.as_ms() / 2);
 
 const OK: i32 = 0;
 const NOT_RUNNING: i32 = 7;
@@ -48,6 +52,7 @@ pub struct Ocf {
     /// The monitor that a death asks, beside those of the engine.
     looking: Scope,
     words: [WordsFile; 4],
+    presence: Presence,
     attendance: Attendance,
 }
 
@@ -58,11 +63,13 @@ enum Action {
     Monitor,
     /// A monitor that asks whether it runs at all, as Pacemaker's probe.
     Probe,
+    /// A stop that has no time.
+    StopByForce,
 }
 
 impl Action {
     fn word(self) -> &'static str {
-        ["start", "stop", "monitor", "monitor"][self as usize]
+        ["start", "stop", "monitor", "monitor", "stop"][self as usize]
     }
 }
 
@@ -91,6 +98,7 @@ impl Ocf {
             asking: Scope::new(dir, resource, name, "ask"),
             looking: Scope::new(dir, resource, name, "look"),
             words: ["start", "stop", "monitor", "look"].map(words),
+            presence: Presence::new(dir, resource, name),
             attendance: Attendance::default(),
         }
     }
@@ -103,6 +111,8 @@ impl Ocf {
         let (limit, interval) = match action {
             Action::Start => (self.timing.start, 0),
             Action::Stop => (self.timing.stop, 0),
+            // Some wait for an orderly end until shortly before that, and use force only then.
+            Action::StopByForce => (KILL_LIMIT, 0),
             // An interval of zero means a probe, and some agents answer that differently.
             Action::Monitor => (self.timing.monitor, self.timing.monitor_every.as_ms().max(1)),
             Action::Probe => (self.timing.monitor, 0),
@@ -146,7 +156,11 @@ impl Ocf {
 
     async fn act(&self, action: Action) -> Result<Run, Failure> {
         let scope = if action == Action::Start { &self.body } else { &self.asking };
-        let words = if action == Action::Probe { Action::Monitor } else { action };
+        let words = match action {
+            Action::Probe => Action::Monitor,
+            Action::StopByForce => Action::Stop,
+            action => action,
+        };
         self.run(action, scope, words as usize).await
     }
 
@@ -197,6 +211,7 @@ impl Ocf {
     async fn start_it(&self) -> Result<(), Failure> {
         self.agent().is_there()?;
         self.attendance.ends();
+        self.presence.begins();
         let run = self.act(Action::Start).await?;
         if !matches!(run.code(), Some(OK | DEGRADED)) {
             return Err(self.failed(Action::Start, &run));
@@ -207,6 +222,8 @@ impl Ocf {
 
     async fn stop_it(&self, force: Force) -> Result<(), Failure> {
         self.attendance.ends();
+        // Before anything of it is killed.
+        let may_be_here = self.presence.is_possible() || self.body.lives().await;
         if force != Force::Orderly {
             for scope in [&self.looking, &self.asking, &self.body] {
                 scope.kill().await;
@@ -216,24 +233,38 @@ impl Ocf {
             // Without an agent nothing of it was ever started, unless something of it still runs.
             return if self.body.lives().await { Err(missing) } else { Ok(()) };
         }
-        let run = self.act(Action::Stop).await?;
-        if !matches!(run.code(), Some(OK | NOT_RUNNING)) {
-            return Err(self.failed(Action::Stop, &run));
+        let stop = self.stop_by_agent(force, may_be_here);
+        if may_be_here || force != Force::Detach {
+            return stop.await;
         }
-        // It says that it stopped; it is asked once more, since a wrong answer would be two of it.
+        // A reset of the machine would come next, and would change nothing.
+        tokio::time::timeout(LAST_WORD, stop).await.unwrap_or(Ok(()))
+    }
+
+    async fn stop_by_agent(&self, force: Force, may_be_here: bool) -> Result<(), Failure> {
+        let is_orderly = force == Force::Orderly;
+        let action = if is_orderly { Action::Stop } else { Action::StopByForce };
+        let stop = self.act(action).await?;
+        let is_done = matches!(stop.code(), Some(OK | NOT_RUNNING));
+        if !is_done && may_be_here {
+            return Err(self.failed(Action::Stop, &stop));
+        }
+        // It says that it stopped, or was never here; it is asked once more, since a wrong answer
+        // would be two of it.
         let probe = self.act(Action::Probe).await?;
-        match probe.code() {
-            Some(OK | RUNNING_PROMOTED | FAILED_PROMOTED | DEGRADED | DEGRADED_PROMOTED) => {
-                let mut failure = self.failed(Action::Probe, &probe);
-                failure.code = "still_running".into();
-                failure.why = format!("{} was stopped without an error, and runs", failure.why);
-                Err(failure)
+        if says_that_it_is_there(&probe) {
+            self.presence.begins();
+            if !is_done {
+                return Err(self.failed(Action::Stop, &stop));
             }
-            _ => {
-                [&self.body, &self.asking, &self.looking].into_iter().for_each(Scope::tidy);
-                Ok(())
-            }
+            let mut failure = self.failed(Action::Probe, &probe);
+            failure.code = "still_running".into();
+            failure.why = format!("{} was stopped without an error, and runs", failure.why);
+            return Err(failure);
         }
+        self.presence.ends();
+        [&self.body, &self.asking, &self.looking].into_iter().for_each(Scope::tidy);
+        Ok(())
     }
 
     async fn condition(&self) -> Result<Condition, Failure> {
@@ -311,6 +342,11 @@ impl Ocf {
     }
 }
 
+fn says_that_it_is_there(run: &Run) -> bool {
+    let there = [OK, RUNNING_PROMOTED, FAILED_PROMOTED, DEGRADED, DEGRADED_PROMOTED];
+    run.code().is_some_and(|code| there.contains(&code))
+}
+
 fn plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
 }
@@ -368,6 +404,7 @@ impl Service for Ocf {
         Box::pin(async {
             let condition = self.condition().await;
             if matches!(condition, Ok(Condition::Running | Condition::Degraded(_))) {
+                self.presence.begins();
                 self.attendance.adopts();
             }
             condition

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use failover::core::Span;
 use failover::core::services::Kind;
 use failover::services::{Change, Condition, Force, Home, Service, make};
 use nix::sys::signal::{Signal, kill};
@@ -182,9 +183,92 @@ async fn a_stop_is_believed_only_when_the_monitor_agrees() {
         told.tell("monitor", &format!("exit {code}"));
         told.service.stop(Force::Orderly).await.unwrap();
     }
+    told.service.start(&here()).await.unwrap();
     told.tell("stop", "exit 1");
     assert_eq!(told.service.stop(Force::Orderly).await.unwrap_err().code, "stop_failed");
     assert_eq!(told.service.stop(Force::Kill).await.unwrap_err().code, "stop_failed");
+}
+
+/// VirtualDomain waits for its guest until 5 s before the end of the time that it is told, and only
+/// then switches it off.
+#[tokio::test]
+async fn an_agent_is_told_how_little_time_a_stop_by_force_has() {
+    let told = Told::new("limits");
+    told.tell("monitor", "exit 7");
+    let (provider, agent) = ("test".into(), "Told".into());
+    let mut spec = spec("vip 1", Kind::Ocf { provider, agent, parameters: BTreeMap::new() });
+    spec.timing.stop = Span::from_ms(90_000);
+    let service = make(&spec, "db", &told.place.home(Path::new("/dev/null"))).unwrap();
+    for (force, limit_ms) in FORCES.into_iter().zip(["90000", "5000", "5000"]) {
+        service.stop(force).await.unwrap();
+        let limit = &told.environment("stop")["OCF_RESKEY_CRM_meta_timeout"];
+        assert_eq!(limit, limit_ms, "{force:?}");
+    }
+}
+
+/// As agents answer whose own daemon (libvirtd) does not run: at boot it may come up later.
+const LACKS: &str = "echo 'ocf-exit-reason:no daemon' >&2; exit 1";
+const FORCES: [Force; 3] = [Force::Orderly, Force::Kill, Force::Detach];
+
+/// What cannot be stopped asks for a reset of the machine, and after that it is the same again.
+#[tokio::test]
+async fn what_was_never_here_since_boot_is_stopped_also_when_its_agent_cannot_tell() {
+    let told = Told::new("never-here");
+    told.tell("monitor", LACKS);
+    told.tell("stop", LACKS);
+    told.service.monitor().await.unwrap_err();
+    for force in FORCES {
+        assert_eq!(told.service.stop(force).await, Ok(()), "{force:?}");
+    }
+    told.tell("stop", "exec sleep 1000");
+    let begun = Instant::now();
+    assert_eq!(told.service.stop(Force::Detach).await, Ok(()));
+    assert!(begun.elapsed() < Duration::from_secs(5), "a stop by force has no longer");
+    // Who stops nothing and says that it runs is believed, from then on.
+    told.tell("stop", LACKS);
+    told.tell("monitor", "exit 0");
+    assert_eq!(told.service.stop(Force::Kill).await.unwrap_err().code, "stop_failed");
+    told.tell("monitor", LACKS);
+    assert_eq!(told.service.stop(Force::Kill).await.unwrap_err().code, "stop_failed");
+}
+
+#[tokio::test]
+async fn what_was_started_or_found_running_is_here_until_a_stop_is_believed() {
+    for way in ["started", "start failed", "start dropped", "found running"] {
+        let told = Told::new("here");
+        match way {
+            "started" => told.service.start(&here()).await.unwrap(),
+            "start failed" => {
+                told.tell("start", "exit 1");
+                told.service.start(&here()).await.unwrap_err();
+            }
+            "start dropped" => {
+                told.tell("start", "touch $OCF_ROOT/begun; exec sleep 1000");
+                let site = here();
+                tokio::select! {
+                    done = told.service.start(&site) => panic!("{done:?}"),
+                    () = until("it begins", || told.place.path("ocf/begun").exists()) => {}
+                }
+            }
+            _ => assert_eq!(told.service.monitor().await, Ok(Condition::Running)),
+        }
+        told.tell("monitor", LACKS);
+        told.tell("stop", LACKS);
+        // Also for a daemon that was started anew since.
+        let after = Told::with(&told.place, &[("ip", "192.0.2.1")]);
+        for service in [&told.service, &after] {
+            for force in FORCES {
+                let failure = service.stop(force).await.unwrap_err();
+                assert_eq!(failure.code, "stop_failed", "{way}, {force:?}");
+            }
+        }
+        told.tell("monitor", "exit 7");
+        told.tell("stop", "");
+        told.service.stop(Force::Orderly).await.unwrap();
+        told.tell("monitor", LACKS);
+        told.tell("stop", LACKS);
+        told.service.stop(Force::Kill).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ const RETRY_MAX: Span = Span::from_ms(600_000);
 /// A stop that failed with all force is tried again.
 const HANG_RETRY: Span = Span::from_ms(10_000);
 /// How long a stop by force may take.
-const KILL_LIMIT: Span = Span::from_ms(5_000);
+pub const KILL_LIMIT: Span = Span::from_ms(5_000);
 /// Somebody else may stop it so often within this and it is no failure: an operator who does not
 /// know of us. Once more, and something does it again and again: a unit that it is bound to dies.
 const STOPS_FORGIVEN: usize = 2;
