@@ -360,15 +360,18 @@ impl Engine {
                     self.note(effects, "service_degraded", Weight::Warning, Some(at), remark);
                 }
             }
+            // That it ended is believed of another stop, not of a monitor.
+            Condition::Stopped | Condition::Changing(_)
+                if was_unknown && service.defies >= Some(Force::Kill) =>
+            {
+                self.is_of_no_use(at, effects);
+            }
             Condition::Stopped if was_unknown => {
                 self.apply(at, Event::FoundStopped);
             }
             Condition::Stopped => {
                 let why = "it was found stopped".to_string();
                 self.fails(at, Event::FoundStopped, ended_by_itself(why), effects);
-            }
-            Condition::Changing(_) if was_unknown && service.defies >= Some(Force::Kill) => {
-                self.is_of_no_use(at, effects);
             }
             Condition::Changing(what) => {
                 if service.is_changing(now, what) {

@@ -458,7 +458,8 @@ fn a_planned_move_with_a_stop_that_hangs_is_taken_back() {
 /// it goes on with more force.
 #[test]
 fn a_planned_move_whose_stop_leaves_nothing_that_runs_ends_with_the_watchdog() {
-    for answer in [Condition::Changing("stopping".into()), Condition::Running] {
+    let stopping = Condition::Changing("stopping".into());
+    for answer in [stopping, Condition::Stopped, Condition::Running] {
         let mut story = Story::running(vec![command("a", 0)]);
         story.release(Release::HandOver);
         story.wait(ms(60_000));
