@@ -260,6 +260,9 @@ pub struct ServiceReport {
     pub failed_ago_ms: u64,
     /// A warning; empty: none.
     pub warning: String,
+    /// For how long that is so.
+    #[serde(default)]
+    pub warning_for_ms: u64,
 }
 
 impl ServiceReport {
@@ -286,6 +289,7 @@ impl ServiceReport {
             last_failure: failure.map(|(_, failure)| failure.why.clone()).unwrap_or_default(),
             failed_ago_ms: failure.map_or(0, |(ago, _)| ago.as_ms()),
             warning: state.remark.clone(),
+            warning_for_ms: if state.remark.is_empty() { 0 } else { state.remark_for.as_ms() },
         }
     }
 }

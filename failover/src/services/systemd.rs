@@ -310,12 +310,19 @@ impl Unit {
         let grace = if directory.is_some() { Duration::ZERO } else { STOP_COMMAND_LIMIT };
         let without_systemd = async {
             match &directory {
-                Some(directory) => while !self.end_processes(directory).await {},
+                Some(directory) => {
+                    // Twice: who it is, is told before the time of a stop by force is over.
+                    let ended = self.end_processes(directory).await;
+                    if !ended && !self.end_processes(directory).await {
+                        return Err(self.not_killed(directory));
+                    }
+                }
                 // Only systemd can stop what runs without a process.
                 None if self.is_known_to_run() => std::future::pending().await,
                 None => {}
             }
             sleep(SILENT_AFTER).await;
+            Ok(())
         };
         tokio::select! {
             // Of both at the same time systemd knows more.
@@ -327,12 +334,20 @@ impl Unit {
                 },
                 stopped => stopped,
             },
-            () = without_systemd => {
+            ended = without_systemd => {
+                ended?;
                 tracing::warn!("{}: nothing of it is left; systemd is silent", self.name());
                 self.tracked.view.send_modify(|view| view.expect = Expect::Stopped);
                 Ok(())
             }
         }
+    }
+
+    fn not_killed(&self, directory: &std::path::Path) -> Failure {
+        let left = cgroup::names(&cgroup::processes(directory));
+        let why = format!("processes of {} do not end: {left}", self.name());
+        let next = "they hang in the kernel, as a rule on a disk: dmesg".to_owned();
+        Failure { next, ..self.failure("unit_not_killed", why) }
     }
 
     /// By the last look, if there was one.
@@ -386,22 +401,25 @@ impl Unit {
 
     /// It is down; of an orderly stop nothing may be left.
     async fn is_stopped(&self, state: &State) -> Result<(), Failure> {
-        let left = self.leftovers(state);
-        if !left.is_empty() {
-            let why = format!("{} is stopped, but left {}", self.name(), cgroup::names(&left));
-            return Err(self.failure("unit_left_processes", why));
-        }
+        self.is_empty(state)?;
         self.is_down(state).await
+    }
+
+    /// Whether it has no processes; who they are.
+    fn is_empty(&self, state: &State) -> Result<(), Failure> {
+        let left = self.leftovers(state);
+        if left.is_empty() {
+            return Ok(());
+        }
+        let why = format!("{} is stopped, but left {}", self.name(), cgroup::names(&left));
+        Err(self.failure("unit_left_processes", why))
     }
 
     async fn kill_leftovers(&self, state: &State) -> Result<(), Failure> {
         if let Some(directory) = state.control_group.as_deref().and_then(cgroup::directory)
             && !self.end_processes(&directory).await
         {
-            let left = cgroup::names(&cgroup::processes(&directory));
-            let why = format!("processes of {} do not end: {left}", self.name());
-            let next = "they hang in the kernel, as a rule on a disk: dmesg".to_owned();
-            return Err(Failure { next, ..self.failure("unit_not_killed", why) });
+            return Err(self.not_killed(&directory));
         }
         self.is_down(state).await
     }
@@ -522,7 +540,11 @@ impl Unit {
         };
         Ok(match state.active {
             Activity::Up => Condition::Running,
-            Activity::Down | Activity::Failed => Condition::Stopped,
+            Activity::Down | Activity::Failed => {
+                // systemd gives up on what SIGKILL does not end, and calls the unit failed.
+                self.is_empty(&state)?;
+                Condition::Stopped
+            }
             Activity::Starting => Condition::Changing(format!("starting ({})", state.sub)),
             Activity::Stopping => Condition::Changing(format!("stopping ({})", state.sub)),
         })
@@ -543,7 +565,7 @@ impl Unit {
     /// failure of the unit: nothing could be stopped or started before it is over. The engine asks
     /// again; it does not take that for an answer for ever.
     fn while_systemd_is_silent(&self) -> Condition {
-        let silent = bus::silent_for(self.patience, "it may be reloading");
+        let silent = bus::no_answer();
         let why = silent.why.clone();
         self.without_systemd(silent).unwrap_or(Condition::Changing(why))
     }
@@ -553,6 +575,7 @@ impl Unit {
         let mut view = self.tracked.view.subscribe();
         let mut judge = Judge::default();
         let mut said_boot = false;
+        let mut said_silent = None;
         let mut is_first = true;
         loop {
             let is_up =
@@ -574,6 +597,10 @@ impl Unit {
                 )));
             }
             said_boot = starts_at_boot;
+            if now.silent != said_silent {
+                let _ = changes.send(Change::Warning(now.silent.clone().unwrap_or_default()));
+            }
+            said_silent = now.silent;
             if view.changed().await.is_err() {
                 return;
             }

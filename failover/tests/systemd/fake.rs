@@ -58,6 +58,8 @@ pub struct Unit {
     pub start: Goes,
     pub stop: Goes,
     pub job: u32,
+    /// Where its processes are.
+    pub control_group: &'static str,
 }
 
 impl Default for Unit {
@@ -73,6 +75,7 @@ impl Default for Unit {
             start: Goes::Well(20),
             stop: Goes::Well(20),
             job: 0,
+            control_group: "",
         }
     }
 }
@@ -348,7 +351,7 @@ fn properties(world: &World, path: &str) -> HashMap<&'static str, Variant<'stati
         ("UnitFileState", Variant::from(unit.file_state)),
         ("ConditionResult", Variant::from(true)),
         ("Job", Variant::from(job)),
-        ("ControlGroup", Variant::from("")),
+        ("ControlGroup", Variant::from(unit.control_group)),
         ("Result", Variant::from(unit.result)),
         ("ExecMainCode", Variant::from(unit.main_ended.0)),
         ("ExecMainStatus", Variant::from(unit.main_ended.1)),

@@ -318,6 +318,44 @@ async fn a_monitor_during_a_long_reload_of_systemd_answers_in_time_and_is_no_fai
     );
 }
 
+/// systemd calls a unit failed also when SIGKILL has not ended its processes.
+#[tokio::test]
+async fn a_unit_that_left_processes_is_not_called_stopped() {
+    let marks = ["cgroup.controllers", "unified/cgroup.controllers", "systemd/cgroup.procs"];
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    if !marks.iter().any(|mark| root.join(mark).exists()) {
+        return eprintln!("skipped: there are no cgroups as systemd has them");
+    }
+    // Where this test runs, or what started it.
+    let left = FakeUnit { active: "failed", control_group: "/", ..FakeUnit::default() };
+    let fake = Fake::new(&[(DB, left)]).await;
+    let failure = db(&fake).monitor().await.expect_err("processes that are left");
+    assert_eq!(failure.code, "unit_left_processes");
+    fake.change(DB, |unit| unit.control_group = "/that/is/gone").await;
+    assert_eq!(db(&fake).monitor().await, Ok(Condition::Stopped));
+}
+
+/// What waits for systemd says so: a start would only be late, and nobody would know why.
+#[tokio::test]
+async fn a_systemd_that_does_not_answer_for_long_is_told_and_that_it_does_again() {
+    let mut fake =
+        Fake::new(&[(DB, FakeUnit { start: Goes::Well(1), ..FakeUnit::default() })]).await;
+    let unit = db(&fake);
+    let mut watch = Watch::new(&unit).await;
+    fake.freeze();
+    let starting = unit.clone();
+    let start = tokio::spawn(async move { starting.start(&site()).await });
+    watch.nothing().await;
+    let told = timeout(Duration::from_secs(30), watch.changes.recv()).await;
+    let Ok(Some(Change::Warning(why))) = told else { panic!("{told:?}") };
+    assert!(why.starts_with("systemd does not answer: "), "{why}");
+    fake.vanish().await;
+    fake.appear().await;
+    start.await.unwrap().unwrap();
+    assert_eq!(watch.next().await, Change::Warning(String::new()));
+    watch.nothing().await;
+}
+
 #[tokio::test]
 async fn a_restart_of_the_bus_is_survived() {
     let mut fake = Fake::new(&[(DB, FakeUnit::default())]).await;

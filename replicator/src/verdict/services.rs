@@ -14,7 +14,8 @@ pub fn mention(resource: &mut ResourceReport, node: &str) {
 
 fn of(services: &ServicesReport, data: &Verdict, name: &str, node: &str) -> Option<Verdict> {
     if services.needs_reset {
-        let hanging = named(services, |it| it.state == "stop hangs");
+        // Also while it is tried again.
+        let hanging = named(services, |it| matches!(it.state.as_str(), "stop hangs" | "killing"));
         let text = format!(
             "{hanging} must not run on {node} and cannot be stopped. Only a reset of {node} ends \
              that; a watchdog does it, where one is armed"

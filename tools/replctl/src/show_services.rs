@@ -72,7 +72,7 @@ fn remarks(service: &ServiceReport) -> Vec<String> {
         found.push(format!("restarted {restarts} times; last: {}", service.last_failure));
     }
     if !service.warning.is_empty() {
-        found.push(service.warning.clone());
+        found.push(format!("{} (for {})", service.warning, span(service.warning_for_ms)));
     }
     found
 }

@@ -345,7 +345,7 @@ impl Engine {
                     _ => String::new(),
                 };
                 let is_news = service.remark != remark && !remark.is_empty();
-                service.remark.clone_from(&remark);
+                service.remark(&remark, now);
                 service.monitor_at = service.next_monitor(now);
                 service.changing_since = None;
                 self.apply(at, Event::FoundRunning);
@@ -359,6 +359,12 @@ impl Engine {
                 if is_news {
                     self.note(effects, "service_degraded", Weight::Warning, Some(at), remark);
                 }
+            }
+            // That it ended is believed of another stop, not of a monitor.
+            Condition::Stopped | Condition::Changing(_)
+                if was_unknown && service.defies >= Some(Force::Kill) =>
+            {
+                self.is_of_no_use(at, effects);
             }
             Condition::Stopped if was_unknown => {
                 self.apply(at, Event::FoundStopped);
@@ -376,9 +382,27 @@ impl Engine {
         }
     }
 
+    /// It was killed, does not run, and does not end either: nobody is served here any more. The
+    /// next move is one for want of a service, which may use all force.
+    fn is_of_no_use(&mut self, at: usize, effects: &mut Vec<Effect>) {
+        self.apply(at, Event::MonitorFailed);
+        // The next order to move may have come before its answer.
+        let is_wanted = self.may_run(at) || self.holds();
+        let service = &mut self.services[at];
+        service.stop_from = service.stop_from.max(Force::Kill);
+        if is_wanted && !service.is_given_up {
+            service.is_given_up = true;
+            service.rounds = service.rounds.saturating_add(1);
+            self.given_up(at, effects);
+        }
+    }
+
     fn monitor_failed(&mut self, at: usize, failure: Failure, effects: &mut Vec<Effect>) {
         if self.services[at].phase != Phase::Unknown {
             return self.fails(at, Event::MonitorFailed, failure, effects);
+        }
+        if self.services[at].defies >= Some(Force::Kill) && !failure.is_permanent {
+            return self.is_of_no_use(at, effects);
         }
         let text = format!("cannot be asked what it is: {}", failure.why);
         let is_permanent = failure.is_permanent;
@@ -402,8 +426,10 @@ impl Engine {
             Change::StartedByHand(why) => self.told(at, Event::ToldStarted, why, effects),
             Change::Step { what, limit } => self.step_of_start(at, what, limit, effects),
             Change::Warning(why) => {
-                self.services[at].remark.clone_from(&why);
-                self.note(effects, "service_warning", Weight::Warning, Some(at), why);
+                self.services[at].remark(&why, self.now);
+                if !why.is_empty() {
+                    self.note(effects, "service_warning", Weight::Warning, Some(at), why);
+                }
             }
         }
     }
@@ -422,7 +448,7 @@ impl Engine {
             return;
         };
         job.until = now + limit;
-        service.remark.clone_from(&what);
+        service.remark(&what, now);
         if !what.is_empty() {
             self.note(effects, "service_step", Weight::Warning, Some(at), what);
         }
@@ -451,7 +477,7 @@ impl Engine {
             Event::ToldStarted => ("started_by_hand", why),
             _ => ("service_asked", why),
         };
-        service.remark.clone_from(&text);
+        service.remark(&text, self.now);
         self.note(effects, code, Weight::Warning, Some(at), text);
     }
 
@@ -489,7 +515,9 @@ impl Engine {
         };
         let text = format!("stop failed ({}): {}", force_word(force), failure.why);
         self.note(effects, "stop_failed", Weight::Error, Some(at), text);
-        self.services[at].last_failure = Some((self.now, failure.clone()));
+        let service = &mut self.services[at];
+        service.last_failure = Some((self.now, failure.clone()));
+        service.defies = service.defies.max(Some(force));
         match harder {
             Some(harder) if harder <= self.force_max(at) => {
                 self.services[at].stop_from = harder;
@@ -553,7 +581,7 @@ impl Engine {
             return;
         }
         let text = format!("will not run here: {}", why.why);
-        self.services[at].remark.clone_from(&text);
+        self.services[at].remark(&text, self.now);
         self.services[at].last_failure = Some((self.now, why));
         self.note(effects, "service_unprepared", Weight::Warning, Some(at), text);
         // Where it is to run now, its start says whether that is true.
@@ -705,15 +733,20 @@ impl Engine {
         }
     }
 
-    /// Something that must not run here cannot be stopped: a watchdog is not to be fed any more.
+    /// Something that must not run here cannot be stopped: a watchdog is not to be fed any more,
+    /// also while it is tried again, since a watchdog may need longer than the pauses between.
     pub fn must_reset(&self) -> bool {
-        let hangs = |it: &&Service| it.phase == Phase::StopHangs && it.is_primary_only();
         let must_not = match self.office {
             Office::Lost | Office::NotHeld => true,
-            Office::Releasing(Release::Move) => self.device_fail == DeviceFail::Done,
-            Office::Unknown | Office::Held | Office::Releasing(_) => false,
+            // Nothing can run on a device that fails, whoever has lost patience with the move.
+            Office::Held | Office::Releasing(_) => self.device_fail == DeviceFail::Done,
+            Office::Unknown => false,
         };
-        must_not && self.services.iter().any(|it| hangs(&it) && it.stop_from == Force::Detach)
+        must_not
+            && self
+                .services
+                .iter()
+                .any(|it| it.is_primary_only() && it.defies == Some(Force::Detach))
     }
 
     /// Nothing that belongs to the primary runs here.
@@ -725,8 +758,7 @@ impl Engine {
     pub(super) fn force_max(&self, at: usize) -> Force {
         match self.office {
             Office::NotHeld | Office::Lost => Force::Detach,
-            _ if self.services[at].is_suspect => Force::Detach,
-            Office::Releasing(Release::Move) if self.device_fail == DeviceFail::Done => {
+            _ if self.services[at].is_suspect || self.device_fail == DeviceFail::Done => {
                 Force::Detach
             }
             Office::Unknown | Office::Held | Office::Releasing(_) => Force::Kill,

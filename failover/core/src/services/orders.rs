@@ -87,6 +87,7 @@ impl Service {
         self.forgive();
         self.retry_at = now;
         self.last_failure = None;
+        self.defies = None;
         if self.phase == Phase::StopHangs {
             self.enter(now, Phase::Unknown);
         }

@@ -46,7 +46,7 @@ pub enum Change {
         /// How long it may take.
         limit: Option<Span>,
     },
-    /// Worth a warning: an address that somebody else has too, ...
+    /// Worth a warning: an address that somebody else has too, ...; empty: that is over.
     Warning(String),
 }
 

@@ -42,6 +42,8 @@ pub struct ServiceState {
     pub last_failure: Option<(Span, Failure)>,
     /// A warning: degraded, stopped by hand, ...
     pub remark: String,
+    /// For how long that is so.
+    pub remark_for: Span,
 }
 
 /// All of them.
@@ -115,6 +117,7 @@ impl Engine {
                 .as_ref()
                 .map(|(when, failure)| (now.since(*when), failure.clone())),
             remark: service.remark.clone(),
+            remark_for: now.since(service.remark_since),
         }
     }
 

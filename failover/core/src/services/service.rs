@@ -227,6 +227,8 @@ pub struct Service {
     pub(super) stop_from: Force,
     /// It may belong to an office that is over, or was never ours: it is stopped before it is used.
     pub(super) is_suspect: bool,
+    /// The hardest force that was tried in vain since it last ran or was stopped.
+    pub(super) defies: Option<Force>,
     /// It was frozen, since the lease is over.
     pub(super) is_suspended: bool,
     /// An operator wants it stopped and started.
@@ -252,6 +254,8 @@ pub struct Service {
     pub(super) changing_since: Option<Time>,
     /// A warning: degraded, stopped by hand, ...
     pub(super) remark: String,
+    /// Since when it is that.
+    pub(super) remark_since: Time,
 }
 
 impl Service {
@@ -263,6 +267,7 @@ impl Service {
             job: None,
             stop_from: Force::Orderly,
             is_suspect: false,
+            defies: None,
             is_suspended: false,
             restart_wanted: false,
             is_off: false,
@@ -276,6 +281,7 @@ impl Service {
             monitor_at: now,
             changing_since: None,
             remark: String::new(),
+            remark_since: now,
         }
     }
 
@@ -334,17 +340,29 @@ impl Service {
         self.since = now;
         match phase {
             Phase::Stopped => {
+                self.defies = None;
                 self.is_suspect = false;
                 self.restart_wanted = false;
                 self.stop_from = Force::Orderly;
-                self.remark.clear();
+                self.remark("", now);
             }
-            Phase::Running => self.monitor_at = self.next_monitor(now),
+            Phase::Running => {
+                self.defies = None;
+                self.monitor_at = self.next_monitor(now);
+            }
             Phase::Unknown => self.monitor_at = now,
             Phase::StopHangs => self.retry_at = now + HANG_RETRY,
             Phase::Starting | Phase::Stopping(_) | Phase::Failed => {}
         }
         self.changing_since = None;
+    }
+
+    /// What there is to say of it now; nothing: all is well.
+    pub(super) fn remark(&mut self, what: &str, now: Time) {
+        if self.remark != what {
+            self.remark = what.to_string();
+            self.remark_since = now;
+        }
     }
 
     /// When it is asked after now.
@@ -358,7 +376,7 @@ impl Service {
     /// It answered that it is on its way: it is asked again soon; whether that has lasted too long.
     pub(super) fn is_changing(&mut self, now: Time, what: String) -> bool {
         let since = *self.changing_since.get_or_insert(now);
-        self.remark = what;
+        self.remark(&what, now);
         self.monitor_at = now + ASK_AGAIN;
         now.since(since) >= self.spec.timing.start
     }

@@ -423,7 +423,13 @@ fn a_stop_that_hangs_when_the_office_is_lost_ends_with_the_watchdog() {
     assert_eq!(story.phase("a"), Phase::StopHangs);
     assert!(story.engine.must_reset());
     assert!(!story.engine.is_all_stopped());
-    // It is tried again, and may still end well.
+    // It is tried again, and may still end well. A watchdog may need longer than these pauses.
+    story.wait(ms(10_000));
+    story.expect(&["detach a"]);
+    assert!(story.engine.must_reset());
+    story.wait(ms(5_000));
+    story.expect(&["drop a"]);
+    assert!(story.engine.must_reset());
     story.wait(ms(10_000));
     story.expect(&["detach a"]);
     story.done("a");
@@ -448,6 +454,42 @@ fn a_planned_move_with_a_stop_that_hangs_is_taken_back() {
     assert!(story.engine.trouble().is_none());
 }
 
+/// V2: what was killed, does not run and does not end is of no use here. Whoever ordered the move,
+/// it goes on with more force.
+#[test]
+fn a_planned_move_whose_stop_leaves_nothing_that_runs_ends_with_the_watchdog() {
+    let stopping = Condition::Changing("stopping".into());
+    for answer in [stopping, Condition::Stopped, Condition::Running] {
+        let mut story = Story::running(vec![command("a", 0)]);
+        story.release(Release::HandOver);
+        story.wait(ms(60_000));
+        story.fails("a");
+        story.expect(&[
+            "stop a",
+            "drop a",
+            "kill a",
+            "not released: a cannot be stopped: it is broken",
+            "ask a",
+        ]);
+        story.is("a", answer.clone());
+        if answer == Condition::Running {
+            assert!(story.engine.trouble().is_none());
+            continue;
+        }
+        let trouble = story.engine.trouble().expect("it is of no use here");
+        assert!(trouble.why.contains("a does not run here: it is broken"), "{}", trouble.why);
+        story.expect(&["kill a"]);
+        story.release(Release::Move);
+        story.fails("a");
+        story.expect(&["fail the device"]);
+        story.tell(Input::DeviceFailed);
+        story.expect(&["detach a"]);
+        assert!(!story.engine.must_reset());
+        story.fails("a");
+        assert!(story.engine.must_reset());
+    }
+}
+
 #[test]
 fn a_move_away_from_a_stop_that_hangs_fails_the_device_first() {
     let mut services = vec![command("a", 0)];
@@ -467,6 +509,16 @@ fn a_move_away_from_a_stop_that_hangs_fails_the_device_first() {
     story.expect(&["detach a"]);
     story.fails("a");
     assert!(story.engine.must_reset());
+    // Who asked for the move loses patience and asks again. The device stays failed.
+    story.tell(Input::ReleaseCancelled);
+    assert!(story.engine.must_reset());
+    story.wait(ms(10_000));
+    story.expect(&["detach a"]);
+    story.release(Release::Move);
+    assert!(story.engine.must_reset());
+    story.done("a");
+    assert!(!story.engine.must_reset());
+    story.expect(&["released"]);
 }
 
 #[test]
@@ -666,6 +718,22 @@ fn a_start_that_comes_to_a_step_with_a_deadline_of_its_own_has_that_and_says_wha
     story.change("fs", step);
     story.wait(ms(60_000));
     story.expect(&["drop fs", "kill fs"]);
+}
+
+#[test]
+fn a_warning_has_an_age_and_an_end() {
+    let mut story = Story::running(vec![command("a", 0)]);
+    let warning = Change::Warning("systemd does not answer".into());
+    story.change("a", warning.clone());
+    story.wait(ms(4_000));
+    story.change("a", warning);
+    story.wait(ms(1_000));
+    let state = &story.engine.state(story.now).services[0];
+    assert_eq!((state.remark.as_str(), state.remark_for), ("systemd does not answer", ms(5_000)));
+    let told = story.notes.len();
+    story.change("a", Change::Warning(String::new()));
+    assert_eq!(story.engine.state(story.now).services[0].remark, "");
+    assert_eq!(story.notes.len(), told, "nothing happened");
 }
 
 #[test]

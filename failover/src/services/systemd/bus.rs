@@ -38,6 +38,8 @@ const RELOAD_PATIENCE: Duration = Duration::from_secs(120);
 const AWAY_PATIENCE: Duration = Duration::from_secs(30);
 /// Before a call is repeated whose outcome is not known.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// Why that may be.
+const SILENT: &str = "it may be reloading, or D-Bus stands still";
 const RECONNECT_FIRST: Duration = Duration::from_millis(20);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
 
@@ -98,8 +100,25 @@ pub(super) struct Tracked {
     pub view: watch::Sender<View>,
     /// One look at a time, so that the newest one is published last.
     turn: tokio::sync::Mutex<()>,
+    /// Since when a question about it has no answer.
+    unanswered_since: Mutex<Option<Instant>>,
     /// The connection and the path whose changes we asked to be told.
     matched: Mutex<Option<(u64, String)>>,
+}
+
+impl Tracked {
+    fn is_asked(&self) {
+        lock(&self.unanswered_since).get_or_insert_with(Instant::now);
+    }
+
+    /// There was no answer. Of a moment, as in a daemon-reexec, nobody need hear.
+    fn found_silent(&self, why: &str) {
+        let since = *lock(&self.unanswered_since);
+        if since.is_some_and(|since| since.elapsed() >= CALL_PATIENCE) {
+            let why = format!("systemd does not answer: {why}");
+            self.view.send_if_modified(|view| view.silent.replace(why.clone()) != Some(why));
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -156,6 +175,7 @@ impl Bus {
                 name: name.to_owned(),
                 view: watch::Sender::new(View::default()),
                 turn: tokio::sync::Mutex::new(()),
+                unanswered_since: Mutex::new(None),
                 matched: Mutex::new(None),
             })
         });
@@ -243,8 +263,14 @@ impl Bus {
         also: impl Fn(&mut View, &State),
     ) -> Result<State, Failure> {
         let since = Instant::now();
+        unit.is_asked();
         loop {
-            let (connection, number) = self.connection().await?;
+            let Ok(connected) = timeout(CALL_PATIENCE, self.connection()).await else {
+                // That has an end of its own.
+                unit.found_silent("D-Bus is away");
+                continue;
+            };
+            let (connection, number) = connected?;
             match self.inner.look(&connection, number, unit, &also).await {
                 Ok(state) => return Ok(state),
                 Err(CallError::Refused(name, text)) => {
@@ -253,7 +279,10 @@ impl Bus {
                 Err(CallError::Unknown(why)) if since.elapsed() > AWAY_PATIENCE => {
                     return Err(silent(&why));
                 }
-                Err(CallError::Unknown(_)) => sleep(ASK_AGAIN).await,
+                Err(CallError::Unknown(why)) => {
+                    unit.found_silent(&why);
+                    sleep(ASK_AGAIN).await;
+                }
             }
         }
     }
@@ -267,15 +296,17 @@ impl Bus {
     }
 }
 
+/// systemd has said nothing for longer than may be.
 fn silent(why: &str) -> Failure {
-    silent_for(AWAY_PATIENCE, why)
+    let why = format!("systemd has not answered for {} s: {why}", AWAY_PATIENCE.as_secs());
+    Failure { why, ..no_answer() }
 }
 
-/// systemd has said nothing for so long.
-pub(super) fn silent_for(patience: Duration, why: &str) -> Failure {
+/// systemd has not said anything yet.
+pub(super) fn no_answer() -> Failure {
     Failure {
         code: "systemd_silent".to_owned(),
-        why: format!("systemd has not answered for {} s: {why}", patience.as_secs_f32()),
+        why: format!("systemd does not answer: {SILENT}"),
         next: "systemctl status; busctl status org.freedesktop.systemd1".to_owned(),
         is_permanent: false,
     }
@@ -481,14 +512,15 @@ impl Inner {
             }
             for name in names {
                 let Some(unit) = lock(&self.units).get(&name).cloned() else { continue };
+                unit.is_asked();
                 match self.look(connection, number, &unit, &|_: &mut View, _: &State| {}).await {
                     Ok(_) => {}
                     Err(CallError::Refused(name, text)) => {
-                        unit.view
-                            .send_modify(|view| view.silent = Some(format!("{text} ({name})")));
+                        let why = format!("systemd refuses to say what it is: {text} ({name})");
+                        unit.view.send_modify(|view| view.silent = Some(why));
                     }
                     Err(CallError::Unknown(why)) => {
-                        unit.view.send_modify(|view| view.silent = Some(why));
+                        unit.found_silent(&why);
                         self.mark_dirty(&name);
                         sleep(ASK_AGAIN).await;
                     }
@@ -508,11 +540,9 @@ impl Inner {
         let jobs = unit.view.borrow().jobs;
         let state = match timeout(CALL_PATIENCE, self.ask(connection, number, unit)).await {
             Ok(answer) => answer?,
-            Err(_) => {
-                let patience_s = CALL_PATIENCE.as_secs();
-                return Err(CallError::Unknown(format!("no answer for {patience_s} s")));
-            }
+            Err(_) => return Err(CallError::Unknown(SILENT.to_owned())),
         };
+        *lock(&unit.unanswered_since) = None;
         unit.view.send_modify(|view| {
             view.silent = None;
             view.jobs_before_look = jobs;

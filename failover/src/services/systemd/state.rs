@@ -143,7 +143,8 @@ pub(super) struct View {
     pub jobs_before_look: u64,
     /// Path and result of the jobs that ended last.
     pub removed: VecDeque<(String, String)>,
-    /// Why systemd could not be asked; none while it answers.
+    /// Why systemd does not say what it is, for so long that it is worth a warning; none while it
+    /// answers.
     pub silent: Option<String>,
 }
 
