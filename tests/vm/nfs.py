@@ -147,7 +147,7 @@ class Nfs(WithMachines, Example):
 class Mounted(Items):
     """The client in the machine: its notes come by the console, so with the clock of the machine."""
 
-    def __init__(self, cluster, program):
+    def __init__(self, cluster, program):  # pylint: disable=super-init-not-called
         self.cluster, self.path = cluster, cluster.client.log
         run_it = f"python3 {HERE / program} {MOUNT}; echo ended $?"
         self.group = int(cluster.client.inside(
