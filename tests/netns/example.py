@@ -38,9 +38,9 @@ class Example(Trio):
     # How long a client may wait until a dead machine's service runs elsewhere; emulated guests are slow.
     patience_s = 60
 
-    def __init__(self):
+    def __init__(self, **more):
         super().__init__(attach=self.attach, size_mib=self.disk_mib, machines=True,
-                         top=self.settings)
+                         top=self.settings, **more)
         self.dir.chmod(0o755)
         self.mount = self.dir / "srv"
         self.mount.mkdir()
@@ -78,12 +78,32 @@ class Example(Trio):
         wait_until(f"{self.file} is served at the floating address", self.is_served, self.patience_s)
         return self
 
+    # ---------------------------------------------------------------- its story
+
+    def write(self, program, **more):
+        """A client that writes from now on."""
+        return Items(self, program, **more)
+
+    def lose(self, node):
+        """A node's machine and its network end at one instant."""
+        self.isolate(node)
+        node.cut_power()
+
+    def bring_back(self, node):
+        """It is switched on again."""
+        self.heal()
+        self.boot(node)
+
     def boot(self, node):
-        """A machine that was dead comes back."""
+        """What runs on it begins."""
         node.start()
 
+    def switch_over(self, source, target):
+        """The office moves from one node to the other in order."""
+        source.ctl("switchover", "demo", "--to", target.name)
+
     def expect_well(self):
-        """What else must hold in the end."""
+        """What else has to be true at the end."""
 
     def evidence(self):
         """Also what the network looks like, as the kernel has it."""
@@ -113,6 +133,23 @@ class Items:
                                      log=cluster.dir / "items.log")
         self.wait_for_more(deadline_s=begins_within_s)
 
+    def is_running(self):
+        """Whether the client writes; once it ended it never does again."""
+        return self.program.poll() is None
+
+    def stop(self):
+        """Ends the client."""
+        self.program.kill()
+        self.program.wait()
+
+    def said(self):
+        """What it said beside its notes."""
+        return (self.cluster.dir / "items.log").read_text()
+
+    def now(self):
+        """The time by its clock."""
+        return time.monotonic()
+
     def lines(self, word):
         """The words of every whole line of the notes that begins with `word`."""
         text = self.path.read_text()
@@ -127,10 +164,9 @@ class Items:
         """Waits until that many more items were written."""
         before = len(self.promises())
         wait_until(f"{count} more items are written",
-                   lambda: self.program.poll() is not None
-                   or len(self.promises()) >= before + count, deadline_s)
-        expect(self.program.poll() is None, "the client ended: "
-               + (self.cluster.dir / "items.log").read_text())
+                   lambda: not self.is_running() or len(self.promises()) >= before + count,
+                   deadline_s)
+        expect(self.is_running(), f"the client ended: {self.said()}")
 
     def longest_pause(self, since=0.0):
         """The longest time between two promises of which the later one came after `since`, in
@@ -140,8 +176,7 @@ class Items:
 
     def finish(self, kept, told=True):
         """Ends the client; everything that was promised must be among what `kept` finds."""
-        self.program.kill()
-        self.program.wait()
+        self.stop()
         promised = {number for number, *_ in self.promises()}
         lost = sorted(promised - {int(number) for number in kept(promised)})
         expect(not lost, f"{len(lost)} promised items are lost: {lost[:10]}")
@@ -156,19 +191,19 @@ def goes_on_elsewhere_and_back(example, program, **more):
     that was promised; the dead one comes back, and gets the service back by a switchover."""
     with example() as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        items = Items(cluster, program, begins_within_s=example.patience_s, **more)
-        since = time.monotonic()
-        cluster.isolate(alpha)
-        alpha.cut_power()
-        wait_until("beta is primary", lambda: cluster.office(beta)["primary"] == "beta", 30)
+        items = cluster.write(program, begins_within_s=example.patience_s, **more)
+        since = items.now()
+        cluster.lose(alpha)
+        wait_until("beta is primary", lambda: cluster.office()["primary"] == "beta",
+                   example.patience_s)
         items.wait_for_more(deadline_s=example.patience_s)
         print(f"    machine gone: the client waited {items.longest_pause(since):.2f} s")
-        cluster.heal()
-        cluster.boot(alpha)
+        cluster.bring_back(alpha)
         cluster.wait_in_sync()
-        since = time.monotonic()
-        beta.ctl("switchover", "demo", "--to", "alpha")
-        expect(cluster.office(beta)["primary"] == "alpha", "alpha is not primary again")
+        since = items.now()
+        cluster.switch_over(beta, alpha)
+        wait_until("alpha is primary again", lambda: cluster.office()["primary"] == "alpha",
+                   example.patience_s)
         items.wait_for_more(deadline_s=example.patience_s)
         print(f"    switched back: the client waited {items.longest_pause(since):.2f} s")
         items.finish(cluster.kept)

@@ -22,7 +22,7 @@ from trio import CLIENT_ADDRESS, Trio  # noqa: E402
 
 # Emulated processors are slow: the primary may be late with a renewal by seconds without being lost.
 LEASE_MS = 6000
-BOOT_S = 300
+BOOT_S = 600
 # And for the session of two replicas.
 TIMING = {"peer_silence_ms": 5000, "ping_interval_ms": 1000}
 AGENT_PORT = 4446
@@ -30,44 +30,33 @@ BEAT_PORT = 4445
 HTTP_PORT = 7790
 # Between two questions to a machine.
 ASK_AGAIN_S = 0.5
+# What a person wants to see of a machine that failed.
+JOURNAL = "journalctl -n 60 --no-pager -o short-monotonic"
 # Beats of a machine that gets no processor arrive late: shorter runs than this are no turns.
 LATE_S = 1.5
 
 
-class Box:
-    """The machine of one node: its namespace has only the cable to it."""
+class VirtualMachine:
+    """A machine with a network card at the tap `tap0` of a namespace."""
 
-    def __init__(self, cluster, node):
-        self.cluster, self.node = cluster, node
+    looks = ("dmesg | tail -n 40",)
+
+    def __init__(self, cluster, name, host, namespace):
+        self.cluster, self.name, self.host, self.namespace = cluster, name, host, namespace
         self.process = None
-        self.log = cluster.dir / f"machine-{node.name}.log"
+        self.log = cluster.dir / f"machine-{name}.log"
 
-    def plug_in(self):
-        """A cable from the bridge of all nodes to the machine's network card."""
-        place = self.node.namespace
-        run("ip", "-n", place, "addr", "flush", "dev", "link0")
-        run("ip", "-n", place, "link", "add", "cable", "type", "bridge")
-        run("ip", "-n", place, "tuntap", "add", "tap0", "mode", "tap")
-        for name in ("link0", "tap0"):
-            run("ip", "-n", place, "link", "set", name, "master", "cable", "up")
-        run("ip", "-n", place, "link", "set", "cable", "up")
+    @property
+    def mac(self):
+        """The hardware address of its network card."""
+        return f"52:54:00:99:00:{int(self.host.rpartition('.')[2]):02x}"
 
-    def config(self):
-        """The node's configuration as it is in the machine."""
-        text = self.node.config.read_text().replace(str(self.node.disk()), "/dev/vda")
-        return text.replace(f'"{self.node.dir}', '"/var/lib/replicator')
-
-    def boot(self, script, *arguments, options=(), limit_s=BOOT_S + 120):
-        """Starts it with a script of this directory, which gets the place of the node's files, its
-        address and the arguments."""
-        (self.node.dir / "inside.toml").write_text(self.cluster.config_inside(self.node))
-        number = list(self.cluster.nodes).index(self.node.name) + 1
-        command = ["ip", "netns", "exec", self.node.namespace, HERE / "run", "--systemd",
-                   "--name", self.node.name, "--timeout", str(limit_s), "--disk", self.node.disk(),
-                   "--net", "tap,ifname=tap0,script=no,downscript=no",
-                   "--mac", f"52:54:00:99:00:{number:02x}", *options,
-                   "--env", f"BIN={self.cluster.bin}", HERE / script, self.node.dir,
-                   f"{self.node.host}/24", *arguments]
+    def launch(self, script, *arguments, options=(), limit_s=BOOT_S + 120):
+        """Starts it with a script of this directory."""
+        command = ["ip", "netns", "exec", self.namespace, HERE / "run",
+                   "--name", self.name, "--timeout", str(limit_s),
+                   "--net", "tap,ifname=tap0,script=no,downscript=no", "--mac", self.mac,
+                   *options, "--env", f"BIN={self.cluster.bin}", HERE / script, *arguments]
         self.process = self.cluster.spawn(*command, log=self.log)
 
     @property
@@ -98,13 +87,13 @@ class Box:
         """What a person wants to see after a failure."""
         text = ""
         if self.is_running:
-            text += f"  -- in the machine {self.node.name}\n"
-            for command in ("replctl status", "journalctl -n 60 --no-pager -o short-monotonic"):
+            text += f"  -- in the machine {self.name}\n"
+            for command in self.looks:
                 try:
                     text += self.tell(command, 60)[0] + "\n"
                 except OSError as error:
                     text += f"    {command}: {error}\n"
-        return text + f"  -- the machine {self.node.name}\n" + "\n".join(
+        return text + f"  -- the machine {self.name}\n" + "\n".join(
             "    " + line for line in self.console().splitlines()[-60:]) + "\n"
 
     # ---------------------------------------------------------------- orders
@@ -112,7 +101,7 @@ class Box:
     def connect(self, port, limit_s):
         """A connection from the client's machine; no wait at it is longer."""
         with in_namespace(self.cluster.client_namespace):
-            return socket.create_connection((self.node.host, port), timeout=limit_s)
+            return socket.create_connection((self.host, port), timeout=limit_s)
 
     def tell(self, command, limit_s=120):
         """Has the machine run a command: what it said, and its status. Its script runs agent.py."""
@@ -130,13 +119,13 @@ class Box:
         try:
             text, status = self.tell(command, limit_s)
         except OSError as error:
-            raise TestFailed(f"{self.node.name}: {command}: {error}") from error
-        expect(status == 0, f"{self.node.name}: {command}\nended with {status}\n{text}")
+            raise TestFailed(f"{self.name}: {command}: {error}") from error
+        expect(status == 0, f"{self.name}: {command}\nended with {status}\n{text}")
         return text
 
     def answers(self):
         """Whether orders reach the machine."""
-        expect(self.is_running, f"the machine {self.node.name} ended:\n{self.console()[-3000:]}")
+        expect(self.is_running, f"the machine {self.name} ended:\n{self.console()[-3000:]}")
         try:
             return self.tell("true", 5)[1] == 0
         except OSError:
@@ -144,7 +133,39 @@ class Box:
 
     def wait_until_up(self):
         """Until orders reach it."""
-        wait_until(f"the machine {self.node.name} answers", self.answers, BOOT_S)
+        wait_until(f"the machine {self.name} answers", self.answers, BOOT_S)
+
+
+class Box(VirtualMachine):
+    """The machine of one node: its namespace has only the cable to it."""
+
+    looks = ("replctl status", JOURNAL)
+
+    def __init__(self, cluster, node):
+        super().__init__(cluster, node.name, node.host, node.namespace)
+        self.node = node
+
+    def plug_in(self):
+        """A cable from the bridge of all nodes to the machine's network card."""
+        place = self.namespace
+        run("ip", "-n", place, "addr", "flush", "dev", "link0")
+        run("ip", "-n", place, "link", "add", "cable", "type", "bridge")
+        run("ip", "-n", place, "tuntap", "add", "tap0", "mode", "tap")
+        for name in ("link0", "tap0"):
+            run("ip", "-n", place, "link", "set", name, "master", "cable", "up")
+        run("ip", "-n", place, "link", "set", "cable", "up")
+
+    def config(self):
+        """The node's configuration as it is in the machine."""
+        text = self.node.config.read_text().replace(str(self.node.disk()), "/dev/vda")
+        return text.replace(f'"{self.node.dir}', '"/var/lib/replicator')
+
+    def boot(self, script, *arguments, options=(), **more):
+        """Starts it with a script of this directory, which gets the place of the node's files, its
+        address and the arguments."""
+        (self.node.dir / "inside.toml").write_text(self.cluster.config_inside(self.node))
+        self.launch(script, self.node.dir, f"{self.host}/24", *arguments,
+                    options=("--systemd", "--disk", self.node.disk(), *options), **more)
 
     def status(self):
         """The daemon's status; empty when it does not answer."""

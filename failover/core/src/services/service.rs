@@ -29,7 +29,7 @@ const RETRY_FIRST: Span = Span::from_ms(10_000);
 const RETRY_MAX: Span = Span::from_ms(600_000);
 /// A stop that failed with all force is tried again.
 const HANG_RETRY: Span = Span::from_ms(10_000);
-/// How long a stop by force may take.
+/// How long a stop by force may take, unless it is an agent's.
 pub const KILL_LIMIT: Span = Span::from_ms(5_000);
 /// Somebody else may stop it so often within this and it is no failure: an operator who does not
 /// know of us. Once more, and something does it again and again: a unit that it is bound to dies.
@@ -387,13 +387,21 @@ impl Service {
             Action::Monitor => self.spec.timing.monitor,
             Action::Start => self.spec.timing.start,
             Action::Stop(Force::Orderly) => self.spec.timing.stop,
-            Action::Stop(_) => KILL_LIMIT,
+            Action::Stop(_) => self.kill_limit(),
+        }
+    }
+
+    /// How long a stop by force may take. What has no process only the stop of its agent can end.
+    fn kill_limit(&self) -> Span {
+        match self.spec.kind {
+            Kind::Ocf { .. } => self.spec.timing.stop.max(KILL_LIMIT),
+            _ => KILL_LIMIT,
         }
     }
 
     /// How long a stop may take with all its escalation.
     pub(super) fn stop_limit(&self) -> Span {
-        Span(self.spec.timing.stop.0 + 2 * KILL_LIMIT.0)
+        Span(self.spec.timing.stop.0 + 2 * self.kill_limit().0)
     }
 
     /// Since when it is being asked what it is.

@@ -35,6 +35,12 @@ pub fn command(name: &str, step: u16) -> ServiceSpec {
     spec(name, step, kind)
 }
 
+/// A resource agent.
+pub fn agent(name: &str, step: u16) -> ServiceSpec {
+    let (provider, agent) = ("heartbeat".into(), "nfsserver".into());
+    spec(name, step, Kind::Ocf { provider, agent, parameters: [].into() })
+}
+
 /// A file system, an address and a unit: the example of the README.
 pub fn usual() -> Vec<ServiceSpec> {
     let filesystem = Kind::Filesystem {

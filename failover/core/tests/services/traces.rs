@@ -6,7 +6,7 @@ use failover_core::services::{
     Change, Condition, Gain, Input, Order, Phase, Place, Release, address_delay,
 };
 
-use crate::story::{Story, command, failure, ms, usual};
+use crate::story::{Story, agent, command, failure, ms, usual};
 
 const FOREVER: Option<Time> = Some(Time(u64::MAX));
 
@@ -435,6 +435,22 @@ fn a_stop_that_hangs_when_the_office_is_lost_ends_with_the_watchdog() {
     story.done("a");
     assert!(!story.engine.must_reset());
     assert!(story.engine.is_all_stopped());
+}
+
+/// Its stop is the only one that there is, with or without force: of a server in the kernel.
+#[test]
+fn an_agent_has_its_own_time_for_a_stop_by_force() {
+    let mut story = Story::running(vec![agent("a", 0)]);
+    story.tell(Input::OfficeLost);
+    story.expect(&["kill a"]);
+    story.wait(ms(59_000));
+    story.expect(&[]);
+    story.wait(ms(1_000));
+    story.expect(&["drop a", "detach a"]);
+    story.wait(ms(59_000));
+    story.done("a");
+    assert!(story.engine.is_all_stopped());
+    assert_eq!(story.engine.stop_limit(), ms(180_000));
 }
 
 #[test]
