@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from cluster import Skip, expect, run, wait_until
 from nbd_client import WRITE
 from throttled_disk import ThrottledDisk
-from trio import Trio, Watch, stay
+from trio import Trio, stay
+from watch import Watch
 
 MIB = 1 << 20
 
