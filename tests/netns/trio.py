@@ -85,12 +85,13 @@ class Trio(Cluster):
 
     # ---------------------------------------------------------------- its life
 
-    def start(self, watched=True):
+    def start(self, watched=True, wraps=None):
         """Creates, starts all daemons, waits for a primary (the origin) and for both members; with
-        a load whose every answer is checked, and a watch over who acknowledges."""
+        a load whose every answer is checked, and a watch over who acknowledges. `wraps`: commands
+        in front of daemons, by node."""
         self.create()
-        for node in self.nodes.values():
-            node.spawn()
+        for name, node in self.nodes.items():
+            node.spawn((wraps or {}).get(name, ()))
         self.wait_in_sync()
         if watched:
             self.watch = Watch(self)

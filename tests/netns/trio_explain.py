@@ -226,11 +226,8 @@ def explain_a_drain_that_hangs():
     """R2c: writes of the dead primary are still on their way to the disk of the taker."""
     with ThrottledDisk(64) as disk, Trio(
             disks={("demo", "beta"): disk.path}, timing={"drain_limit_ms": 1000}) as cluster:
-        alpha, beta = cluster.create().alpha, cluster.beta
-        for node in (alpha, cluster.gamma):
-            node.spawn()
-        beta.spawn(wrap=disk.wrap)
-        cluster.wait_in_sync()
+        cluster.start(watched=False, wraps={"beta": disk.wrap})
+        alpha, beta = cluster.alpha, cluster.beta
         with alpha.client() as client:
             disk.throttle(MIB // 4)
             for number in range(12):
@@ -239,7 +236,7 @@ def explain_a_drain_that_hangs():
                 "beta" in wait["what"] for wait in alpha.replica()["waits"]))
             alpha.kill()
         explained(beta, "disk_hangs", "R2c", "promote the other node", r"within \d+ s")
-        disk.throttle(1 << 40)
+        disk.heal()
         cluster.wait_for_primary(beta, 30)
 
 
@@ -316,11 +313,7 @@ def status_names_the_party_that_is_stopped():
 
 def status_names_a_disk_a_log_write_and_the_writes_of_a_dead_process():
     with ThrottledDisk(64) as disk, Trio(disks={("demo", "alpha"): disk.path}) as cluster:
-        alpha = cluster.create().alpha
-        for node in (cluster.beta, cluster.gamma):
-            node.spawn()
-        alpha.spawn(wrap=disk.wrap)
-        cluster.wait_in_sync()
+        alpha = cluster.start(watched=False, wraps={"alpha": disk.wrap}).alpha
         with alpha.client() as client:
             disk.throttle(MIB // 4)
             for number in range(9):
@@ -340,17 +333,14 @@ def status_names_a_disk_a_log_write_and_the_writes_of_a_dead_process():
         words = alpha.ctl_raw("status", as_json=False)[1]
         expect(re.search(r"demo · starting for [\d.]+ m?s: waiting for", words), words)
         expect("it goes on by itself when that lets the disk go" in words, words)
-        disk.throttle(1 << 40)
+        disk.heal()
         cluster.wait_in_sync()
 
 
 def status_names_a_resync_that_does_not_go_on():
     with ThrottledDisk(64) as disk, Trio(disks={("demo", "beta"): disk.path}) as cluster:
-        alpha, beta = cluster.create().alpha, cluster.beta
-        for node in (alpha, cluster.gamma):
-            node.spawn()
-        beta.spawn(wrap=disk.wrap)
-        cluster.wait_in_sync()
+        cluster.start(watched=False, wraps={"beta": disk.wrap})
+        alpha, beta = cluster.alpha, cluster.beta
         beta.stop()
         with alpha.client() as client:
             for number in range(16):
@@ -361,7 +351,7 @@ def status_names_a_resync_that_does_not_go_on():
         text = alpha.status()["verdict"]["text"]
         expect(re.search(r"served by alpha alone: beta is being brought up to date, \d+ % done", text),
                text)
-        disk.throttle(1 << 40)
+        disk.heal()
         cluster.wait_in_sync()
 
 
