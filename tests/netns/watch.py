@@ -59,6 +59,11 @@ class Watch:
         if self.load:
             self.load.expect_well()
 
+    def expect_no_error(self):
+        """No client saw its connection end or an I/O error."""
+        ends = [line for line in self.lines() if line[0] == "end"]
+        expect(not ends, f"clients were interrupted: {ends[:3]}")
+
     def finish(self, order=None):
         """Ends all loads and judges; `order` as for the judge."""
         self.expect_well()
