@@ -27,11 +27,13 @@ import traceback
 
 from chaos_loads import CheckedLoad, FioArea, Serving
 from chaos_operator import Operator
-from cluster import POLL_S, Cluster, Refused, Skip, TestFailed, expect, wait_until
+from cluster import MIB, POLL_S, Cluster, Refused, Skip, TestFailed, expect, wait_until
 from throttled_disk import ThrottledDisk
+from watch import Watch
 
 DISK_MIB = 384
 CHECKED_MIB = 320
+PROBE_MIB = 376
 FIO_AREAS = ((320, 4, 4, 1000), (336, 8, 16, 500), (352, 16, 64, 200))
 CONVERGES_WITHIN_S = 120
 ENDS_WITHIN_S = 60
@@ -64,7 +66,7 @@ class Chaos:
         self.serving = Serving()
         self.operator = Operator(self)
         self.story_file = open(cluster.dir / "story", "w", encoding="utf-8")
-        self.load = None
+        self.load = self.watch = None
         self.areas = []
 
     # ---------------------------------------------------------------- telling
@@ -94,6 +96,7 @@ class Chaos:
     def expect_well(self):
         """No load found anything wrong, and no daemon ended by itself."""
         self.load.expect_well()
+        self.watch.expect_well()
         for area in self.areas:
             expect(area.failure is None, area.failure)
         for name, node in self.cluster.nodes.items():
@@ -333,8 +336,10 @@ class Chaos:
         self.cluster.alpha.promote()
         self.cluster.wait_in_sync()
         self.operator.primary = self.cluster.alpha
+        self.operator.appointed.append("alpha")
         self.serving.set(self.cluster.alpha)
         self.load = CheckedLoad(self.cluster, CHECKED_MIB, 400, seed)
+        self.watch = Watch(self.cluster, load=False, probe_at=PROBE_MIB * MIB)
         self.areas = [FioArea(self.serving, self.cluster.dir, number + 1, *shape)
                       for number, shape in enumerate(FIO_AREAS)]
         for area in self.areas:
@@ -375,6 +380,8 @@ class Chaos:
         loaded = self.load.stop()
         self.cluster.wait_in_sync()
         checked = self.load.verify()
+        # Whoever was never asked to become primary serves only what it has served before.
+        self.watch.finish(self.operator.appointed)
         primary = self.cluster.primary()
         for area in self.areas:
             if area.content is not None:

@@ -30,6 +30,7 @@ class Operator:
         self.chaos = chaos
         self.cluster = chaos.cluster
         self.primary = None
+        self.appointed = []
         self.relies_on_death_of = None
         self.preferred = None
         self.running = None
@@ -146,6 +147,7 @@ class Operator:
             self.relies_on_death_of = peer
         elif serves_last and self.chaos.draw.random() < KNOWS_MORE:
             flags = ["--alone"]
+        self.appointed.append(node.name)
         self.give(node, "promote", "demo", *flags)
 
     # ---------------------------------------------------------------- commands

@@ -47,7 +47,7 @@ def etcd_its_leader_is_killed_under_load_and_then_the_primary_and_nothing_is_los
         expect_one_member_less(cluster, leader)
         cluster.wait_for_acks("alpha", 5)
         nobody_took_over(cluster, before)
-        expect_no_error(cluster)
+        cluster.watch.expect_no_error()
         print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s for etcd")
         killed = time.monotonic()
         alpha.kill()
@@ -72,7 +72,7 @@ def etcd_its_leader_is_paused_under_load_and_nobody_fails_over():
             for it in cluster.etcd_report(alpha)["endpoints"]), 20)
         cluster.finish()
         nobody_took_over(cluster, before)
-        expect_no_error(cluster)
+        cluster.watch.expect_no_error()
         print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")
 
 
@@ -90,12 +90,6 @@ def refusals(cluster, node):
     """Why a node does not take the office; empty when it has no reason."""
     explained = cluster.office(node)["explain"]
     return [explained["refusal"]] if explained else []
-
-
-def expect_no_error(cluster):
-    """No client saw its connection end or an I/O error."""
-    ends = [line for line in cluster.watch.lines() if line[0] == "end"]
-    expect(not ends, f"clients were interrupted: {ends[:3]}")
 
 
 def etcd_without_a_majority_of_it_the_primary_waits_and_goes_on_without_an_error():
@@ -120,7 +114,7 @@ def etcd_without_a_majority_of_it_the_primary_waits_and_goes_on_without_an_error
         stay(2 * LEASE_S)
         cluster.finish()
         nobody_took_over(cluster, before)
-        expect_no_error(cluster)
+        cluster.watch.expect_no_error()
 
 
 def etcd_an_isolated_primary_is_replaced_and_never_acknowledges_again():

@@ -17,7 +17,8 @@ import time
 
 from cluster import expect, wait_until
 from pauses import Kind, longest_wait, run_all
-from trio import Trio, Watch, stay
+from trio import Trio, stay
+from watch import Watch
 
 SETTLED_S = 0.5
 BACK_WITHIN_S = 30

@@ -15,6 +15,7 @@ from cluster import BLOCK, Cluster, Skip, expect, wait_until
 from kills import Blkload, wait_for_writes
 from nbd_client import WRITE
 from roles import fill, holds
+from watch import Watch
 
 DUMMY = pathlib.Path("/usr/sbin/fence_dummy")
 SILENCE_MS = 1500
@@ -136,6 +137,7 @@ def a_killed_primary_is_fenced_by_a_real_agent_and_replaced():
         expect("beta switches it off (fence_dummy)" in verdict, f"the verdict is: {verdict}")
         load = Blkload(cluster, alpha, beta)
         child = load.start(10)
+        watch = watched(cluster, alpha)
         wait_for_writes(alpha, 200)
         alpha.kill()
         killed = time.monotonic()
@@ -146,6 +148,7 @@ def a_killed_primary_is_fenced_by_a_real_agent_and_replaced():
         wait_for_writes(beta, 100)
         load.finish(child)
         load.verify()
+        finish(watch, alpha, beta)
         expect_recorded(beta, "beta fenced alpha (fence_dummy, off confirmed)")
         expect(fence(beta)["state"] == "fenced", f"fencing is {fence(beta)}")
         alpha.start()
@@ -153,6 +156,26 @@ def a_killed_primary_is_fenced_by_a_real_agent_and_replaced():
         cluster.expect_identical()
         wait_for_state(beta, "watching")
         expect(cluster.primary() is beta, "the old primary took the office back")
+
+
+def watched(cluster, primary, resource="demo"):
+    """A watch over who acknowledges writes of a resource, when the primary has acknowledged some."""
+    watch = Watch(cluster, load=False, resource=resource)
+    wait_for_ack(watch, primary)
+    return watch
+
+
+def wait_for_ack(watch, node):
+    """Until a node acknowledges what was sent from now on."""
+    since = time.monotonic()
+    wait_until(f"{node.name} acknowledges writes", lambda: any(
+        ack.node == node.name and ack.sent > since for ack in watch.acks()))
+
+
+def finish(watch, *order):
+    """These had the office in this order, the last one acknowledges writes, and never did two."""
+    wait_for_ack(watch, order[-1])
+    watch.finish([node.name for node in order])
 
 
 class Suspended:
@@ -462,6 +485,7 @@ def of_two_that_are_cut_off_the_primary_survives_and_nothing_is_lost():
     with Fenced(before_off=SWITCH, namespaces=True) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         fill(alpha, range(50), b"a")
+        watch = watched(cluster, alpha)
         cut_off_with_real_switches(cluster)
         write = Suspended(alpha, 100)
         wait_until("beta is off", lambda: not beta.is_running, 20)
@@ -471,6 +495,7 @@ def of_two_that_are_cut_off_the_primary_survives_and_nothing_is_lost():
         cluster.heal()
         beta.start()
         cluster.wait_in_sync()
+        finish(watch, alpha)
         cluster.expect_identical()
         expect(holds(alpha, range(50), b"a") and holds(alpha, range(100, 120), b"b"), "data missing")
 
@@ -484,6 +509,7 @@ def a_primary_whose_agent_is_slow_acknowledges_nothing_and_is_replaced_without_l
     with Fenced(before_off=slow, namespaces=True) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         fill(alpha, range(50), b"a")
+        watch = watched(cluster, alpha)
         cut_off_with_real_switches(cluster)
         write = Suspended(alpha, 100)
         write.expect_waits_for("beta")
@@ -500,6 +526,7 @@ def a_primary_whose_agent_is_slow_acknowledges_nothing_and_is_replaced_without_l
         alpha.start()
         # It acknowledged nothing alone: it is no stranger to the new lineage.
         cluster.wait_in_sync()
+        finish(watch, alpha, beta)
         cluster.expect_identical()
         expect(cluster.primary() is beta and holds(beta, range(200, 230), b"c"), "data are missing")
         # The machine of alpha is off, and its agent with it.
@@ -515,6 +542,7 @@ def when_each_switches_the_other_off_nothing_is_lost():
     with Fenced(before_off=both, namespaces=True, delays={"beta": 0}) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
         fill(alpha, range(50), b"a")
+        watch = watched(cluster, alpha)
         cut_off_with_real_switches(cluster)
         write = Suspended(alpha, 100)
         wait_until("both are off", lambda: not (alpha.is_running or beta.is_running), 30)
@@ -525,6 +553,7 @@ def when_each_switches_the_other_off_nothing_is_lost():
         wait_until("somebody serves", lambda: any(
             node.replica()["role"] == "primary" for node in cluster.data_nodes), 20)
         cluster.wait_in_sync()
+        finish(watch, alpha, cluster.primary())
         cluster.expect_identical()
         expect(holds(cluster.primary(), range(50), b"a"), "data are missing")
 
@@ -542,6 +571,7 @@ def a_duel_has_the_winner_that_the_configuration_names():
         for resource, node in (("one", alpha), ("two", beta)):
             cluster.wait_in_sync(resource)
             fill(node, range(50), b"a", resource)
+        watches = [watched(cluster, alpha, "one"), watched(cluster, beta, "two")]
         cut_off_with_real_switches(cluster)
         wait_until("alpha took over", lambda: alpha.replica("two")["role"] == "primary", 30)
         expect(not beta.is_running and alpha.is_running, "the wrong one was switched off")
@@ -552,8 +582,9 @@ def a_duel_has_the_winner_that_the_configuration_names():
         expect_recorded(alpha, "alpha fenced beta (agent, off confirmed)")
         cluster.heal()
         beta.start()
-        for resource in ("one", "two"):
+        for resource, watch, order in zip(("one", "two"), watches, ([alpha], [beta, alpha])):
             cluster.wait_in_sync(resource)
+            finish(watch, *order)
             cluster.expect_identical(resource)
 
 

@@ -255,7 +255,7 @@ def d21_writes_of_a_killed_daemon_that_land_late_do_no_harm():
         late = disk.sectors_written() - disk.written
         expect(late > 0, "no write landed after the kill: the scenario did not happen")
         print(f"    {late * 512 // 1024} KiB landed after the kill")
-        disk.throttle(1 << 40)
+        disk.heal()
         cluster.wait_in_sync()
         blkload.finish(load)
         blkload.verify()

@@ -27,6 +27,7 @@ import three
 import trio_address
 import trio_explain
 import trio_guard
+import trio_hangs
 import trio_hosts
 import trio_http
 import trio_members
@@ -42,7 +43,7 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS + floating_address.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + three.SCENARIOS
-             + trio_http.SCENARIOS
+             + trio_hangs.SCENARIOS + trio_http.SCENARIOS
              + trio_services.SCENARIOS + trio_guard.SCENARIOS + trio_address.SCENARIOS
              + trio_placement.SCENARIOS + etcd_register.SCENARIOS
              + trio_postgres.SCENARIOS + trio_reach.SCENARIOS + many_clusters.SCENARIOS)

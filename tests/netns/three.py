@@ -9,9 +9,10 @@ import urllib.request
 
 from cluster import BLOCK, MIB, WITNESS, Node, expect, free_port, wait_until
 from etcd_site import Site, etcd_lines
-from trio import SIZE_MIB, Trio, Watch, stay
+from trio import SIZE_MIB, Trio, stay
 from trio_http import samples
 from trio_members import seen, wait_until_it_votes, wait_until_it_waits_for_a_vote, wipe
+from watch import Watch
 
 # So that faults go on to hit members (P6).
 HELD_BACK_SHORTLY = {"rejoin_delay_ms": 200, "rejoin_delay_max_ms": 2_000}

@@ -40,7 +40,7 @@ class ThrottledDisk:
         return self
 
     def __exit__(self, *_):
-        self.throttle(1 << 40)
+        self.heal()
         run("losetup", "--detach", self.path, check=False)
         wait_until("the control group is empty", self._removed)
         self.file.unlink()
@@ -66,6 +66,14 @@ class ThrottledDisk:
             limit.write_text(f"{number} {bytes_per_second}")
         else:
             (self.group / "io.max").write_text(f"{number} wbps={bytes_per_second}")
+
+    def hang(self):
+        """From now on no write is done."""
+        self.throttle(1)
+
+    def heal(self):
+        """As fast as it is."""
+        self.throttle(1 << 40)
 
     def sectors_written(self):
         """Sectors of 512 bytes that the device has completed."""

@@ -1,24 +1,16 @@
 """Two data nodes and a witness, each in a network namespace of its own on a bridge, with a client's
-namespace beside them; a checked load; and who acknowledged what, when.
+namespace beside them, under a watch (watch.py).
 """
 
 import json
 import os
-import pathlib
-import sys
 import time
 
-from chaos_loads import CheckedLoad
-from cluster import MIB, Cluster, Skip, expect, run, wait_until
+from cluster import Cluster, Skip, run, wait_until
+from watch import Watch
 
-HERE = pathlib.Path(__file__).resolve().parent
 SIZE_MIB = 64
-LOAD_MIB = 48
-PROBE_AT = 56 * MIB
 CLIENT_ADDRESS = "10.99.0.9"
-# So long after the first acknowledgement of a later tenure an answer of an earlier one may still
-# be on its way to the program that notes it.
-SLACK_S = 0.5
 
 
 class Trio(Cluster):
@@ -93,12 +85,13 @@ class Trio(Cluster):
 
     # ---------------------------------------------------------------- its life
 
-    def start(self, watched=True):
+    def start(self, watched=True, wraps=None):
         """Creates, starts all daemons, waits for a primary (the origin) and for both members; with
-        a load whose every answer is checked, and a watch over who acknowledges."""
+        a load whose every answer is checked, and a watch over who acknowledges. `wraps`: commands
+        in front of daemons, by node."""
         self.create()
-        for node in self.nodes.values():
-            node.spawn()
+        for name, node in self.nodes.items():
+            node.spawn((wraps or {}).get(name, ()))
         self.wait_in_sync()
         if watched:
             self.watch = Watch(self)
@@ -155,87 +148,6 @@ class Trio(Cluster):
         self.wait_in_sync()
         self.watch.finish()
         self.expect_identical()
-
-
-class Watch:
-    """blkload, whose checker knows what must be on the disk, and the program that notes every
-    acknowledgement of each data node."""
-
-    def __init__(self, cluster, rate=150, load=True, pause_ms=4, over_tcp=False):
-        self.cluster = cluster
-        self.path = cluster.dir / "acknowledged"
-        self.path.touch()
-        self.load = CheckedLoad(cluster, LOAD_MIB, rate, 1) if load else None
-        targets = [f"{node.name}={node.host}:{node.nbd_port}" if over_tcp
-                   else f"{node.name}={node.nbd_socket}" for node in cluster.data_nodes]
-        inside = ("ip", "netns", "exec", cluster.client_namespace) if over_tcp else ()
-        self.program = cluster.spawn(
-            *inside, sys.executable, HERE / "acknowledged.py", self.path, "demo", PROBE_AT,
-            pause_ms, *targets, log=cluster.dir / "acknowledged.log")
-
-    def lines(self):
-        """All events so far, in words."""
-        text = self.path.read_text()
-        return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
-
-    def acks(self):
-        """Every acknowledgement: (node, sent, acknowledged), by the time it was sent."""
-        found = [(line[1], float(line[2]), float(line[3]))
-                 for line in self.lines() if line[0] == "ack"]
-        return sorted(found, key=lambda ack: ack[1])
-
-    def expect_well(self):
-        """Nothing wrong so far."""
-        expect(self.program.poll() is None, "the program that notes acknowledgements ended")
-        if self.load:
-            self.load.expect_well()
-
-    def finish(self):
-        """Ends all loads and judges."""
-        self.expect_well()
-        self.program.kill()
-        self.program.wait()
-        if self.load:
-            self.load.stop()
-            self.load.verify()
-        self.expect_one_primary_at_a_time()
-
-    def expect_one_primary_at_a_time(self):
-        """Oracle (b): the nodes that acknowledged follow each other as the register's tenures do,
-        and nobody answers after a later tenure has."""
-        acks = self.acks()
-        expect(acks, "nothing was acknowledged at all")
-        order = []
-        for name, *_ in acks:
-            if not order or order[-1] != name:
-                order.append(name)
-        tenures = []
-        for entry in self.cluster.history():
-            if entry["primary"] and (not tenures or tenures[-1] != entry["primary"]):
-                tenures.append(entry["primary"])
-        left = iter(tenures)
-        expect(all(name in left for name in order),
-               f"nodes acknowledged in the order {order}, the register had {tenures}")
-        late = late_acks(acks)
-        expect(not late, f"{len(late)} writes were acknowledged after a later primary had "
-                         f"acknowledged some: {late[:3]}")
-        counts = {name: sum(ack[0] == name for ack in acks) for name in sorted(set(order))}
-        told = ", ".join(f"{count} by {name}" for name, count in counts.items())
-        print(f"    acknowledged: {told}; {len(tenures)} times in office, 0 writes by two primaries "
-              "at a time")
-
-
-def late_acks(acks):
-    """Acknowledgements that came after a later tenure's first one; `acks` as Watch.acks()."""
-    found, earliest_later, earliest, run_of = [], float("inf"), float("inf"), None
-    for ack in reversed(acks):
-        if ack[0] != run_of:
-            earliest_later, earliest = min(earliest_later, earliest), float("inf")
-            run_of = ack[0]
-        if ack[2] > earliest_later + SLACK_S:
-            found.append(ack)
-        earliest = min(earliest, ack[2])
-    return found
 
 
 def stay(seconds):

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from cluster import Skip, expect, run, wait_until
 from nbd_client import WRITE
 from throttled_disk import ThrottledDisk
-from trio import Trio, Watch, stay
+from trio import Trio, stay
+from watch import Watch
 
 MIB = 1 << 20
 
@@ -225,11 +226,8 @@ def explain_a_drain_that_hangs():
     """R2c: writes of the dead primary are still on their way to the disk of the taker."""
     with ThrottledDisk(64) as disk, Trio(
             disks={("demo", "beta"): disk.path}, timing={"drain_limit_ms": 1000}) as cluster:
-        alpha, beta = cluster.create().alpha, cluster.beta
-        for node in (alpha, cluster.gamma):
-            node.spawn()
-        beta.spawn(wrap=disk.wrap)
-        cluster.wait_in_sync()
+        cluster.start(watched=False, wraps={"beta": disk.wrap})
+        alpha, beta = cluster.alpha, cluster.beta
         with alpha.client() as client:
             disk.throttle(MIB // 4)
             for number in range(12):
@@ -240,7 +238,7 @@ def explain_a_drain_that_hangs():
         explained(beta, "disk_hangs", "R2c", "replctl switchover", r"[1-9]\d* earlier writes within \d+ s")
         wait_until("its age grows from attempt to attempt", lambda: (
             office(beta)["explain"] or {"since_ms": 0})["since_ms"] > 4000, 20)
-        disk.throttle(1 << 40)
+        disk.heal()
         cluster.wait_for_primary(beta, 30)
 
 
@@ -317,11 +315,7 @@ def status_names_the_party_that_is_stopped():
 
 def status_names_a_disk_a_log_write_and_the_writes_of_a_dead_process():
     with ThrottledDisk(64) as disk, Trio(disks={("demo", "alpha"): disk.path}) as cluster:
-        alpha = cluster.create().alpha
-        for node in (cluster.beta, cluster.gamma):
-            node.spawn()
-        alpha.spawn(wrap=disk.wrap)
-        cluster.wait_in_sync()
+        alpha = cluster.start(watched=False, wraps={"alpha": disk.wrap}).alpha
         with alpha.client() as client:
             disk.throttle(MIB // 4)
             for number in range(9):
@@ -341,17 +335,14 @@ def status_names_a_disk_a_log_write_and_the_writes_of_a_dead_process():
         words = alpha.ctl_raw("status", as_json=False)[1]
         expect(re.search(r"demo · starting for [\d.]+ m?s: waiting for", words), words)
         expect("it goes on by itself when that lets the disk go" in words, words)
-        disk.throttle(1 << 40)
+        disk.heal()
         cluster.wait_in_sync()
 
 
 def status_names_a_resync_that_does_not_go_on():
     with ThrottledDisk(64) as disk, Trio(disks={("demo", "beta"): disk.path}) as cluster:
-        alpha, beta = cluster.create().alpha, cluster.beta
-        for node in (alpha, cluster.gamma):
-            node.spawn()
-        beta.spawn(wrap=disk.wrap)
-        cluster.wait_in_sync()
+        cluster.start(watched=False, wraps={"beta": disk.wrap})
+        alpha, beta = cluster.alpha, cluster.beta
         beta.stop()
         with alpha.client() as client:
             for number in range(16):
@@ -362,7 +353,7 @@ def status_names_a_resync_that_does_not_go_on():
         text = alpha.status()["verdict"]["text"]
         expect(re.search(r"served by alpha alone: beta is being brought up to date, \d+ % done", text),
                text)
-        disk.throttle(1 << 40)
+        disk.heal()
         cluster.wait_in_sync()
 
 

@@ -182,6 +182,36 @@ def h2_a_stopped_witness_or_secondary_never_moves_the_office():
         nobody_took_over(cluster, before)
 
 
+def h2_a_lease_that_lapses_without_a_takeover_costs_a_pause_and_no_error():
+    """L4: nobody grants it, since both others stand still; when they go on, so does the primary."""
+    with Trio() as cluster:
+        alpha, beta, gamma = cluster.start().nodes.values()
+        before, generation = last_revision(cluster), cluster.office()["tenure"]
+        for leases in (2, 3):
+            seen, since = len(cluster.watch.acks()), time.monotonic()
+            for node in (beta, gamma):
+                node.signal(signal.SIGSTOP)
+            stood = time.monotonic()
+            wait_until("the lease is over", lambda: "the lease of alpha is over" in
+                       alpha.status()["verdict"]["text"], leases * LEASE_S)
+            stay(stood + leases * LEASE_S - time.monotonic())
+            at_rest = time.monotonic() - stood
+            for node in (beta, gamma):
+                node.signal(signal.SIGCONT)
+            cluster.wait_for_acks("alpha", TAKEN_WITHIN_S)
+            longest = longest_pause(cluster.watch.acks()[seen - 1:])
+            print(f"    both stood still for {at_rest:.2f} s; clients waited {longest:.2f} s")
+            expect(at_rest - (stood - since) - 0.1 < longest < at_rest + LEASE_S,
+                   f"clients waited {longest:.2f} s, not as long as both stood still")
+            cluster.wait_in_sync()
+        nobody_took_over(cluster, before)
+        expect(cluster.office()["tenure"] == generation, "another tenure began")
+        cluster.watch.expect_no_error()
+        expect(alpha.status()["counters"]["errors"] == 0, "clients saw errors")
+        cluster.finish()
+        nobody_took_over(cluster, before)
+
+
 def h6_a_rolling_restart_of_all_daemons_loses_nothing():
     """As an upgrade does it: the secondary, the witness, the primary after a switchover."""
     with Trio() as cluster:
@@ -256,6 +286,7 @@ SCENARIOS = [
     h2_a_primary_that_goes_on_in_the_middle_of_the_takeover_does_no_harm,
     h2_a_stopped_witness_or_secondary_never_moves_the_office,
     r5e_a_confirmed_read_waits_until_a_silent_member_has_left_the_set,
+    h2_a_lease_that_lapses_without_a_takeover_costs_a_pause_and_no_error,
     h6_a_rolling_restart_of_all_daemons_loses_nothing,
     h6_a_primary_that_is_told_to_stop_hands_over_or_is_replaced,
     h7_a_cold_start_in_every_order_serves,

@@ -2,10 +2,8 @@
 the primary is killed and comes back; a real HAProxy that follows the primary.
 """
 
-import ctypes
 import json
 import os
-import pathlib
 import shutil
 import signal
 import sys
@@ -13,11 +11,11 @@ import time
 
 from cluster import ROOT, Skip, expect, run, wait_until
 from nbd_client import Client, Failed, Lost, Refused as NbdRefused
+from stopped_thread import StoppedThread
 from trio import CLIENT_ADDRESS, Trio
 from trio_services import Served
 
 PORT = 7790
-WALL = 0x40000000
 # How long a resource waits for a loop that does not answer.
 PATIENCE_S = 2
 GET = ("import http.client, sys\n"
@@ -93,33 +91,6 @@ def endpoints_follow_the_primary_and_say_why_not():
                    lambda: ask(cluster, beta, "/readiness")[0] == 503, 15)
         expect("majority" in ask(cluster, beta, "/readiness")[1], "why it is not ready")
         expect(ask(cluster, beta, "/liveness")[0] == 200, "it lives")
-
-
-class StoppedThread:
-    """One thread of a process stands still for a while; the others run."""
-
-    SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17
-
-    def __init__(self, process, name):
-        tasks = pathlib.Path(f"/proc/{process.pid}/task").iterdir()
-        self.id = next(int(task.name) for task in tasks
-                       if (task / "comm").read_text().strip() == name)
-        self.ptrace = ctypes.CDLL(None, use_errno=True).ptrace
-        self.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-
-    def order(self, request):
-        """As ptrace(2)."""
-        expect(self.ptrace(request, self.id, None, None) == 0,
-               f"ptrace {request:#x}: {os.strerror(ctypes.get_errno())}")
-
-    def __enter__(self):
-        self.order(self.SEIZE)
-        self.order(self.INTERRUPT)
-        os.waitpid(self.id, WALL)
-        return self
-
-    def __exit__(self, *_):
-        self.order(self.DETACH)
 
 
 def a_resource_that_hangs_delays_no_answer_about_another():
