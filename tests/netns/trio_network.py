@@ -4,6 +4,8 @@ import re
 import time
 
 from cluster import TestFailed, expect, wait_until
+from nbd_client import Lost
+from nbd_client import Refused as NotServed
 from trio import Trio, late_acks, stay
 
 TAKEN_WITHIN_S = 15
@@ -60,6 +62,15 @@ def expect_all_say_well(cluster, primary, heir):
         expect_says(node, "" if is_witness else f"{heir} would take over", majority=True, silent=[],
                     lost=[], primary=primary, in_sync=["alpha", "beta"], lease_runs=True,
                     level="" if is_witness else "safe")
+
+
+def expect_refuses_clients(node):
+    """A replica that is not primary: no client gets a connection to its export."""
+    try:
+        node.client().close()
+    except (NotServed, Lost):
+        return
+    raise TestFailed(f"{node.name} serves a client")
 
 
 def start_well(cluster):
