@@ -2,8 +2,8 @@
 //! is never overwritten, each with a checksum, and durable before anybody hears of it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use failover_core::acceptor::Record;
@@ -39,6 +39,8 @@ pub enum StoreError {
 pub struct Store {
     directory: PathBuf,
     next_slot: usize,
+    /// Kept open from the first write on: a process without descriptors must go on voting.
+    files: [Option<File>; SLOTS.len()],
     /// Whether the directory is known to be durable with the slots in it: never at the start, since
     /// a process before may have ended between the two.
     is_listed: [bool; SLOTS.len()],
@@ -66,8 +68,12 @@ impl Store {
                 Err(error) => return Err(io("read", &path, error)),
             }
         }
-        let mut store =
-            Self { directory: directory.into(), next_slot: 0, is_listed: [false; SLOTS.len()] };
+        let mut store = Self {
+            directory: directory.into(),
+            next_slot: 0,
+            files: [const { None }; SLOTS.len()],
+            is_listed: [false; SLOTS.len()],
+        };
         let record = match newest {
             Some((slot, record)) => {
                 store.next_slot = 1 - slot;
@@ -94,11 +100,20 @@ impl Store {
     pub fn write(&mut self, record: &Record) -> Result<(), StoreError> {
         let path = self.directory.join(SLOTS[self.next_slot]);
         let io = |verb, source| StoreError::Io { verb, path: path.clone(), source };
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&path).map_err(|error| io("open", error))?;
-        file.write_all(&encode(record)).map_err(|error| io("write", error))?;
+        // One that failed is opened anew.
+        let file = match self.files[self.next_slot].take() {
+            Some(file) => file,
+            None => {
+                let mut options = OpenOptions::new();
+                options.write(true).create(true).truncate(true).mode(0o600);
+                options.open(&path).map_err(|error| io("open", error))?
+            }
+        };
+        let bytes = encode(record);
+        file.write_all_at(&bytes, 0).map_err(|error| io("write", error))?;
+        file.set_len(bytes.len() as u64).map_err(|error| io("write", error))?;
         file.sync_all().map_err(|error| io("sync", error))?;
+        self.files[self.next_slot] = Some(file);
         if !self.is_listed[self.next_slot] {
             let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
             synced.map_err(|error| io("sync the directory of", error))?;

@@ -58,8 +58,9 @@ fn accepted(daemon: &Arc<Daemon>, busy: &Arc<AtomicUsize>, stream: UnixStream) {
         handle(&daemon, &stream);
         counter.fetch_sub(1, Ordering::Relaxed);
     });
-    if spawned.is_err() {
+    if let Err(error) = spawned {
         busy.fetch_sub(1, Ordering::Relaxed);
+        tracing::warn!("no thread for a control request: {error}");
     }
 }
 

@@ -218,12 +218,22 @@ impl Daemon {
     }
 
     /// Everything there is to tell, or only about one resource. The resources are asked at the
-    /// same time, so that one hanging disk delays the answer only once.
+    /// same time, so that one hanging disk delays the answer only once; one after the other where
+    /// the machine has no threads to give.
     pub fn report(&self, only: Option<&str>) -> StatusReport {
         let wanted = self.resources.iter().filter(|it| only.is_none_or(|name| it.name() == name));
         let mut resources: Vec<ResourceReport> = thread::scope(|scope| {
-            let asked: Vec<_> = wanted.map(|resource| scope.spawn(|| resource.report())).collect();
-            let answered = asked.into_iter().filter_map(|thread| thread.join().ok());
+            let ask = |resource: &Arc<Resource>| {
+                let resource = resource.clone();
+                let theirs = resource.clone();
+                let asked = thread::Builder::new().spawn_scoped(scope, move || theirs.report());
+                asked.map_err(|_| resource)
+            };
+            let asked: Vec<_> = wanted.map(ask).collect();
+            let answered = asked.into_iter().filter_map(|asked| match asked {
+                Ok(thread) => thread.join().ok(),
+                Err(resource) => Some(resource.report()),
+            });
             answered.collect()
         });
         let cluster_state = self.control_plane.as_ref().and_then(|plane| plane.report());
@@ -287,20 +297,19 @@ impl Daemon {
         format!("{} of {} resources up", up, self.resources.len())
     }
 
-    /// Stops every resource orderly, each on a thread of its own; a resource that is in use keeps
-    /// serving until it is not. `stopped` is called for each one that is down.
+    /// Stops every resource orderly, each on a thread of its own if there is one; a resource that
+    /// is in use keeps serving until it is not. `stopped` is called for each one that is down.
     pub fn stop(self: &Arc<Self>, stopped: impl Fn() + Send + Clone + 'static) {
         self.is_ending.store(true, Ordering::Relaxed);
         for resource in &self.resources {
             resource.close();
             let daemon = self.clone();
-            let (stopping, stopped) = (resource.clone(), stopped.clone());
-            thread::spawn(move || {
-                daemon.stop_one(&stopping);
+            resource.in_helper("watch the stop", move |resource| daemon.watch_stop(resource));
+            let (daemon, stopped) = (self.clone(), stopped.clone());
+            resource.in_helper_or_here("stop", move |resource| {
+                daemon.stop_one(resource);
                 stopped();
             });
-            let (daemon, resource) = (self.clone(), resource.clone());
-            thread::spawn(move || daemon.watch_stop(&resource));
         }
     }
 

@@ -86,13 +86,14 @@ impl NbdPort {
             tracing::warn!("NBD client {origin} was closed: too many negotiate at once");
             return;
         }
-        let port = self.clone();
+        let (port, client) = (self.clone(), origin.clone());
         let spawned = thread::Builder::new().name("negotiate".into()).spawn(move || {
             port.serve(socket, origin);
             port.negotiations.fetch_sub(1, Ordering::Relaxed);
         });
-        if spawned.is_err() {
+        if let Err(error) = spawned {
             self.negotiations.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!("NBD client {client} was closed: no thread for it: {error}");
         }
     }
 

@@ -16,71 +16,15 @@ import signal
 import sys
 import time
 
-from cluster import expect, run, wait_until
-from example import ADDRESS, HERE, Items
+from cluster import expect, wait_until
+from notes import Notes
 from pauses import Kind, longest_wait, run_all
-from trio import Trio, stay
+from trio import stay
 
-PORT = 7000
-FILE_SYSTEM_MIB = 48
 SETTLED_S = 0.5
 # So long a machine that was shut down is away.
 AWAY_S = 3
 BACK_WITHIN_S = 40
-
-
-class Notes(Trio):
-    """Three machines, and the notes that their service keeps."""
-
-    def __init__(self):
-        super().__init__(attach="fuse", machines=True)
-        self.mount = self.dir / "srv"
-        self.mount.mkdir()
-        server = f"{sys.executable} -I -S {HERE / 'note_server.py'} {self.mount}/notes {PORT} &"
-        self.options = f"""services = [
-  {{ filesystem = "{self.mount}", type = "ext4" }},
-  {{ address = "{ADDRESS}/24", interface = "link0" }},
-  {{ command = "notes", start = "{server}" }},
-]"""
-        self.write_config()
-        self.items = None
-
-    def create(self):
-        alpha, beta = self.alpha.disk(), self.beta.disk()
-        run("mkfs.ext4", "-q", "-F", alpha, f"{FILE_SYSTEM_MIB}M")
-        run("cp", "--sparse=always", alpha, beta)
-        return super().create()
-
-    def start(self, watched=False):
-        super().start(watched=watched)
-        self.items = Items(self, "note_writer.py", more=(PORT,))
-        return self
-
-    def answers(self):
-        """(began, ended, node/process) of every answer."""
-        return [(float(began), float(ended), who)
-                for _, _, began, ended, who in self.items.lines("ok")]
-
-    def kept(self, _):
-        """The numbers that the service has written down."""
-        machine = self.primary().machine
-        text = run("nsenter", f"--mount=/proc/{machine.process_one}/ns/mnt", "cat",
-                   self.mount / "notes").stdout
-        return text.split()
-
-    def server(self, node):
-        """The process of the service on a node, by its number on this machine."""
-        inside = os.readlink(f"/proc/{node.machine.process_one}/ns/pid")
-        for entry in os.listdir("/proc"):
-            try:
-                if entry.isdigit() and os.readlink(f"/proc/{entry}/ns/pid") == inside:
-                    with open(f"/proc/{entry}/cmdline", "rb") as file:
-                        words = file.read().split(b"\0")
-                    if any(word.endswith(b"note_server.py") for word in words[:4]):
-                        return int(entry)
-            except OSError:
-                pass  # it has just ended
-        return None
 
 
 def gone(cluster, primary, other):

@@ -36,6 +36,7 @@ import trio_operation
 import trio_placement
 import trio_postgres
 import trio_reach
+import trio_scarcity
 import trio_services
 from cluster import Refused, Skip, TestFailed, binaries, die_with_parent
 
@@ -46,7 +47,8 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + trio_hangs.SCENARIOS + trio_http.SCENARIOS
              + trio_services.SCENARIOS + trio_guard.SCENARIOS + trio_address.SCENARIOS
              + trio_placement.SCENARIOS + etcd_register.SCENARIOS
-             + trio_postgres.SCENARIOS + trio_reach.SCENARIOS + many_clusters.SCENARIOS)
+             + trio_postgres.SCENARIOS + trio_reach.SCENARIOS + trio_scarcity.SCENARIOS
+             + many_clusters.SCENARIOS)
 LONG = (three.LONG + trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
         + trio_placement.LONG + trio_services.LONG + trio_guard.LONG + trio_address.LONG + fencing.LONG
         + etcd_register.LONG)

@@ -7,8 +7,10 @@ import signal
 import time
 
 from cluster import BLOCK, expect, on_each_backing, wait_until
+from notes import Notes
 from trio import Trio, stay
-from trio_network import last_revision, longest_pause, nobody_took_over
+from trio_network import (expect_all_say_well, expect_refuses_clients, expect_says, last_revision,
+                          longest_pause, nobody_took_over)
 
 LEASE_S = 1.0
 TAKEN_WITHIN_S = 15
@@ -237,8 +239,8 @@ def h6_a_primary_that_is_told_to_stop_hands_over_or_is_replaced():
         expect(cluster.primary() is beta, "the office moved once more")
 
 
-def h7_a_cold_start_in_every_order_serves():
-    with Trio() as cluster:
+def h7_a_cold_start_in_every_order_serves(backing):
+    with Trio(backing=backing) as cluster:
         cluster.start(watched=False)
         for order in itertools.permutations(cluster.nodes.values()):
             for node in cluster.nodes.values():
@@ -252,8 +254,8 @@ def h7_a_cold_start_in_every_order_serves():
         cluster.expect_identical()
 
 
-def h7_a_cold_start_serves_with_any_one_node_missing():
-    with Trio() as cluster:
+def h7_a_cold_start_serves_with_any_one_node_missing(backing):
+    with Trio(backing=backing) as cluster:
         cluster.start(watched=False)
         for missing in cluster.nodes.values():
             for node in cluster.nodes.values():
@@ -271,8 +273,71 @@ def h7_a_cold_start_serves_with_any_one_node_missing():
         cluster.expect_identical()
 
 
+def h7_a_cold_start_with_the_stale_node_first_waits_for_the_last_member(backing):
+    """The witness comes before the last member, or after it: served is what that one has."""
+    with Trio(backing=backing) as cluster:
+        alpha, beta, gamma = cluster.start(watched=False).nodes.values()
+        for number, later in enumerate(((gamma, alpha), (alpha, gamma)), 1):
+            data = bytes([number]) * BLOCK
+            beta.kill()
+            wait_until("alpha is the only member",
+                       lambda: cluster.office(alpha)["in_sync"] == ["alpha"], 10)
+            with alpha.client() as client:
+                client.write(0, data, fua=True)
+            for node in (alpha, gamma):
+                node.kill()
+            beta.start()
+            expect_says(beta, "^not served", majority=False, level="attention", silent=[],
+                        never_heard=["alpha", "gamma"])
+            expect_refuses_clients(beta)
+            for node in later:
+                if node is alpha:
+                    expect(beta.replica()["role"] == "secondary", "the stale replica is primary")
+                    expect_refuses_clients(beta)
+                node.start()
+                if node is gamma and later[0] is gamma:
+                    expect_says(beta, "^not served .* alpha was the only member", majority=True,
+                                primary="alpha", in_sync=["alpha"], level="attention")
+                    stay(3 * LEASE_S)
+            cluster.wait_for_primary(alpha)
+            with alpha.client() as client:
+                expect(client.read(0, BLOCK) == data, "an acknowledged write is missing")
+            cluster.wait_in_sync()
+            expect_all_say_well(cluster, "alpha", "beta")
+        cluster.expect_identical()
+
+
+def h6_a_rolling_restart_under_a_mounted_file_system_and_a_service_is_no_error_to_them():
+    """A client of the service is not interrupted until its node is restarted, which hands over; no
+    write of the file system fails."""
+    with Notes() as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        before = last_revision(cluster)
+        cluster.restart_in_turn((beta, cluster.gamma))
+        cluster.items.wait_for_more()
+        nobody_took_over(cluster, before)
+        expect(not cluster.interruptions(), f"the client noticed: {cluster.interruptions()}")
+        for restarted, other in ((alpha, beta), (beta, alpha)):
+            expect(cluster.file_system_errors() == 0, f"ext4 met errors on {restarted.name}")
+            restarted.stop(timeout_s=60)
+            cluster.items.wait_for_more()
+            expect(cluster.primary() is other, f"{other.name} does not serve")
+            restarted.start()
+            cluster.wait_in_sync()
+        cluster.items.wait_for_more()
+        expect(cluster.file_system_errors() == 0, "ext4 met errors")
+        why = [entry["why"] for entry in cluster.takeovers()]
+        expect(not any("silent" in it for it in why), f"a stop was taken for a failure: {why}")
+        cluster.items.finish(cluster.kept)
+        cluster.expect_identical()
+
+
 RETURNS_LATER = on_each_backing(h1_a_killed_primary_is_replaced_and_returns_later)
 SECONDARY = on_each_backing(h1_a_killed_secondary_is_left_out_and_returns)
+COLD = [on_each_backing(scenario) for scenario in (
+    h7_a_cold_start_in_every_order_serves,
+    h7_a_cold_start_serves_with_any_one_node_missing,
+    h7_a_cold_start_with_the_stale_node_first_waits_for_the_last_member)]
 
 # Each of both backings runs with --long; always the one that can lose more.
 SCENARIOS = [
@@ -289,10 +354,11 @@ SCENARIOS = [
     h2_a_lease_that_lapses_without_a_takeover_costs_a_pause_and_no_error,
     h6_a_rolling_restart_of_all_daemons_loses_nothing,
     h6_a_primary_that_is_told_to_stop_hands_over_or_is_replaced,
-    h7_a_cold_start_in_every_order_serves,
-    h7_a_cold_start_serves_with_any_one_node_missing,
+    h6_a_rolling_restart_under_a_mounted_file_system_and_a_service_is_no_error_to_them,
+    *(volatile for _, volatile in COLD),
 ]
 LONG = [
+    *(plain for plain, _ in COLD),
     RETURNS_LATER[0],
     SECONDARY[0],
     h2_a_primary_stopped_for_30_s_is_replaced_and_never_answers_again,

@@ -377,7 +377,10 @@ impl Node {
                     "this resource is new to the register, and the disk of {node} has not been \
                      seen: its data may be the newest"
                 );
-                let next = format!("start replicatord and create the replica on {node}");
+                let next = format!(
+                    "start replicatord on {node}; if its disk is new, on {node}: replctl create {}",
+                    entry.name
+                );
                 return Err(self.say_no("no_origin", "R11b", &why, &next));
             };
             if newest.is_none_or(|(_, other)| facts.copy.order() > other.copy.order()) {
@@ -619,7 +622,6 @@ impl Node {
         entry: &Resource,
         holder: &NodeName,
     ) -> Result<(), Verdict> {
-        let next = "wait; a lease that is not renewed ends by itself";
         // A release is in the acceptors, and the lease gone, a moment before it is known.
         let changes = self.acceptor.accepted().filter(|newest| newest.by == *holder);
         if let (Some(since), Some(newest)) = (self.change_since, changes)
@@ -652,7 +654,7 @@ impl Node {
         if held_for < self.lease() && self.detector.hears_now(self.now, holder) {
             // The grants that came with its office may not be known here yet.
             let why = format!("{holder} took the office {} ms ago", held_for.as_ms());
-            return Err(self.say_no("lease_runs", "L6", &why, next));
+            return Err(self.lease_runs(entry, "L6", &why));
         }
         if let Some(etcd) = &self.etcd {
             return self.check_watched(etcd, state, entry);
@@ -663,7 +665,7 @@ impl Node {
                 "the lease of {holder} runs here for another {} ms",
                 lease.until.since(self.now).as_ms()
             );
-            return Err(self.say_no("lease_runs", "L2", &why, next));
+            return Err(self.lease_runs(entry, "L2", &why));
         }
         let unsure = self.acceptor.unsure(self.now);
         if unsure > Span(0) {
@@ -672,7 +674,7 @@ impl Node {
                  for another {} ms",
                 unsure.as_ms()
             );
-            return Err(self.say_no("just_started", "L5", &why, next));
+            return Err(self.say_no("just_started", "L5", &why, "wait: that is over by itself"));
         }
         let has_lost = |voter: &Voter| {
             voter.node == self.config.name
@@ -695,7 +697,17 @@ impl Node {
             .map(|voter| voter.node.to_string())
             .collect();
         let why = format!("{} has granted {holder} a lease that runs", sees.join(", "));
-        Err(self.say_no("lease_runs", "L6", &why, next))
+        Err(self.lease_runs(entry, "L6", &why))
+    }
+
+    /// Somebody else may serve: that ends by itself, or as an operator wants it.
+    pub(crate) fn lease_runs(&self, entry: &Resource, rule: &str, why: &str) -> Verdict {
+        let next = format!(
+            "wait: a lease that is not renewed ends by itself; or, while it is renewed: replctl \
+             switchover {} --to {}",
+            entry.name, self.config.name
+        );
+        self.say_no("lease_runs", rule, why, &next)
     }
 
     /// Whether this node's replica could be primary.

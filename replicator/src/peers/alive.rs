@@ -83,15 +83,19 @@ impl Peers {
     /// The first address of the node at which something accepts connections: that machine is not
     /// off. A refused connection proves nothing, routers refuse too.
     pub fn accepting_address(&self, node: &str) -> Option<SocketAddr> {
-        // At the same time: a takeover waits for this.
+        // At the same time, as far as there are threads: a takeover waits for this.
+        let attempt = |address| accepts(address).then_some(address);
         thread::scope(|scope| {
-            let attempts: Vec<_> = self
-                .addresses_of(node)
-                .into_iter()
-                .map(|address| scope.spawn(move || accepts(address).then_some(address)))
-                .collect();
-            let answers = attempts.into_iter().map(|attempt| attempt.join());
-            answers.filter_map(|answer| answer.expect("connecting does not panic")).next()
+            let begin = |address| {
+                let begun = thread::Builder::new().spawn_scoped(scope, move || attempt(address));
+                begun.map_err(|_| address)
+            };
+            let attempts: Vec<_> = self.addresses_of(node).into_iter().map(begin).collect();
+            let mut answers = attempts.into_iter().map(|begun| match begun {
+                Ok(attempt) => attempt.join().expect("connecting does not panic"),
+                Err(address) => attempt(address),
+            });
+            answers.find_map(|answer| answer)
         })
     }
 

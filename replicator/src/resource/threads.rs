@@ -12,7 +12,7 @@ use crate::events::Weight;
 impl Resource {
     /// Runs something that may block on a thread of its own. Without one it is not done: for what
     /// comes again by itself.
-    pub(super) fn in_helper(
+    pub(crate) fn in_helper(
         self: &Arc<Self>,
         what: &str,
         work: impl FnOnce(&Arc<Self>) + Send + 'static,
@@ -22,7 +22,7 @@ impl Resource {
     }
 
     /// The same for what must be done: without a thread here and now, however long it takes.
-    pub(super) fn in_helper_or_here(
+    pub(crate) fn in_helper_or_here(
         self: &Arc<Self>,
         what: &str,
         work: impl FnOnce(&Arc<Self>) + Send + 'static,

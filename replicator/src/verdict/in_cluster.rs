@@ -28,6 +28,8 @@ pub fn of(resource: &ResourceReport, node: &str, cluster: &ClusterReport) -> Ver
     match replica.role.as_str() {
         "primary" => primary(node, replica, cluster, office),
         "secondary" => secondary(node, replica, cluster, office),
+        // It began just before it missed the majority, and waits for its decision.
+        "promoting" if office.explain.is_some() => not_served(node, office),
         other => verdict(Level::Attention, format!("{node} is {other}")),
     }
 }
@@ -452,11 +454,13 @@ mod tests {
             },
             since_ms: 4_000,
         });
-        let verdict = of(&resource("secondary", "alpha"), "beta", &cluster);
-        assert_eq!(verdict.level, Level::Attention);
         let text = "not served as far as beta knows: alpha was the only member (R5d). Next: bring \
                     alpha back";
-        assert_eq!(verdict.text, text);
+        for role in ["secondary", "promoting"] {
+            let verdict = of(&resource(role, "alpha"), "beta", &cluster);
+            assert_eq!(verdict.level, Level::Attention);
+            assert_eq!(verdict.text, text);
+        }
     }
 
     #[test]

@@ -165,7 +165,6 @@ impl Node {
         entry: &Resource,
     ) -> Result<(), Verdict> {
         let Some(holder) = &entry.holder else { return Ok(()) };
-        let next = "wait; a lease that is not renewed ends by itself";
         let remaining = etcd.watching().remaining(self.now, &entry.name, holder);
         let why = match (remaining, etcd.watching().unchanged(&entry.name)) {
             (Some(remaining), _) if remaining.0 == 0 => return Ok(()),
@@ -182,7 +181,7 @@ impl Node {
                 holder.node, state.revision
             ),
         };
-        Err(self.say_no("lease_runs", "etcd", &why, next))
+        Err(self.lease_runs(entry, "etcd", &why))
     }
 
     /// Nodes have no votes where etcd is the register.
