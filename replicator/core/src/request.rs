@@ -339,8 +339,9 @@ impl Replica {
         }
     }
 
-    /// R5e: nobody can have taken over before the read came in when every member that could still
-    /// follows after that. A read needs nothing else of the others, so this goes on beside the disk.
+    /// R5e: nobody can have taken over before the read came in when every member that could
+    /// still follows after that. A read needs nothing else of the others, so this goes on beside
+    /// the disk.
     fn confirm_read(&mut self, key: usize, effects: &mut Effects) {
         if !self.config.confirms_reads || defect(Defect::ReadsNotConfirmed) {
             return;

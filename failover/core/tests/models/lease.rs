@@ -1,6 +1,6 @@
 //! The lease: a holder, a candidate, three acceptors, time in steps, clocks that go a tenth too
-//! fast or too slow or stop, restarts of everybody. There are never two nodes with a valid lease, and no
-//! takeover is committed while the old holder's lease runs.
+//! fast or too slow or stop, restarts of everybody. There are never two nodes with a valid lease,
+//! and no takeover is committed while the old holder's lease runs.
 
 use failover_core::defect::Defect;
 use failover_core::{Ballot, ClusterState, NodeName, Span};

@@ -1,6 +1,6 @@
-//! Many failovers of one cluster, one after the other (O8), with clients at work: nothing may be lost,
-//! wear out or be forgotten by the thousandth. Each begins when both replicas are in sync again, so
-//! that each could lose something.
+//! Many failovers of one cluster, one after the other (O8), with clients at work: nothing may be
+//! lost, wear out or be forgotten by the thousandth. Each begins when both replicas are in sync
+//! again, so that each could lose something.
 
 use history::draw::Draw;
 

@@ -167,7 +167,8 @@ impl World {
                 self.committed(node, what, *generation);
                 self.check_who_left(node, what);
             }
-            Note::PeerJoined { .. } => self.check_diverged(node),
+            // Late words of a session from before are no part in anything where neither leads.
+            Note::PeerJoined { relation, .. } if *relation != "idle" => self.check_diverged(node),
             _ => {}
         }
         self.check_impostor(node, note);
