@@ -321,7 +321,7 @@ class Chaos:
         away = self.draw.uniform(1, 4)
         self.say(f"the disk of alpha is slow for {away:.1f} s")
         self.throttled.throttle(SLOW_BYTES_S)
-        self.later(away, lambda: self.throttled.throttle(1 << 40))
+        self.later(away, self.throttled.heal)
         return True
 
     # ---------------------------------------------------------------- the run
@@ -340,6 +340,7 @@ class Chaos:
         self.serving.set(self.cluster.alpha)
         self.load = CheckedLoad(self.cluster, CHECKED_MIB, 400, seed)
         self.watch = Watch(self.cluster, load=False, probe_at=PROBE_MIB * MIB)
+        wait_until("the watch sees writes", self.watch.acks)
         self.areas = [FioArea(self.serving, self.cluster.dir, number + 1, *shape)
                       for number, shape in enumerate(FIO_AREAS)]
         for area in self.areas:
