@@ -130,7 +130,7 @@ class Services(WithMachines):
         try:
             self.beta.ctl("switchover", "demo", "--to", name)
         except Refused as refusal:
-            expect("resync" in refusal.why, f"refused: {refusal}")
+            expect("resync" in str(refusal), f"refused: {refusal}")
             return False
         return True
 
