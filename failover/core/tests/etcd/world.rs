@@ -354,6 +354,7 @@ impl World {
                 );
                 self.say(what);
             }
+            Effect::WentBack => unreachable!("no machine here forgets"),
         }
     }
 
