@@ -15,7 +15,7 @@ from cluster import BLOCK, Cluster, Skip, expect, wait_until
 from kills import Blkload, wait_for_writes
 from nbd_client import WRITE
 from roles import fill, holds
-from watch import Watch
+from watch import PROBE_AT, Watch
 
 DUMMY = pathlib.Path("/usr/sbin/fence_dummy")
 SILENCE_MS = 1500
@@ -136,7 +136,7 @@ def a_killed_primary_is_fenced_by_a_real_agent_and_replaced():
         verdict = alpha.status()["verdict"]["text"]
         expect("beta switches it off (fence_dummy)" in verdict, f"the verdict is: {verdict}")
         load = Blkload(cluster, alpha, beta)
-        child = load.start(10)
+        child = load.start(10, "--size", PROBE_AT)
         watch = watched(cluster, alpha)
         wait_for_writes(alpha, 200)
         alpha.kill()
