@@ -251,7 +251,8 @@ def explain_a_drain_that_hangs():
             wait_until("writes wait for beta", lambda: any(
                 "beta" in wait["what"] for wait in alpha.replica()["waits"]))
             alpha.kill()
-        explained(beta, "disk_hangs", "R2c", "promote the other node", r"within \d+ s")
+        explained(beta, "disk_hangs", "R2c", "promote the other node", r"within \d+ s",
+                  "the other node is dead: only its return, or the disk's answer, helps")
         disk.throttle(1 << 40)
         cluster.wait_for_primary(beta, 30)
 
