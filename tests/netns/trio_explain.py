@@ -141,8 +141,6 @@ def explain_no_origin():
         beta.ctl("create", "demo")
         beta.ctl("up", "demo")
         explained(alpha, "no_origin", "R11b", "replctl init demo --from", "origin")
-        alpha.ctl("init", "demo", "--from", "alpha")
-        cluster.wait_in_sync()
 
 
 def explain_a_higher_generation_on_disk_than_in_the_register():
