@@ -221,6 +221,11 @@ impl Change {
         )
     }
 
+    /// What a replica wants of its own resource: it names the state that it replaces.
+    pub(crate) fn is_of_replica(&self) -> bool {
+        matches!(self, Self::Replica { .. })
+    }
+
     fn change(&self, state: &mut ClusterState, by: &NodeName) -> Result<(), Unfit> {
         match self {
             Self::Read | Self::Found { .. } => return Err(Unfit::Already),

@@ -21,6 +21,8 @@ pub const QUEUE_MAX: usize = 64;
 const RESEND: Span = Span::from_ms(100);
 /// A round that lost against another one starts again after a multiple of this.
 const BACK_OFF: Span = Span::from_ms(8);
+/// Somebody said no, and the others, who may still be enough, say nothing: others wait behind it.
+const PATIENCE: Span = Span::from_ms(10_000);
 
 /// A change that somebody wants.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -96,6 +98,7 @@ struct Round {
     also: Vec<(NodeName, u128)>,
     phase: Phase,
     denied: BTreeMap<u128, Denial>,
+    began: Time,
     resend_at: Time,
 }
 
@@ -230,6 +233,9 @@ impl Proposer {
         if let Some(round) = self.round.as_mut().filter(|_| !also.is_empty()) {
             round.also.clone_from(&also);
         }
+        if self.round.as_ref().is_some_and(|round| now >= round.resend_at) {
+            self.end_without_prospect(now, known.map(|(_, state)| state), doing);
+        }
         if let Some(round) = self.round.as_ref().filter(|round| now >= round.resend_at) {
             // Who has promised more never agrees to this ballot, and the others may be silent for
             // ever: a higher one is tried.
@@ -260,9 +266,37 @@ impl Proposer {
             also,
             phase: Phase::Preparing { promises: BTreeMap::new() },
             denied: BTreeMap::new(),
+            began: now,
             resend_at: now,
         });
         self.send(now, doing);
+    }
+
+    /// Ends the first proposal when nothing of it is open and it has no prospect: what is known by
+    /// now has overtaken it, or somebody refuses and the rest is silent.
+    fn end_without_prospect(
+        &mut self,
+        now: Time,
+        known: Option<&ClusterState>,
+        doing: &mut Vec<Doing>,
+    ) {
+        let (Some(round), None) = (&self.round, &self.open) else { return };
+        let (Phase::Preparing { .. }, Some(proposal)) = (&round.phase, self.queue.front()) else {
+            return;
+        };
+        let asked = round.voters_of.as_ref().map_or(0, |state| state.revision);
+        let newer = known.filter(|known| known.revision > asked && proposal.change.is_of_replica());
+        let overtaken = newer
+            .and_then(|newer| proposal.change.apply(Some(newer), &self.me, &proposal.cause).err());
+        let is_late = now.since(round.began) >= PATIENCE;
+        let refusal = round.denied.values().next().filter(|_| is_late);
+        let outcome = match (overtaken, refusal) {
+            (Some(Unfit::Already), _) => Outcome::Committed,
+            (Some(unfit), _) => Outcome::Unfit(unfit),
+            (None, Some(why)) => Outcome::NotNow(why.clone()),
+            (None, None) => return,
+        };
+        self.end(now, outcome, doing);
     }
 
     /// The nodes whose acceptors are asked.

@@ -40,6 +40,25 @@ fn a_dead_primary_is_replaced_when_its_lease_is_over() {
     assert!(took <= Span::from_ms(1_350), "{} ms: {:#?}", took.as_ms(), world.log);
 }
 
+/// A takeover was begun when the primary was not heard; it is heard again, and the third voter is
+/// gone: neither promises nor refusals make a majority (sim --cluster 1796025513957).
+#[test]
+fn a_takeover_without_prospect_does_not_hold_up_what_an_operator_orders() {
+    let mut world = World::with_primary();
+    world.pass(Span::from_ms(500));
+    world.cut.extend(["beta", "gamma"].map(|other| (name("alpha"), name(other))));
+    let promotes = |world: &World| world.log.iter().any(|line| line.contains("beta promotes"));
+    world.run_until(Span::from_ms(3_000), promotes);
+    world.kill("gamma");
+    world.cut.clear();
+    let pause = Input::Ordered { ticket: 1, change: Change::Pause(true), why: "test".into() };
+    world.pass(Span::from_ms(500));
+    world.answer = None;
+    world.step("beta", pause);
+    world.run_until(Span::from_ms(15_000), |world| world.answer.is_some());
+    assert_eq!(world.answer, Some(Ok(())), "{:#?}", world.log);
+}
+
 #[test]
 fn every_node_knows_since_when_the_lease_of_a_dead_primary_is_over() {
     let mut world = World::with_primary();
