@@ -223,7 +223,8 @@ mod tests {
             assert!(words.any(is_word), "{event}");
         }
         let (dir, path) = script("given", "env >$(dirname $0)/env");
-        run_one(&config(path), &[], &event(), 0).unwrap();
+        let place = [("CLUSTER", "shop".to_owned()), ("NODE", "alpha".to_owned())];
+        run_one(&config(path), &place, &event(), 0).unwrap();
         let given = fs::read_to_string(dir.join("env")).unwrap();
         let names = given.lines().filter_map(|line| line.split_once('='));
         let ours: Vec<&str> =

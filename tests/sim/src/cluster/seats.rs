@@ -163,7 +163,8 @@ impl World {
         if there.node.take().is_none() {
             return;
         }
-        there.with_record = None;
+        // Another process never goes back to the memory of this one.
+        (there.with_record, there.with_older) = (None, None);
         there.cut_off_wait |= there.order.take().is_some_and(|order| order.waited);
         let writing = there.writing.take();
         if let Some(record) = writing.filter(|_| lands) {

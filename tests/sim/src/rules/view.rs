@@ -97,6 +97,8 @@ pub enum Sent {
     Resync,
     /// A flush.
     Flush,
+    /// For a read that waits for it.
+    Echo,
 }
 
 /// A frame to a follower.
@@ -750,6 +752,7 @@ impl View {
             }
             Message::ResyncData { .. } | Message::ResyncZero { .. } => Sent::Resync,
             Message::Flush { .. } => Sent::Flush,
+            Message::Echo { .. } => Sent::Echo,
             _ => return,
         };
         self.session.sent.push(SentFrame { what, at: step, acked: 0, answered: 0 });
