@@ -115,6 +115,7 @@ pub const ETCD_DEFECTS: &[Defect] = &[
 
 /// Those that need a few messages in one order; the stories of `tests/cluster` find them.
 pub const DEFECTS_OF_STORIES: &[Defect] = &[
+    Defect::StrangersFollowed,
     Defect::NamesLessCounts,
     Defect::GossipMakesNewer,
     Defect::OldCopyAnswers,
