@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use replicator_core::Span;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::bench::{Place, its_turn, lives, pid_in, site, soon, until};
+use super::bench::{Place, is_held, its_turn, lives, pid_in, site, soon, until};
 
 pub fn spec(name: &str, kind: Kind) -> ServiceSpec {
     let second = Span::from_ms(5_000);
@@ -228,7 +228,7 @@ async fn a_daemon_that_was_restarted_finds_its_services_again() {
     assert_eq!(second.monitor().await, Ok(Condition::Running));
     let (sender, mut changes) = unbounded_channel();
     let acting = async {
-        its_turn().await;
+        until("it is attended", || is_held(pid)).await;
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         assert!(matches!(soon("the news", changes.recv()).await, Some(Change::Failed(_))));
     };
