@@ -5,24 +5,15 @@ import os
 import pathlib
 import tempfile
 
-from cluster import MIB, Skip, run, wait_until
-
-OLD = pathlib.Path("/sys/fs/cgroup/blkio")
-NEW = pathlib.Path("/sys/fs/cgroup/cgroup.controllers")
+from cluster import MIB, run, wait_until
+from control_group import ControlGroup
 
 
 class ThrottledDisk:
     """The disk, while the `with` block lasts. A daemon is put behind it with `wrap`."""
 
     def __init__(self, size_mib):
-        if os.geteuid() != 0:
-            raise Skip("a throttled disk needs root")
-        if OLD.is_dir():
-            self.group = OLD / f"rt-{os.getpid()}"
-        elif NEW.exists() and "io" in NEW.read_text().split():
-            self.group = NEW.parent / f"rt-{os.getpid()}"
-        else:
-            raise Skip("no control group for block devices here")
+        self.group = ControlGroup("blkio", "io")
         parent = os.environ.get("REPLICATOR_TEST_DIR", "/var/tmp")
         descriptor, name = tempfile.mkstemp(prefix="repl-slow-", dir=parent)
         os.truncate(descriptor, size_mib * MIB)
@@ -32,9 +23,7 @@ class ThrottledDisk:
         self.written = 0
 
     def __enter__(self):
-        if self.group.parent != OLD:
-            (self.group.parent / "cgroup.subtree_control").write_text("+io")
-        self.group.mkdir()
+        self.group.make()
         found = run("losetup", "--find", "--show", "--direct-io=on", self.file)
         self.path = pathlib.Path(found.stdout.strip())
         return self
@@ -42,30 +31,23 @@ class ThrottledDisk:
     def __exit__(self, *_):
         self.heal()
         run("losetup", "--detach", self.path, check=False)
-        wait_until("the control group is empty", self._removed)
+        wait_until("the control group is empty", self.group.is_removed)
         self.file.unlink()
-
-    def _removed(self):
-        try:
-            self.group.rmdir()
-        except OSError:
-            return not self.group.exists()
-        return True
 
     @property
     def wrap(self):
         """A command in front of a daemon that puts it into the group."""
-        return ("sh", "-c", f'echo $$ > {self.group}/cgroup.procs; exec "$@"', "sh")
+        return ("sh", "-c", f'echo $$ > {self.group.path}/cgroup.procs; exec "$@"', "sh")
 
     def throttle(self, bytes_per_second):
         """From now on so fast."""
         device = os.stat(self.path).st_rdev
         number = f"{os.major(device)}:{os.minor(device)}"
-        if self.group.parent == OLD:
-            limit = self.group / "blkio.throttle.write_bps_device"
+        if self.group.is_old:
+            limit = self.group.path / "blkio.throttle.write_bps_device"
             limit.write_text(f"{number} {bytes_per_second}")
         else:
-            (self.group / "io.max").write_text(f"{number} wbps={bytes_per_second}")
+            (self.group.path / "io.max").write_text(f"{number} wbps={bytes_per_second}")
 
     def hang(self):
         """From now on no write is done."""

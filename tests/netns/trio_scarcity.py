@@ -3,16 +3,14 @@ whom it serves, says what is wrong, loses nothing, and is well again when there 
 """
 
 import os
-import pathlib
 import resource
 
-from cluster import MIB, Skip, expect, other, wait_until
+from cluster import MIB, expect, other, wait_until
+from control_group import ControlGroup
 from nbd_client import WRITE, Client, Lost, Refused
 from trio import Trio
 from trio_network import expect_all_say_well, last_revision, nobody_took_over
 
-OLD = pathlib.Path("/sys/fs/cgroup/pids")
-NEW = pathlib.Path("/sys/fs/cgroup/cgroup.controllers")
 TAKEN_WITHIN_S = 15
 # A client that is not served within that is not served.
 PATIENCE_S = 2
@@ -38,45 +36,29 @@ class ProcessTable:
     """A control group (version 1 or 2) that limits the number of processes and threads."""
 
     def __init__(self):
-        if os.geteuid() != 0:
-            raise Skip("a control group needs root")
-        if OLD.is_dir():
-            self.group = OLD / f"rt-{os.getpid()}"
-        elif NEW.exists() and "pids" in NEW.read_text().split():
-            self.group = NEW.parent / f"rt-{os.getpid()}"
-        else:
-            raise Skip("no control group for processes here")
+        self.group = ControlGroup("pids", "pids")
 
     def __enter__(self):
-        if self.group.parent != OLD:
-            (self.group.parent / "cgroup.subtree_control").write_text("+pids")
-        self.group.mkdir()
+        self.group.make()
         return self
 
     def __exit__(self, *_):
         self.lift()
-        wait_until("the control group is empty", self._removed)
-
-    def _removed(self):
-        try:
-            self.group.rmdir()
-        except OSError:
-            return not self.group.exists()
-        return True
+        wait_until("the control group is empty", self.group.is_removed)
 
     def take(self, node):
         """The daemon of a node, with all its threads, belongs to it from now on."""
-        (self.group / "cgroup.procs").write_text(str(node.process.pid))
+        (self.group.path / "cgroup.procs").write_text(str(node.process.pid))
 
     def fill(self, left):
         """So many more may be born, and no others."""
         # Who ends makes no room when none is to be left.
-        used = int((self.group / "pids.current").read_text()) if left else 0
-        (self.group / "pids.max").write_text(str(used + left))
+        used = int((self.group.path / "pids.current").read_text()) if left else 0
+        (self.group.path / "pids.max").write_text(str(used + left))
 
     def lift(self):
         """There is place again."""
-        (self.group / "pids.max").write_text("max")
+        (self.group.path / "pids.max").write_text("max")
 
 
 def clients_until_none_is_served(node):

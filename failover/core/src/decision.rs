@@ -121,9 +121,8 @@ impl Node {
     /// Why this node does not take an office, with the time since which that is the reason: also
     /// during the next attempt.
     pub fn explain(&self, resource: &str) -> Option<Verdict> {
-        let former = || self.locals[resource].refusal.clone();
         let mut verdict = match self.judge(resource) {
-            Ok(_) if self.is_promoting(resource) => former()?,
+            Ok(_) if self.is_promoting(resource) => self.locals.get(resource)?.refusal.clone()?,
             judged => judged.err()?,
         };
         let known = self.locals.get(resource).and_then(|local| local.explained.as_ref());

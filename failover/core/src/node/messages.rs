@@ -211,8 +211,13 @@ impl Node {
             self.beat_times.iter().find(|(sent, _)| *sent == number).map(|(_, at)| *at)
         });
         let (revision, own) = (heartbeat.revision, self.own_beats());
-        for seen in heartbeat.records.iter().filter(|seen| seen.node != self.config.name) {
-            self.detector.told(seen, own);
+        for seen in &heartbeat.records {
+            if seen.node == self.config.name {
+                // Of an earlier build, which says it nowhere else.
+                self.hear_of_own_record(seen);
+            } else {
+                self.detector.told(seen, own);
+            }
         }
         for (resource, facts) in &heartbeat.facts {
             self.note_facts(from, resource, facts);

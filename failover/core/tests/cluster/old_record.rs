@@ -110,6 +110,34 @@ fn what_others_tell_of_an_old_copy_makes_it_no_newer() {
     assert!(detector.hears(Time(3), &gamma, &envelope(3, 14, 14), own), "an honest one");
 }
 
+/// O6: an earlier build says so in its heartbeats alone.
+#[test]
+fn what_an_earlier_build_has_heard_of_an_old_copy_counts_too() {
+    let mut world = World::with_primary();
+    world.goes_back("gamma");
+    world.isolate("gamma");
+    let machine = &world.machines[&name("beta")];
+    let seen = RecordSeen {
+        node: name("gamma"),
+        acceptor: world.machines[&name("gamma")].disk.id,
+        sequence: 99,
+        ..RecordSeen::default()
+    };
+    let heartbeat = Heartbeat { number: 900, records: vec![seen], ..Heartbeat::default() };
+    let envelope = Envelope {
+        process: machine.process,
+        acceptor: machine.disk.id,
+        sequence: machine.disk.sequence,
+        began: 0,
+        epoch: world.core("gamma").epoch(),
+        yours: None,
+        message: Message::Heartbeat(heartbeat),
+    };
+    assert!(!world.refuses("gamma", "gamma"));
+    world.step("gamma", Input::Received { from: name("beta"), envelope: Box::new(envelope) });
+    assert!(world.refuses("gamma", "gamma"));
+}
+
 /// An answer that waits for the disk while it is told is never given.
 #[test]
 fn an_old_copy_gives_no_answer_that_waited_for_its_disk() {
