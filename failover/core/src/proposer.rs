@@ -230,6 +230,7 @@ impl Proposer {
         (accepted, also): (Option<&ClusterState>, Vec<(NodeName, u128)>),
         doing: &mut Vec<Doing>,
     ) {
+        self.close_overtaken(known.map(|(_, state)| state));
         if let Some(round) = self.round.as_mut().filter(|_| !also.is_empty()) {
             round.also.clone_from(&also);
         }
@@ -270,6 +271,19 @@ impl Proposer {
             resend_at: now,
         });
         self.send(now, doing);
+    }
+
+    /// What a replica wants names the state that it replaces. Once the register is known to have
+    /// moved past the revision that was proposed, and still has that state, the proposal was not
+    /// committed and never will be: nothing of it is open any more.
+    fn close_overtaken(&mut self, known: Option<&ClusterState>) {
+        if let (Some(open), Some(known), Some(first)) = (&self.open, known, self.queue.front())
+            && first.change.is_of_replica()
+            && known.revision >= open.revision
+            && first.change.apply(Some(known), &self.me, &first.cause).is_ok()
+        {
+            self.open = None;
+        }
     }
 
     /// Ends the first proposal when nothing of it is open and it has no prospect: what is known by

@@ -59,6 +59,31 @@ fn a_takeover_without_prospect_does_not_hold_up_what_an_operator_orders() {
     assert_eq!(world.answer, Some(Ok(())), "{:#?}", world.log);
 }
 
+/// Only its own acceptor took the takeover in, and the primary, whose lease the others go on
+/// granting, has moved the register past it since (sim --cluster 1796026870551).
+#[test]
+fn a_takeover_that_another_change_overtook_does_not_hold_up_what_an_operator_orders() {
+    let pause = |is_on| {
+        let change = Change::Pause(is_on);
+        Input::Ordered { ticket: 1, change, why: "test".into() }
+    };
+    let mut world = World::with_primary();
+    world.isolate("alpha");
+    world.run_until(Span::from_ms(3_000), |world| world.asks_to_accept("beta", "gamma"));
+    world.lose_messages_of("beta");
+    world.cut.clear();
+    world.isolate("beta");
+    world.order("alpha", pause(true)).unwrap();
+    world.run_until(Span::from_ms(3_000), |world| world.has_lease("alpha"));
+    world.cut.clear();
+    world.pass(Span::from_ms(1_000));
+    world.answer = None;
+    world.step("beta", pause(false));
+    world.run_until(Span::from_ms(2_000), |world| world.answer.is_some());
+    assert_eq!(world.answer, Some(Ok(())), "{:#?}", world.log);
+    assert!(world.has_lease("alpha"), "{:#?}", world.log);
+}
+
 #[test]
 fn every_node_knows_since_when_the_lease_of_a_dead_primary_is_over() {
     let mut world = World::with_primary();

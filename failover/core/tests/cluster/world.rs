@@ -393,6 +393,16 @@ impl World {
         }
     }
 
+    /// Whether a node asks another one's acceptor to accept a state at this moment.
+    pub fn asks_to_accept(&self, node: &str, other: &str) -> bool {
+        self.events.values().any(|event| {
+            matches!(event, Event::Message { from, to, envelope }
+                if *from == name(node)
+                    && *to == name(other)
+                    && matches!(envelope.message, Message::Accept { .. }))
+        })
+    }
+
     /// What is on its way from a node never arrives.
     pub fn lose_messages_of(&mut self, node: &str) {
         let is_lost =
