@@ -32,9 +32,12 @@ impl World {
         }
     }
 
-    /// A session is agreed on.
+    /// A session is agreed on. What is read from one that its other end has closed is no part in
+    /// anything.
     pub fn check_diverged(&mut self, node: usize) {
-        if self.checkers.diverged[node] {
+        let session = self.nodes[node].process.as_ref().and_then(|process| process.session);
+        let is_met = session.is_some_and(|at| self.connections[at as usize].open[1 - node]);
+        if self.checkers.diverged[node] && is_met {
             let name = self.nodes[node].name;
             let text = format!("{name} diverged, and takes part though nobody discarded its data");
             self.fail(Kind::Safety, "R11d", text);
