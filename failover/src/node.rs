@@ -50,6 +50,8 @@ pub trait Offices: Send + 'static {
     fn promote(&self, resource: &str, force: Force, why: &str, before: Before);
     /// Give it up orderly.
     fn hand_over(&self, resource: &str, to: &NodeName);
+    /// Do not, as far as that can still be.
+    fn keep_office(&self, resource: &str);
     /// How a proposal of the replica ended.
     fn decided(&self, resource: &str, number: u64, result: Result<RegisterState, Undecided>);
     /// The newest committed state.
@@ -477,6 +479,7 @@ impl NodeThread {
                 offices.promote(&resource, force, &why, self.before(&resource));
             }
             Effect::HandOver { resource, to } => offices.hand_over(&resource, &to),
+            Effect::KeepOffice { resource } => offices.keep_office(&resource),
             Effect::Answer { ticket, result } => {
                 if let Some(reply) = self.orders.remove(&ticket) {
                     // The operator may no longer wait.

@@ -218,6 +218,10 @@ impl Offices for Wiring {
         self.with(resource, |it| it.hand_over(to.as_str()));
     }
 
+    fn keep_office(&self, resource: &str) {
+        self.with(resource, |it| it.keep_office());
+    }
+
     fn decided(&self, resource: &str, number: u64, result: Result<RegisterState, Undecided>) {
         self.with(resource, |it| it.decided(number, result));
     }

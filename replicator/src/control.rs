@@ -104,6 +104,11 @@ pub enum Order {
         /// Whereto; the best other node by default.
         to: Option<String>,
     },
+    /// Take back an order to move the office that is under way.
+    CancelSwitchover {
+        /// Which.
+        resource: String,
+    },
     /// Have a node take the office by force.
     Failover {
         /// Which.

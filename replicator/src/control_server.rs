@@ -137,6 +137,9 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
         Order::DiscardDiverged { resource } => with(&resource, &|it| it.discard_diverged()),
         Order::Up { resource } => with(&resource, &|it| it.up()),
         Order::Down { resource } => with(&resource, &|it| it.down()),
+        Order::CancelSwitchover { resource } => {
+            with_plane(daemon, &|plane| plane.cancel_switchover(&resource))
+        }
         Order::Switchover { resource, to } => {
             let reply = with_plane(daemon, &|plane| plane.switchover(&resource, to.as_deref()));
             with_held_back(daemon, &resource, to.as_deref(), reply)

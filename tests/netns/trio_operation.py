@@ -10,6 +10,7 @@ from trio import Trio, stay
 from trio_explain import hindered
 from trio_network import (expect_all_say_well, expect_refuses_clients, expect_says, last_revision,
                           longest_pause, nobody_took_over)
+from trio_services import Served
 
 TAKEN_WITHIN_S = 15
 BLOCK = 4096
@@ -152,12 +153,42 @@ def o3_a_switchover_whose_target_dies_half_way_leaves_somebody_serving(backing):
         cluster.finish()
 
 
+def o3_a_switchover_that_is_cancelled_half_way_leaves_everything_where_it_was():
+    """While the services stop; then it does not last, and what was ordered is told so."""
+    def services(cluster):
+        return [cluster.beat("one", ', stop = "sleep 3", stop_timeout_ms = 20000'),
+                cluster.beat("two")]
+    with Served(services) as cluster:
+        alpha, beta = cluster.start().alpha, cluster.beta
+        expect("no switchover" in beta.ctl("switchover", "demo", "--cancel")["already"],
+               "there was nothing to cancel")
+        answers = []
+        order = threading.Thread(target=lambda: answers.append(try_to(
+            alpha, "switchover", "demo", "--to", "beta")))
+        order.start()
+        wait_until("alpha stops its services", lambda: not cluster.pids("alpha", "two"))
+        answer = beta.ctl("switchover", "demo", "--cancel")
+        expect(answer["done"] == "cancelled; alpha stays primary", f"{answer}")
+        order.join(30)
+        expect("switchover to beta cancelled" in str(answers[0]), f"it was told {answers[0]}")
+        cluster.wait_for_services("alpha")
+        expect(cluster.primary() is alpha, "the office moved")
+        told = [entry["what"] for entry in cluster.history()]
+        expect("switchover cancelled" in told and "release" not in told, f"history: {told}")
+        # It is no failure: the next one is done at once.
+        beta.ctl("switchover", "demo", "--to", "beta")
+        cluster.wait_for_services("beta")
+        cluster.expect_never_two(moves=1)
+
+
 def try_to(node, *words):
-    """A command that may be refused."""
+    """A command that may be refused; the refusal."""
     try:
         node.ctl(*words)
     except Refused as refusal:
         print(f"    {' '.join(words)}: {refusal}")
+        return refusal
+    return None
 
 
 def o4_while_automation_is_paused_nothing_is_taken_over_and_resume_does():
@@ -279,6 +310,7 @@ SCENARIOS = [
     D12[1],
     d13_after_a_forced_failover_the_old_primary_is_refused_until_the_operator_gives_its_data_up,
     o3_a_switchover_under_load_loses_nothing,
+    o3_a_switchover_that_is_cancelled_half_way_leaves_everything_where_it_was,
     o4_while_automation_is_paused_nothing_is_taken_over_and_resume_does,
     o4_a_node_on_standby_gives_its_office_away_and_takes_none,
     o5_a_configuration_change_that_races_a_failover_is_made_once_and_nothing_is_lost,

@@ -44,6 +44,8 @@ pub enum Office {
     HandingOver {
         /// When.
         since: Time,
+        /// And then to keep it: the operator took back what he wanted.
+        is_cancelled: bool,
     },
 }
 
@@ -82,7 +84,7 @@ impl Node {
     pub(crate) fn decide(&mut self, effects: &mut Effects) {
         self.watch_majority();
         self.watch_changes();
-        self.watch_hand_overs();
+        self.watch_hand_overs(effects);
         let takes_part = self.is_data_node() && !self.has_no_part();
         if !takes_part || self.recovery.is_some() || !self.proposer.is_idle() {
             return;
@@ -142,7 +144,7 @@ impl Node {
                 effects.push(Effect::Promote { resource, force, why });
             }
             Move::HandOver { to, why } => {
-                local.office = Office::HandingOver { since: now };
+                local.office = Office::HandingOver { since: now, is_cancelled: false };
                 local.given_for = why;
                 effects.push(Effect::HandOver { resource, to });
             }
@@ -173,13 +175,20 @@ impl Node {
         self.change_since = if is_newer { self.change_since.or(Some(self.now)) } else { None };
     }
 
-    /// A hand-over is over when the office is gone.
-    fn watch_hand_overs(&mut self) {
+    /// A hand-over is over when the office is gone. One that an operator wanted ends when he wants
+    /// it no more.
+    fn watch_hand_overs(&mut self, effects: &mut Effects) {
         let Some((_, state)) = &self.known else { return };
         for (name, local) in &mut self.locals {
-            let holder = state.resource(name).and_then(|entry| entry.holder.as_ref());
+            let entry = state.resource(name);
+            let holder = entry.and_then(|entry| entry.holder.as_ref());
             let is_mine = holder.is_some_and(|holder| holder.node == self.config.name);
-            let Office::HandingOver { since } = local.office else { continue };
+            let Office::HandingOver { since, is_cancelled } = local.office else { continue };
+            let is_wish = local.given_for.is_empty();
+            if is_mine && is_wish && !is_cancelled && entry.is_some_and(|it| it.wanted.is_none()) {
+                local.office = Office::HandingOver { since, is_cancelled: true };
+                effects.push(Effect::KeepOffice { resource: name.clone() });
+            }
             // Its replica gave the office up without the register: for want of a lease, or since
             // its release was never decided.
             let is_stuck =
@@ -815,8 +824,10 @@ impl Node {
     pub(crate) fn hand_over_refused(&mut self, resource: &str, why: &Hindrance) {
         let now = self.now;
         let Some(local) = self.locals.get_mut(resource) else { return };
-        local.office = Office::Idle;
-        local.refused(now, why);
+        let office = core::mem::take(&mut local.office);
+        if !matches!(office, Office::HandingOver { is_cancelled: true, .. }) {
+            local.refused(now, why);
+        }
     }
 }
 

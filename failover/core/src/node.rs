@@ -204,6 +204,12 @@ pub enum Effect {
         /// To whom.
         to: NodeName,
     },
+    /// Do not give it up after all, as far as that can still be: then the hand-over is refused
+    /// ([`Input::HandOverRefused`]), else it goes on.
+    KeepOffice {
+        /// The resource.
+        resource: String,
+    },
     /// Ask etcd, then say [`Input::EtcdAnswered`], in any case and within a beat or two.
     AskEtcd {
         /// The number of the question.

@@ -13,6 +13,8 @@ use crate::verdict::Verdict;
 pub(crate) const RELEASE: &str = "release";
 /// And the one by which a node ends an operator's wish that it cannot fulfil.
 pub const WISH_REFUSED: &str = "switchover refused";
+/// And the one by which an operator takes his wish back.
+pub const SWITCHOVER_CANCELLED: &str = "switchover cancelled";
 
 impl Node {
     /// What a change that is about to be proposed is, and why.
@@ -124,6 +126,7 @@ pub(crate) fn what(change: &Change) -> &'static str {
         Change::AddResource { .. } => "resource added",
         Change::RemoveResource { .. } => "resource removed",
         Change::Replica { .. } => "replica",
+        Change::Want { node: None, .. } => SWITCHOVER_CANCELLED,
         Change::Want { .. } => "switchover ordered",
         Change::Switch { switch: Switch::Maintenance(true), .. } => "maintenance",
         Change::Switch { switch: Switch::Maintenance(false), .. } => "end of maintenance",

@@ -8,7 +8,7 @@ use failover::core::cluster::{ClusterState, Force, Resource as Entry};
 use failover::core::command::{Change, Switch};
 use failover::core::node::Node;
 use failover::core::verdict::Verdict;
-use failover::core::wording::WISH_REFUSED;
+use failover::core::wording::{SWITCHOVER_CANCELLED, WISH_REFUSED};
 
 use super::{ControlPlane, refusal};
 use crate::control::{RefusalReport, Reply};
@@ -87,6 +87,50 @@ impl ControlPlane {
             Err(refusal) => Reply::Refused(refusal),
             Ok(()) => self.wait_for_primary(resource, &target, began),
         }
+    }
+
+    /// Takes a switchover back, and waits until its outcome is known: the office stays while
+    /// services stop, and goes when it is given up already.
+    pub fn cancel_switchover(&self, resource: &str) -> Reply {
+        let began = Instant::now();
+        let entry = match self.look().and_then(|node| self.entry(&node, resource)) {
+            Ok(entry) => entry,
+            Err(refusal) => return Reply::Refused(refusal),
+        };
+        let Some(target) = entry.wanted else {
+            return Reply::Already(format!("no switchover of {resource} is under way"));
+        };
+        let change = Change::Want {
+            resource: resource.to_owned(),
+            node: None,
+            force: Force::default(),
+        };
+        if let Err(refusal) = self.order(change, &format!("switchover to {target} cancelled")) {
+            return Reply::Refused(refusal);
+        }
+        let (ordered, old) = (Instant::now(), entry.holder.map(|holder| holder.node));
+        while began.elapsed() < SWITCHOVER_PATIENCE {
+            let looked = self.look().and_then(|node| Ok((self.entry(&node, resource)?, node)));
+            let (entry, node) = match looked {
+                Ok(looked) => looked,
+                Err(refusal) => return Reply::Refused(refusal),
+            };
+            match entry.holder.map(|holder| holder.node) {
+                Some(holder) if Some(&holder) != old.as_ref() => {
+                    let text = format!("it was given up already; {holder} is primary now");
+                    return Reply::Done(text);
+                }
+                // What it says of itself is up to two beats old.
+                Some(holder)
+                    if ordered.elapsed() >= FACTS_PATIENCE
+                        && node.facts_of(&holder, resource).is_some_and(|it| it.serves) =>
+                {
+                    return Reply::Done(format!("cancelled; {holder} stays primary"));
+                }
+                _ => thread::sleep(POLL),
+            }
+        }
+        Reply::Refused(takes_long(resource, "nobody is primary"))
     }
 
     /// Where a switchover is to go; none: it is there. A refusal says whether it may be over in a
@@ -200,11 +244,7 @@ impl ControlPlane {
             }
             thread::sleep(POLL);
         }
-        Reply::Refused(RefusalReport::new(
-            "takes_long",
-            format!("{target} is not primary after {} s", SWITCHOVER_PATIENCE.as_secs()),
-            format!("it goes on; replctl explain {resource} says what it waits for"),
-        ))
+        Reply::Refused(takes_long(resource, &format!("{target} is not primary")))
     }
 
     /// What an operator wants of services, wherever the resource is primary.
@@ -258,10 +298,22 @@ impl ControlPlane {
     }
 }
 
+fn takes_long(resource: &str, what: &str) -> RefusalReport {
+    RefusalReport::new(
+        "takes_long",
+        format!("{what} after {} s", SWITCHOVER_PATIENCE.as_secs()),
+        format!("it goes on; replctl explain {resource} says what it waits for"),
+    )
+}
+
 /// Why a switchover ended elsewhere than at its target.
 fn given_up(node: &Node, resource: &str, target: &NodeName) -> RefusalReport {
-    let refused = node.state().map(|state| &state.cause);
-    let refused = refused.filter(|it| it.what == WISH_REFUSED && it.resource == resource);
+    let cause = node.state().map(|state| &state.cause);
+    if let Some(cause) = cause.filter(|it| it.what == SWITCHOVER_CANCELLED) {
+        let next = format!("replctl status shows who is primary of {resource}");
+        return RefusalReport::new("cancelled", cause.why.clone(), next);
+    }
+    let refused = cause.filter(|it| it.what == WISH_REFUSED && it.resource == resource);
     let own = node.local(resource).and_then(|local| local.refusal.as_ref());
     match (refused, own) {
         (Some(cause), _) => RefusalReport::new(

@@ -156,6 +156,12 @@ impl Resource {
         }
     }
 
+    /// The office is to stay after all. While services stop it does; a closed device goes its way.
+    pub fn keep_office(&self) {
+        self.emit(Weight::Info, "the switchover was cancelled".to_owned());
+        self.tell_services(ServicesInput::HandOverWithdrawn);
+    }
+
     /// How a proposal of the replica ended.
     pub fn decided(&self, number: u64, result: Result<RegisterState, NotCommitted>) {
         if let Ok(state) = &result {

@@ -130,6 +130,8 @@ pub enum Occasion {
     AllLostPower,
     PausedAndPrimaryDied,
     StandbyOrdered,
+    /// An operator took a switchover back while the office was being given up.
+    SwitchoverCancelled,
     OrderRacedFailover,
 }
 

@@ -318,9 +318,9 @@ pub const SCENARIOS_OF_CLUSTERS: &[Scenario] = &[
     scenario("O1", "clocks that drift apart", "plan, ClockJump", &[DriftedApart]),
     scenario(
         "O3",
-        "switchover under load; its target dies half-way",
+        "switchover under load; cancelled half-way; its target dies half-way",
         "Switchover, Orders",
-        &[SwitchoverUnderLoad, SwitchoverTargetDied],
+        &[SwitchoverUnderLoad, SwitchoverCancelled, SwitchoverTargetDied],
     ),
     scenario(
         "O4",

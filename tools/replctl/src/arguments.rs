@@ -161,6 +161,7 @@ Examples:
 Examples:
   replctl switchover mariadb             to the best other node
   replctl switchover mariadb --to beta
+  replctl switchover mariadb --cancel    while it is under way: what was stopped for it comes back
 It is refused, with the reason, unless the other node has every acknowledged write. Needs a witness:
 without one it is demote here and promote there.")]
     Switchover {
@@ -169,6 +170,9 @@ without one it is demote here and promote there.")]
         /// Whereto.
         #[arg(long)]
         to: Option<String>,
+        /// Take a switchover back that is under way, as long as the office is not given up.
+        #[arg(long, conflicts_with = "to")]
+        cancel: bool,
     },
     /// Have a node become primary by force: acknowledged writes may be lost.
     #[command(after_help = "\

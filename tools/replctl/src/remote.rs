@@ -112,7 +112,10 @@ fn order_of(command: &Command) -> Order {
             Order::Disconnect { resource: resource.clone(), peer: peer.clone() }
         }
         Command::Invalidate { resource } => Order::Invalidate { resource: resource.clone() },
-        Command::Switchover { resource, to } => {
+        Command::Switchover { resource, cancel: true, .. } => {
+            Order::CancelSwitchover { resource: resource.clone() }
+        }
+        Command::Switchover { resource, to, .. } => {
             Order::Switchover { resource: resource.clone(), to: to.clone() }
         }
         Command::Failover { resource, to, allow_data_loss, old_primary_is_off } => {

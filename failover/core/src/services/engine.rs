@@ -131,6 +131,7 @@ impl Engine {
             }
             Input::ReleaseWanted(release) => self.release_wanted(release, effects),
             Input::ReleaseCancelled => self.release_cancelled(),
+            Input::HandOverWithdrawn => self.hand_over_withdrawn(effects),
             Input::OfficeReleased => self.released(),
             Input::DeviceFailed => self.device_failed(),
             Input::Ended { service, ticket, result } => {
@@ -262,6 +263,19 @@ impl Engine {
         }
         self.is_release_open = false;
         self.is_up = true;
+    }
+
+    fn hand_over_withdrawn(&mut self, effects: &mut Vec<Effect>) {
+        let is_open = self.is_release_open && self.office == Office::Releasing(Release::HandOver);
+        if is_open {
+            self.release_cancelled();
+            effects.push(Effect::ReleaseFailed(Failure {
+                code: "cancelled".into(),
+                why: "the switchover was cancelled".into(),
+                next: "order it again: replctl switchover".into(),
+                is_permanent: false,
+            }));
+        }
     }
 
     fn released(&mut self) {

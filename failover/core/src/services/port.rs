@@ -110,6 +110,9 @@ pub enum Input {
     ReleaseWanted(Release),
     /// It was not given up after all.
     ReleaseCancelled,
+    /// The operator wants it elsewhere no more: a hand-over whose stops are under way fails, one
+    /// that they are done for goes on.
+    HandOverWithdrawn,
     /// It was given up.
     OfficeReleased,
     /// The device fails all I/O, as [`Effect::FailDevice`] ordered.

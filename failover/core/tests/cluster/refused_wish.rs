@@ -28,7 +28,11 @@ fn report(world: &mut World, node: &str, hindrance: Option<Hindrance>) {
 }
 
 fn want_beta(world: &mut World) {
-    let (resource, node) = (RESOURCE.into(), Some(name("beta")));
+    order(world, Some("beta"));
+}
+
+fn order(world: &mut World, node: Option<&str>) {
+    let (resource, node) = (RESOURCE.into(), node.map(name));
     let change = Change::Want { resource, node, force: Force::default() };
     world.step("alpha", Input::Ordered { ticket: 1, change, why: "an operator".into() });
 }
@@ -116,4 +120,38 @@ fn two_nodes_that_both_refuse_do_not_pass_the_wish_to_and_fro() {
     // Whoever can first, serves.
     report(&mut world, "beta", None);
     world.run_until(Span::from_ms(5_000), |world| world.has_lease("beta"));
+}
+
+/// O3: it is cancelled while the services of the old primary stop.
+#[test]
+fn a_switchover_that_is_cancelled_half_way_leaves_the_office_where_it_is() {
+    let mut world = World::with_primary();
+    world.are_stopping = true;
+    want_beta(&mut world);
+    world.pass(Span::from_ms(500));
+    order(&mut world, None);
+    let keeps = |world: &World| world.log.iter().filter(|it| it.contains("alpha keeps")).count();
+    world.run_until(Span::from_ms(500), |world| keeps(world) == 1);
+    world.are_stopping = false;
+    world.pass(Span::from_ms(5_000));
+    assert!(world.has_lease("alpha") && keeps(&world) == 1, "{:#?}", world.log);
+    // It counts as no failure: the next order is done at once.
+    want_beta(&mut world);
+    let took = world.run_until(Span::from_ms(20_000), |world| world.has_lease("beta"));
+    assert!(took <= PAUSE_MAX, "{} ms: {:#?}", took.as_ms(), world.log);
+}
+
+/// And when the office is given up already: somebody has it soon.
+#[test]
+fn a_switchover_that_is_cancelled_too_late_leaves_nobody_without_a_primary() {
+    let mut world = World::with_primary();
+    world.cut = vec![(name("alpha"), name("beta")), (name("gamma"), name("beta"))];
+    want_beta(&mut world);
+    world.run_until(Span::from_ms(500), was_given);
+    order(&mut world, None);
+    world.pass(Span::from_ms(20));
+    world.cut.clear();
+    let has_one = |world: &World| world.has_lease("alpha") || world.has_lease("beta");
+    let took = world.run_until(Span::from_ms(20_000), has_one);
+    assert!(took <= Span::from_ms(500), "{} ms: {:#?}", took.as_ms(), world.log);
 }

@@ -47,6 +47,8 @@ pub struct World {
     pub answer: Option<Result<(), Verdict>>,
     /// Who is in the set that the origin writes.
     pub members: Vec<NodeName>,
+    /// The services of whoever hands over take their time to stop.
+    pub are_stopping: bool,
     /// Whose replica refuses the office, and why.
     pub refusing: Option<(NodeName, Hindrance)>,
 }
@@ -89,6 +91,7 @@ impl World {
             log: Vec::new(),
             answer: None,
             members: ["alpha", "beta"].map(name).to_vec(),
+            are_stopping: false,
             refusing: None,
         };
         for (id, (node, _)) in nodes.iter().enumerate() {
@@ -210,6 +213,15 @@ impl World {
                 };
                 let event = fact(input);
                 self.push(FSYNC, event);
+            }
+            Effect::HandOver { .. } if self.are_stopping => {}
+            Effect::KeepOffice { resource } => {
+                self.log.push(format!("{} {node} keeps {resource}", self.now.0 / 1_000_000));
+                if self.are_stopping {
+                    let why = Hindrance { code: "cancelled".into(), ..Hindrance::default() };
+                    let event = fact(Input::HandOverRefused { resource, why });
+                    self.push(FSYNC, event);
+                }
             }
             Effect::HandOver { resource, .. } => {
                 let mut next = self.machines[node].state.clone().unwrap();

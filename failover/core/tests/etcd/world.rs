@@ -321,6 +321,7 @@ impl World {
                 (machine.state, machine.is_settled) = (Some(state), true);
             }
             Effect::Promote { why, .. } => self.promote(node, &why),
+            Effect::KeepOffice { .. } => {}
             Effect::HandOver { .. } => {
                 let mut next = self.machines[node].state.clone().unwrap();
                 next.generation += 1;

@@ -392,6 +392,9 @@ impl World {
                 self.ask_release(if moves { Release::Move } else { Release::HandOver });
             }
             9 if self.dice.percent(30) && self.release.is_none() => self.ask_release(Release::Down),
+            10 if self.release.is_some() && self.dice.percent(50) => {
+                self.tell(Input::HandOverWithdrawn);
+            }
             10 if self.release.take().is_some() => self.tell(Input::ReleaseCancelled),
             11..14 if self.fakes[at].bad > 0 => self.dies(at),
             14 => self.by_hand(at),

@@ -852,6 +852,34 @@ fn a_release_that_is_cancelled_brings_everything_back() {
 }
 
 #[test]
+fn a_hand_over_that_is_withdrawn_in_time_fails_and_brings_everything_back() {
+    let mut story = Story::running(vec![command("a", 0), command("b", 1)]);
+    story.release(Release::HandOver);
+    story.done("b");
+    story.orders();
+    story.tell(Input::HandOverWithdrawn);
+    story.expect(&["not released: the switchover was cancelled"]);
+    story.done("a");
+    story.expect(&["start a"]);
+    story.done("a");
+    story.expect(&["start b"]);
+    // Once all has stopped, the device closes: that is not stopped half-way.
+    story.done("b");
+    story.release(Release::HandOver);
+    story.done("b");
+    story.done("a");
+    story.orders();
+    story.tell(Input::HandOverWithdrawn);
+    story.expect(&[]);
+    // The end of the resource on this node is no switchover.
+    let mut story = Story::running(vec![command("a", 0)]);
+    story.release(Release::Down);
+    story.orders();
+    story.tell(Input::HandOverWithdrawn);
+    story.expect(&[]);
+}
+
+#[test]
 fn an_operator_clears_what_failed() {
     let mut services = vec![command("a", 0)];
     services[0].restarts_max = 0;

@@ -148,6 +148,8 @@ pub enum Happening {
     JobIsLate { seat: usize, ticket: u64 },
     /// A witness starts.
     StartWitness { seat: usize },
+    /// The operator wants a switchover no more.
+    TakeBack { seat: usize },
     /// The operator looks at the switches once the troubles are over.
     Tidy,
     /// The operator looks after an acceptor without a vote.
@@ -348,6 +350,7 @@ impl World {
             Happening::Job { seat, life, job } => self.do_job(seat, life, job),
             Happening::JobIsLate { seat, ticket } => self.job_is_late(seat, ticket),
             Happening::StartWitness { seat } => self.start_witness(seat),
+            Happening::TakeBack { seat } => self.take_back(seat),
             Happening::Tidy => self.tidy_switches(),
             Happening::VoterCare => self.care_for_voters(),
             Happening::OldCopyFalls { seat } => self.old_copy_falls(seat),

@@ -14,6 +14,13 @@ use crate::world::{MS, World};
 /// An order may take so long when nothing is in its way.
 const PATIENCE: u64 = 30_000 * MS;
 
+/// Of so many orders to move the office one is taken back soon.
+const TAKEN_BACK_OF: u64 = 4;
+/// Within so long: about what a switchover takes.
+const TAKEN_BACK_WITHIN: u64 = 20 * MS;
+/// Spreads the numbers of orders (Knuth, TAOCP 3, 6.4).
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// What was ordered and not answered.
 #[derive(Debug, Default)]
 pub struct Operator {
@@ -85,10 +92,23 @@ impl World {
         }
         tell!(self, "operator at {}: {change:?} ({ticket})", NAMES[seat]);
         self.occasions_of_switch(&change);
+        // Not drawn: older seeds keep what they are about.
+        let is_plain = matches!(&change, Change::Want { node: Some(_), force, .. }
+            if *force == Force::default());
+        if is_plain && ticket % TAKEN_BACK_OF == 0 {
+            let delay = ticket.wrapping_mul(MIX) % TAKEN_BACK_WITHIN;
+            self.soon(delay, Happening::TakeBack { seat });
+        }
         let (what, since) = (format!("{change:?}"), self.now);
         self.cluster_mut().operator.pending.push(Pending { ticket, seat, life, since, what });
         let why = "the operator".into();
         self.tell_seat(seat, life, Box::new(Input::Ordered { ticket, change, why }));
+    }
+
+    /// The operator takes back what he wanted (O3).
+    pub(super) fn take_back(&mut self, seat: usize) {
+        let (resource, force) = (RESOURCE.into(), Force::default());
+        self.switch(seat, Change::Want { resource, node: None, force });
     }
 
     /// Whether the office is on its way to a node that is not primary.

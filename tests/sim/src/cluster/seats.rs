@@ -255,6 +255,8 @@ impl World {
                 tell!(self, "{} is to hand over to {to}", NAMES[seat]);
                 self.begin_job(seat, Job::HandOver);
             }
+            // Without services nothing is left to be stopped: the demotion is under way.
+            Effect::KeepOffice { .. } => self.happened(Occasion::SwitchoverCancelled),
             Effect::Answer { ticket, result } => self.switch_answered(ticket, result),
             Effect::Committed(state) => self.state_committed(seat, *state),
             Effect::WentBack => {
