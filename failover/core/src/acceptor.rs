@@ -284,7 +284,10 @@ impl Acceptor {
     fn keep(&mut self, ballot: &Ballot, state: &ClusterState) {
         let record = &mut self.record;
         record.promised = record.promised.clone().max(ballot.clone());
-        record.longest_lease = record.longest_lease.max(state.longest_lease).max(state.lease);
+        record.longest_lease = match defect(Defect::LongerLeaseForgotten) {
+            true => state.lease,
+            false => record.longest_lease.max(state.longest_lease).max(state.lease),
+        };
         record.accepted = Some((ballot.clone(), state.clone()));
     }
 

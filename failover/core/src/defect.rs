@@ -67,6 +67,8 @@ defects! {
     OldCopyAnswers,
     /// L5: a process that went back with its memory goes on.
     WentBackGoesOn,
+    /// L5: a restarted acceptor waits for the lease that the register has now.
+    LongerLeaseForgotten,
     /// L6: a takeover is begun while a lease runs.
     TakeoverWhileLeaseRuns,
     /// L7: two voters change at once.
@@ -120,6 +122,7 @@ pub const DEFECTS_OF_STORIES: &[Defect] = &[
     Defect::GossipMakesNewer,
     Defect::OldCopyAnswers,
     Defect::WentBackGoesOn,
+    Defect::LongerLeaseForgotten,
 ];
 
 #[cfg(feature = "defects")]

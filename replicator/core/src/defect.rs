@@ -85,7 +85,7 @@ defects! {
     ResumeWithoutCommit,
     /// R6b: the set is kept at a takeover.
     SetKeptAtTakeover,
-    /// R6c: a release does not wait for the requests.
+    /// R6c, L4: a release does not wait for the requests, which are served on.
     ReleaseWithoutDrain,
     /// R6c: a release does not flush.
     ReleaseWithoutFlush,
@@ -157,8 +157,10 @@ defects! {
     BaseKeptByFollower,
     /// R14: a new process speaks before its own open proposal is settled.
     OpenProposalNotSettled,
-    /// R15: requests of a closed device go on.
+    /// R2f, R15: requests of a closed device go on.
     OldInstanceGoesOn,
+    /// R11b: a resource of which nobody named the origin is served.
+    OriginNotNeeded,
     /// R16: a primary hands over to a peer that is not up to date.
     LastMemberDetaches,
     /// R16: a write that failed is acknowledged.

@@ -385,6 +385,23 @@ fn a_file_that_differs_is_shown_and_applied() {
     assert!(took >= Span::from_ms(2_400), "{} ms", took.as_ms());
 }
 
+/// L5: what a restarted acceptor had granted may have been of a longer lease than the present one:
+/// the record of alpha says what the register's history had.
+#[test]
+fn a_restarted_acceptor_waits_for_the_longest_lease_there_ever_was() {
+    let mut world = World::with_primary();
+    for (ticket, lease) in [LONG, Span::from_ms(1_000)].into_iter().enumerate() {
+        let (ticket, why) = (ticket as u64, "an operator".into());
+        let change = Change::Lease(lease);
+        world.order("beta", Input::Ordered { ticket, change, why }).unwrap();
+    }
+    world.kill("alpha");
+    world.kill("gamma");
+    world.start("gamma");
+    let took = world.run_until(Span(2 * LONG.0), |world| world.has_lease("beta"));
+    assert!(took >= LONG, "{} ms", took.as_ms());
+}
+
 #[test]
 fn a_grant_of_the_short_lease_never_counts_as_a_long_one() {
     for isolated_after_ms in [0, 3, 6, 50, 150, 250] {

@@ -153,7 +153,11 @@ impl Replica {
                 next: "promote the other node, or replace the disk and create it anew".into(),
             });
         }
-        if self.is_up_to_date() || allow_data_loss || defect(Defect::StalePromoted) {
+        let is_enough = self.is_up_to_date()
+            || allow_data_loss
+            || defect(Defect::StalePromoted)
+            || self.register.generation == 0 && defect(Defect::OriginNotNeeded);
+        if is_enough {
             return Ok(());
         }
         let (rule, why) = if self.register.generation == 0 {

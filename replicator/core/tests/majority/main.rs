@@ -40,6 +40,7 @@ fn every_defect_is_found() {
         Defect::NoPowerLossWait,
         Defect::HotForgottenWhenDeposed,
         Defect::ReadsNotConfirmed,
+        Defect::OriginNotNeeded,
     ] {
         let run = std::process::Command::new(&program)
             .args(["--skip", "every_defect_is_found"])
@@ -74,6 +75,18 @@ fn an_office_is_committed_then_waits_for_the_lease_then_serves() {
     world.lease(ALPHA, 1_000);
     assert_eq!(world.nodes[ALPHA].opened, [world.register.tenure]);
     assert_eq!(world.answer(ALPHA, ticket), Some(Ok(Answer::Done)));
+}
+
+#[test]
+fn of_a_resource_without_an_origin_nobody_takes_the_office() {
+    let mut world = World::without_origin();
+    for node in [ALPHA, BETA] {
+        world.learn(node);
+        let ticket = world.promote(node);
+        let refusal = world.answer(node, ticket).expect("at once").expect_err("R11b");
+        assert_eq!((refusal.code, refusal.rule), ("not_up_to_date", "R11b"));
+        assert!(refusal.next.contains("replctl init RESOURCE --from NODE"), "{}", refusal.next);
+    }
 }
 
 #[test]

@@ -71,10 +71,15 @@ pub fn id(node: usize) -> ReplicaId {
 impl World {
     /// Fresh disks; alpha's is the origin. The majority has answered nobody yet.
     pub fn new() -> Self {
-        Self::of(false)
+        Self::of(false, true)
     }
 
-    fn of(confirms_reads: bool) -> Self {
+    /// The same, and nobody named the origin.
+    pub fn without_origin() -> Self {
+        Self::of(false, false)
+    }
+
+    fn of(confirms_reads: bool, has_origin: bool) -> Self {
         #[cfg(feature = "defects")]
         crate::wake_defect();
         let nodes = [ALPHA, BETA].map(|node| {
@@ -92,7 +97,7 @@ impl World {
                 peers: vec![NAMES[1 - node].into()],
                 bitmap_slots: 1,
                 incarnation: Incarnation(100),
-                origin: node == ALPHA,
+                origin: has_origin && node == ALPHA,
                 assume_equal: false,
             })
             .expect("the request is valid");
@@ -144,7 +149,7 @@ impl World {
 
     /// The same with `reads = "confirmed"`.
     pub fn with_confirmed_reads() -> Self {
-        Self::of(true).settled()
+        Self::of(true, true).settled()
     }
 
     fn settled(self) -> Self {
