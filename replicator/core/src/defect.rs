@@ -157,6 +157,9 @@ defects! {
     BaseKeptByFollower,
     /// R14: a new process speaks before its own open proposal is settled.
     OpenProposalNotSettled,
+    /// R2e: a new process opens a disk on which writes of the old one are still to land. The driver's
+    /// duty: the simulator's stand-in asks for it.
+    OldWritesNotAwaited,
     /// R2f, R15: requests of a closed device go on.
     OldInstanceGoesOn,
     /// R11b: a resource of which nobody named the origin is served.
@@ -190,6 +193,12 @@ static ACTIVE: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize
 #[cfg(feature = "defects")]
 pub fn switch_on(defect: Defect) {
     ACTIVE.store(defect as usize, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether a driver is to break its part of a rule.
+#[cfg(feature = "defects")]
+pub fn is_switched_on(which: Defect) -> bool {
+    defect(which)
 }
 
 /// Whether a rule is broken on purpose.

@@ -29,9 +29,9 @@ const WITH_A_MAJORITY: &[Defect] = &[
     Defect::SoleIgnored,
 ];
 
-/// Defects that need a machine whose clock stood still and a read within a lease of its return: the
-/// same stories find them.
-const BY_STORIES: &[Defect] = &[Defect::ReadsNotConfirmed];
+/// Defects that need a machine whose clock stood still and a read within a lease of its return, or
+/// a resource without an origin: the same stories find them.
+const BY_STORIES: &[Defect] = &[Defect::ReadsNotConfirmed, Defect::OriginNotNeeded];
 
 /// Defects that pairs and clusters find, each by a checker of its own.
 const IN_BOTH: &[Defect] = &[Defect::DivergedAccepted];

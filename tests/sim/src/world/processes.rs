@@ -3,6 +3,7 @@
 use std::mem;
 
 use replicator_core::block::Incarnation;
+use replicator_core::defect::{Defect, is_switched_on};
 use replicator_core::{Config, Input, PeerConfig, RegisterKeeper};
 
 use crate::disk::Job;
@@ -35,7 +36,8 @@ impl World {
             self.happened(Occasion::DiskDeadAtStart);
             return self.after(200 * MS, Event::Start { node });
         }
-        if there.held || !there.disk.working.is_empty() {
+        let has_landed = there.disk.working.is_empty();
+        if there.held || !has_landed && !is_switched_on(Defect::OldWritesNotAwaited) {
             // R2e: the lock is free when the last write of the old process has landed.
             self.after(50 * MS, Event::Start { node });
             return;
