@@ -217,6 +217,8 @@ class Node:
         self.arguments = []
         # In a namespace a daemon has another /sys, without cgroups, unless it is to see the machine's.
         self.sees_machine = False
+        # Where its replicatord and replctl are; they may be of another build.
+        self.bin = cluster.bin
 
     @property
     def host(self):
@@ -270,7 +272,7 @@ class Node:
             inside = ("nsenter", f"--net=/run/netns/{self.namespace}") if self.sees_machine else (
                 "ip", "netns", "exec", self.namespace)
             wrap = (*wrap, *inside)
-        command = [*wrap, self.cluster.bin / "replicatord", "--config", self.config]
+        command = [*wrap, self.bin / "replicatord", "--config", self.config]
         command += ["--node", self.name, *self.arguments]
         birth = contextlib.nullcontext()
         if self.machine:
@@ -362,7 +364,7 @@ class Node:
 
     def ctl_raw(self, *arguments, as_json=True, timeout=200):
         """Runs replctl; exit code, standard output, standard error."""
-        command = [self.cluster.bin / "replctl", "--config", self.config, "--node", self.name]
+        command = [self.bin / "replctl", "--config", self.config, "--node", self.name]
         done = run(*command, *(["--json"] if as_json else []), *arguments, check=False,
                    timeout=timeout)
         return done.returncode, done.stdout, done.stderr
