@@ -5,6 +5,9 @@
 #   tests/vm/run --watchdog --env HOLD=/path/to/hold-address tests/vm/watchdog.sh lives
 #   tests/vm/run --watchdog --env HOLD=/path/to/hold-address tests/vm/watchdog.sh fires
 #
+#   tests/vm/run --tco --env HOLD=/path/to/hold-address tests/vm/watchdog.sh short
+#
+# `short` asks an iTCO for less than it takes: it gets the least, and status says that it is too long.
 # `lives` ends with 0: no reset in a pause of the lease, at a killed process, its replacement, an orderly
 # end. `fires` stops process and guard together: the machine must end before the script does (125).
 set -Eeu
@@ -12,6 +15,7 @@ set -Eeu
 work=/run/watchdog
 # Emulated processors are slow: a lease of 3 s has a watchdog of 3 s.
 lease_ms=3000
+[ "$1" != short ] || lease_ms=1000
 mkdir -p "$work"
 fail() { echo "FAILED: $*"; tail -n 20 "$work"/log | sed 's/^/  /'; exit 1; }
 trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
@@ -38,6 +42,22 @@ start() {
 ip link add dev0 type veth peer name dev1
 ip addr add 10.9.0.1/24 dev dev0
 ip link set dev1 up; ip link set dev0 up
+if [ "$1" = short ]; then
+  modprobe -a lpc_ich i2c_i801 iTCO_wdt
+  wait_for 10 "an iTCO" grep -q iTCO_wdt /sys/class/watchdog/watchdog0/identity
+  device=/dev/watchdog0
+  start
+  step "wanted for a lease of 1 s, and got $(state timeout) s of $(state identity)"
+  # Its ticks are 0.6 s, and it takes no fewer than four (drivers/watchdog/iTCO_wdt.c of 6.1).
+  [ "$(state timeout)" = 3 ] || fail "not 3 s"
+  grep -q "is_armed: true.*too long: it fires 3 s after it was fed last" "$work/log" || fail "not told"
+  sleep 8
+  exec {orders}>&-
+  wait_for 20 "the orderly end" grep -q gone "$work/log"
+  step "the machine lives on with it"
+  exit 0
+fi
+
 modprobe softdog soft_margin=60
 ls /dev/watchdog*
 for number in 0 1; do

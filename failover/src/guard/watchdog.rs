@@ -12,6 +12,9 @@ use super::table::WatchdogFacts;
 
 /// Devices that `auto` looks at.
 const DEVICES_MAX: usize = 10;
+/// A device that refuses a time-out as too short is asked for longer ones, up to this. (iTCO of
+/// Intel's chip sets takes none below 3 s.)
+const ASKED_MAX_S: u32 = 30;
 /// Written before an orderly close: the device stops.
 const MAGIC_CLOSE: &[u8] = b"V";
 
@@ -122,11 +125,11 @@ fn describe(path: &Path, error: &io::Error) -> String {
 /// Sets the time-out, reads it back, and feeds once. A device that takes no time-out keeps its own.
 pub fn arm<D: Device>(mut device: D, path: &Path, lease: Span) -> Result<Watchdog<D>, String> {
     let wanted = rules::wanted_timeout_s(lease);
-    let set = device.set_timeout(wanted);
+    let set = set_shortest(&mut device, wanted);
     let read = device.timeout();
     let timeout_s = match (&read, &set) {
         (Ok(seconds), _) if *seconds > 0 => *seconds,
-        (_, Ok(())) => wanted,
+        (_, Ok(seconds)) => *seconds,
         _ => {
             // Nobody would know when it fires.
             let _ = device.disarm();
@@ -148,6 +151,20 @@ pub fn arm<D: Device>(mut device: D, path: &Path, lease: Span) -> Result<Watchdo
     Ok(Watchdog { device, facts })
 }
 
+/// Sets the shortest time-out that it takes, from this one on.
+fn set_shortest(device: &mut impl Device, seconds: u32) -> io::Result<u32> {
+    let mut asked = seconds;
+    loop {
+        match device.set_timeout(asked) {
+            Ok(()) => return Ok(asked),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && asked < ASKED_MAX_S => {
+                asked += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl<D: Device> Watchdog<D> {
     /// After how long without food it fires.
     pub fn timeout(&self) -> Span {
@@ -162,10 +179,10 @@ impl<D: Device> Watchdog<D> {
     /// Asks for another time-out, which may be as good as food: only for who may feed it. One that
     /// takes none keeps what it has.
     pub fn set_timeout(&mut self, seconds: u32) {
-        let set = self.device.set_timeout(seconds);
+        let set = set_shortest(&mut self.device, seconds);
         match (self.device.timeout(), set) {
             (Ok(has), _) if has > 0 => self.facts.timeout_s = has,
-            (_, Ok(())) => self.facts.timeout_s = seconds,
+            (_, Ok(asked)) => self.facts.timeout_s = asked,
             _ => {}
         }
     }
@@ -266,6 +283,7 @@ mod tests {
     struct Fake {
         timeout_s: u32,
         shortest_s: u32,
+        refuses_shorter: bool,
         says_timeout: bool,
         takes_timeout: bool,
         nowayout: bool,
@@ -277,6 +295,9 @@ mod tests {
         fn set_timeout(&mut self, seconds: u32) -> io::Result<()> {
             if !self.takes_timeout {
                 return Err(io::ErrorKind::Unsupported.into());
+            }
+            if self.refuses_shorter && seconds < self.shortest_s {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
             }
             self.timeout_s = seconds.max(self.shortest_s);
             Ok(())
@@ -325,6 +346,21 @@ mod tests {
         let watchdog = armed(&mut device);
         assert_eq!(watchdog.facts.timeout_s, 10);
         assert!(!rules::is_in_time(watchdog.timeout(), LEASE));
+    }
+
+    #[test]
+    fn one_that_refuses_short_ones_gets_the_shortest_that_it_takes() {
+        let refuses = || Fake { shortest_s: 3, refuses_shorter: true, ..fake() };
+        let mut device = refuses();
+        assert_eq!(armed(&mut device).facts.timeout_s, 3);
+        let mut device = Fake { says_timeout: false, ..refuses() };
+        assert_eq!(armed(&mut device).facts.timeout_s, 3);
+        let mut device = Fake { shortest_s: 600, ..refuses() };
+        let mut watchdog = armed(&mut device);
+        assert_eq!(watchdog.facts.timeout_s, 60, "its own");
+        watchdog.device.shortest_s = 4;
+        watchdog.set_timeout(2);
+        assert_eq!(watchdog.facts.timeout_s, 4);
     }
 
     #[test]
