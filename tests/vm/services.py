@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The whole daemon under a real systemd and with a real watchdog device: alpha is a virtual machine
 that runs replicator.service and, as a service, a unit; beta and the witness are outside, and so is
-who hears on which node the service runs. O2, V2, V5, V6, V9 and V10 of the scenarios, with one
-machine; the steps are in steps_watchdog.py and steps_units.py.
+who hears on which node the service runs. O2, V2, V3, V5, V6, V9 and V10 of the scenarios, with one
+machine; the steps are in steps_watchdog.py, steps_mount.py and steps_units.py.
 
     services.py [STEP...]       only these steps, in their order, and those they need; default: all
 
@@ -12,13 +12,14 @@ Exit code: 0 all well, 1 something failed, 77 it cannot be tried here (no root).
 import sys
 import time
 
+import steps_mount
 import steps_units
 import steps_watchdog
 from machines import AGENT_PORT, BEAT_PORT, exit_code
 from demo_cluster import Services
 from trio import CLIENT_ADDRESS
 
-STEPS = {name.removeprefix("step_"): step for steps in (steps_watchdog, steps_units)
+STEPS = {name.removeprefix("step_"): step for steps in (steps_watchdog, steps_mount, steps_units)
          for name, step in vars(steps).items() if name.startswith("step_")}
 NEEDED = ("missing", "armed")
 
