@@ -34,6 +34,7 @@ import trio_members
 import trio_network
 import trio_operation
 import trio_placement
+import trio_places
 import trio_postgres
 import trio_reach
 import trio_scarcity
@@ -46,7 +47,7 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + three.SCENARIOS
              + trio_hangs.SCENARIOS + trio_http.SCENARIOS
              + trio_services.SCENARIOS + trio_guard.SCENARIOS + trio_address.SCENARIOS
-             + trio_placement.SCENARIOS + etcd_register.SCENARIOS
+             + trio_placement.SCENARIOS + trio_places.SCENARIOS + etcd_register.SCENARIOS
              + trio_postgres.SCENARIOS + trio_reach.SCENARIOS + trio_scarcity.SCENARIOS
              + many_clusters.SCENARIOS)
 LONG = (three.LONG + trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
