@@ -52,7 +52,7 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + many_clusters.SCENARIOS)
 LONG = (three.LONG + trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
         + trio_placement.LONG + trio_services.LONG + trio_guard.LONG + trio_address.LONG + fencing.LONG
-        + etcd_register.LONG)
+        + etcd_register.LONG + trio_reach.LONG)
 
 DEADLINE_S = 900
 
