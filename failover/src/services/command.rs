@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::attended::{ASKED_AFTER, Attendance};
+use super::attended::{ASKED_AFTER, Attendance, Held, News};
 use super::process::{Leftovers, Order, Run, WordsFile, run};
 use super::processes::{self, names};
 use super::scope::Scope;
@@ -168,8 +168,9 @@ impl Commands {
     async fn start_it(&self, site: &Site) -> Result<(), Failure> {
         // Without a monitor and without processes nobody knows whether it ran: it is started.
         self.left_nothing.store(false, Relaxed);
+        let held = Held::of(&self.body).await;
         if matches!(self.condition(Action::Monitor).await, Ok(Condition::Running)) {
-            self.attendance.begins(&self.body).await;
+            self.attendance.begins(held);
             return Ok(());
         }
         self.attendance.ends();
@@ -178,8 +179,9 @@ impl Commands {
             self.end(Force::Kill).await?;
             return Err(self.failed(Action::Start, &run));
         }
-        self.left_nothing.store(!self.body.lives().await, Relaxed);
-        self.attendance.begins(&self.body).await;
+        let held = Held::of(&self.body).await;
+        self.left_nothing.store(held.is_empty(), Relaxed);
+        self.attendance.begins(held);
         Ok(())
     }
 
@@ -259,7 +261,7 @@ impl Commands {
 
     async fn tell(&self, changes: UnboundedSender<Change>) {
         loop {
-            let died = self.attendance.death(&self.body).await;
+            let News::Died(died) = self.attendance.news(&self.body).await else { continue };
             // A helper of the start may end: only the monitor can tell, if there is one.
             if self.monitor.is_some()
                 && self.attendance.unless_over(self.is_well()).await != Some(false)
@@ -292,9 +294,10 @@ impl Service for Commands {
 
     fn monitor(&self) -> Doing<'_, Result<Condition, Failure>> {
         Box::pin(async {
+            let held = self.attendance.before_adoption(&self.body).await;
             let condition = self.condition(Action::Monitor).await;
             if matches!(condition, Ok(Condition::Running)) {
-                self.attendance.adopts();
+                self.attendance.adopts(held);
             }
             condition
         })

@@ -14,7 +14,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 pub use self::metadata::{Agent, Metadata};
 use self::presence::Presence;
-use super::attended::{ASKED_AFTER, Attendance};
+use super::attended::{ASKED_AFTER, Attendance, Held, News};
 use super::process::{Leftovers, Order, Run, WordsFile, run};
 use super::scope::Scope;
 use super::{Change, Condition, Doing, Failure, Force, Home, Service, Site};
@@ -216,7 +216,7 @@ impl Ocf {
         if !matches!(run.code(), Some(OK | DEGRADED)) {
             return Err(self.failed(Action::Start, &run));
         }
-        self.attendance.begins(&self.body).await;
+        self.attendance.begins(Held::of(&self.body).await);
         Ok(())
     }
 
@@ -279,27 +279,32 @@ impl Ocf {
         self.judge(action, &run)
     }
 
-    /// When a process dies that the start left running, the agent is asked at once.
+    /// The agent is asked at once when a process dies that the start left running, and after each
+    /// start, as cluster managers do: what died before its processes were held nobody saw.
     async fn tell(&self, changes: UnboundedSender<Change>) {
         loop {
-            let died = self.attendance.death(&self.body).await;
+            let (pauses, what) = match self.attendance.news(&self.body).await {
+                News::Began => (&ASKED_AFTER[..1], format!("{} was started", self.name)),
+                News::Died(died) => {
+                    (&ASKED_AFTER[..], format!("process {} of {} ended", died.label(), self.name))
+                }
+            };
             // A stop that begins meanwhile has the death for itself.
-            let Some(Some(why)) = self.attendance.unless_over(self.complaint()).await else {
+            let Some(Some(why)) = self.attendance.unless_over(self.complaint(pauses)).await else {
                 continue;
             };
             self.attendance.ends();
-            let why = format!("process {} of {} ended: {why}", died.label(), self.name);
-            if changes.send(Change::Failed(why)).is_err() {
+            if changes.send(Change::Failed(format!("{what}: {why}"))).is_err() {
                 return;
             }
         }
     }
 
-    /// What the agent says some time after a death; nothing when it runs all the same.
-    async fn complaint(&self) -> Option<String> {
+    /// What the agent says after these pauses; nothing when it runs all the same.
+    async fn complaint(&self, pauses: &[Duration]) -> Option<String> {
         let limit = Duration::from_nanos(self.timing.monitor.0);
-        for pause in ASKED_AFTER {
-            tokio::time::sleep(pause).await;
+        for pause in pauses {
+            tokio::time::sleep(*pause).await;
             let asked = self.run(Action::Monitor, &self.looking, 3);
             let Ok(run) = tokio::time::timeout(limit, asked).await else {
                 return Some("the agent does not answer".into());
@@ -402,10 +407,11 @@ impl Service for Ocf {
 
     fn monitor(&self) -> Doing<'_, Result<Condition, Failure>> {
         Box::pin(async {
+            let held = self.attendance.before_adoption(&self.body).await;
             let condition = self.condition().await;
             if matches!(condition, Ok(Condition::Running | Condition::Degraded(_))) {
                 self.presence.begins();
-                self.attendance.adopts();
+                self.attendance.adopts(held);
             }
             condition
         })

@@ -114,15 +114,6 @@ pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Whether this program has a pidfd of the process.
-pub fn is_held(pid: i32) -> bool {
-    let line = format!("Pid:\t{pid}\n");
-    let infos = std::fs::read_dir("/proc/self/fdinfo").unwrap();
-    infos
-        .flatten()
-        .any(|info| std::fs::read_to_string(info.path()).is_ok_and(|it| it.contains(&line)))
-}
-
 /// A process runs while it is not dead and not a zombie.
 pub fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

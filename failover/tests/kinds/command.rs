@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use replicator_core::Span;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::bench::{Place, is_held, its_turn, lives, pid_in, site, soon, until};
+use super::bench::{Place, its_turn, lives, pid_in, site, soon, until};
 
 pub fn spec(name: &str, kind: Kind) -> ServiceSpec {
     let second = Span::from_ms(5_000);
@@ -227,9 +227,10 @@ async fn a_daemon_that_was_restarted_finds_its_services_again() {
     let second = command(&place, &text, "", "");
     assert_eq!(second.monitor().await, Ok(Condition::Running));
     let (sender, mut changes) = unbounded_channel();
+    // Between the look of a restarted daemon and its watch.
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    until("it is dead", || !lives(pid)).await;
     let acting = async {
-        until("it is attended", || is_held(pid)).await;
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         assert!(matches!(soon("the news", changes.recv()).await, Some(Change::Failed(_))));
     };
     tokio::select! {

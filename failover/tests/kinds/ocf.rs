@@ -310,15 +310,16 @@ async fn a_daemon_of_an_agent_is_watched_and_the_agent_is_asked_when_it_dies() {
     told.tell("start", &daemon(&told.place, "pid"));
     let answer = format!(
         "grep -q '^State:.[RS]' /proc/$(cat {})/status 2>/dev/null || \
-         {{ echo 'ocf-exit-reason:gone' >&2; exit 1; }}",
-        path.display()
+         {{ echo 'ocf-exit-reason:gone' >&2; exit 1; }}; touch {}",
+        path.display(),
+        told.place.path("asked").display()
     );
     told.tell("monitor", &answer);
     let (sender, mut changes) = unbounded_channel();
     let acting = async {
         told.service.start(&here()).await.unwrap();
         let pid = pid_in(&path).await;
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        until("its start is believed", || told.place.path("asked").exists()).await;
         let killed = Instant::now();
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         let change = soon("the news", changes.recv()).await.unwrap();
@@ -331,6 +332,24 @@ async fn a_daemon_of_an_agent_is_watched_and_the_agent_is_asked_when_it_dies() {
              (error): gone"
         );
         assert_eq!(why, wanted);
+    };
+    tokio::select! {
+        () = told.service.watch(sender) => panic!("it ended by itself"),
+        () = acting => {}
+    }
+}
+
+#[tokio::test]
+async fn an_agent_is_asked_after_its_start_since_nobody_saw_what_died_before() {
+    let told = Told::new("begun");
+    told.tell("start", "sleep 1000 & kill $!; wait");
+    told.tell("monitor", "exit 7");
+    let (sender, mut changes) = unbounded_channel();
+    let acting = async {
+        told.service.start(&here()).await.unwrap();
+        let change = soon("the news", changes.recv()).await;
+        let why = "vip 1 was started: the agent says that it does not run";
+        assert_eq!(change, Some(Change::Failed(why.into())));
     };
     tokio::select! {
         () = told.service.watch(sender) => panic!("it ended by itself"),
