@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,6 +25,8 @@ LEASE_MS = 1000
 SCHEDULE = (0, 0.05, 0.15, 0.4, 1, 2, 5)
 ETH_ARP = 0x0806
 ETH_IPV6 = 0x86DD
+# The flag of an advertisement that answers a question.
+SOLICITED = 0x40
 SECOND_NODE_S = LEASE_MS * 1.1 / 1000 + 0.3
 
 
@@ -58,9 +59,36 @@ def parse(at, data):
             return Frame(at, {1: "request", 2: "reply"}[operation], mac, sender)
         return Frame(at, {1: "question", 2: "answer"}[operation], mac, sender)
     if kind == ETH_IPV6 and len(data) >= 78 and data[20] == 58 and data[54] == 136:
-        return Frame(at, "advertisement", mac,
-                     socket.inet_ntop(socket.AF_INET6, data[62:78]))
+        word = "answer" if data[58] & SOLICITED else "advertisement"
+        return Frame(at, word, mac, socket.inet_ntop(socket.AF_INET6, data[62:78]))
     return None
+
+
+def question(mac, own_address, address):
+    """The frame that asks who has an address: ARP, or a neighbour solicitation."""
+    if ":" not in address:
+        return (b"\xff" * 6 + mac + struct.pack("!HHHBBH", ETH_ARP, 1, 0x0800, 6, 4, 1) + mac
+                + socket.inet_aton(own_address) + bytes(6) + socket.inet_aton(address))
+    own, target = (socket.inet_pton(socket.AF_INET6, it) for it in (own_address, address))
+    group = socket.inet_pton(socket.AF_INET6, "ff02::1:ff00:0")[:13] + target[13:]
+
+    def body(checksum):
+        return struct.pack("!BBHI", 135, 0, checksum, 0) + target + b"\x01\x01" + mac
+    summed = own + group + struct.pack("!II", len(body(0)), 58) + body(0)
+    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    header = struct.pack("!HIHBB", ETH_IPV6, 6 << 28, len(body(0)), 58, 255)
+    return b"\x33\x33" + group[12:] + mac + header + own + group + body(0xFFFF - total)
+
+
+def say_gratuitously(place, address, mac):
+    """Somebody at link0 of a namespace says, unasked, that the address is his."""
+    own, mac = socket.inet_aton(address), bytes.fromhex(mac.replace(":", ""))
+    with in_namespace(place), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as speaker:
+        speaker.bind(("link0", 0))
+        speaker.send(b"\xff" * 6 + mac + struct.pack("!HHHBBH", ETH_ARP, 1, 0x0800, 6, 4, 1)
+                     + mac + own + b"\xff" * 6 + own)
 
 
 class Bystander:
@@ -102,9 +130,7 @@ class Bystander:
     def ask_for_ever(self, address=FLOATING, pause_s=0.01):
         """The bystander asks all the time who has the address; the answers are in `frames`."""
         ready, stop = threading.Event(), threading.Event()
-        mac = bytes.fromhex(self.own_mac.replace(":", ""))
-        question = (b"\xff" * 6 + mac + struct.pack("!HHHBBH", ETH_ARP, 1, 0x0800, 6, 4, 1) + mac
-                    + socket.inet_aton(self.own_address) + bytes(6) + socket.inet_aton(address))
+        frame = question(bytes.fromhex(self.own_mac.replace(":", "")), self.own_address, address)
 
         def ask():
             with in_namespace(self.place):
@@ -112,7 +138,7 @@ class Bystander:
             speaker.bind(("link0", 0))
             ready.set()
             while not stop.wait(pause_s):
-                speaker.send(question)
+                speaker.send(frame)
             speaker.close()
         thread = threading.Thread(target=ask)
         thread.start()
@@ -429,8 +455,7 @@ def an_address_of_somebody_else_is_not_taken():
         holder.wait_for("there")
         lan.ip("two", "addr", "add", f"{FLOATING}/24", "dev", "link0")
         said = time.monotonic()
-        run("ip", "netns", "exec", lan.namespace("two"), sys.executable, "-c", GRATUITOUS,
-            FLOATING, stranger)
+        say_gratuitously(lan.namespace("two"), FLOATING, stranger)
         holder.wait_for(f"{stranger} says that it has {FLOATING} too")
         wait_until("it is announced against the stranger", lambda: any(
             0 < frame.at - said < 1 for frame in lan.heard(("request",), lan.mac("one"))), 5)
@@ -480,18 +505,6 @@ def a_switch_that_is_slow_to_forward_delays_clients_and_loses_none():
         wait_until("the client knows the new owner", lambda: known() == lan.mac("two"), 60)
         print(f"    told {time.monotonic() - opened:.2f} s after the port forwards")
         wait_until("the client reaches it again", reaches, 10)
-
-
-GRATUITOUS = """
-import socket, struct, sys
-mac = bytes.fromhex(sys.argv[2].replace(":", ""))
-address = socket.inet_aton(sys.argv[1])
-frame = (b"\\xff" * 6 + mac + struct.pack("!HHHBBH", 0x0806, 1, 0x0800, 6, 4, 1) + mac + address
-         + b"\\xff" * 6 + address)
-speaker = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-speaker.bind(("link0", 0))
-speaker.send(frame)
-"""
 
 
 def an_address_removed_by_hand_and_a_lost_carrier_are_noticed_at_once():
