@@ -56,6 +56,16 @@ class Guarded(Served):
                 found.append(int(entry.name))
         return found
 
+    def expect_always_ready(self, pid):
+        """Nothing that a guard needs is swapped out, and it runs before every ordinary program."""
+        def locked_kib():
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            return next(int(line.split()[1]) for line in status.splitlines() if line[:6] == "VmLck:")
+        wait_until(f"the guard {pid} has its memory locked", lambda: locked_kib() > 0, 10)
+        wait_until(f"the guard {pid} has a real-time priority", lambda: os.sched_getscheduler(pid)
+                   & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR, 10)
+        expect(os.sched_getparam(pid).sched_priority > 0, "its priority is 0")
+
     def has_processes(self, name="alpha"):
         """Whether anything of the services of a node is left."""
         return any(self.pids(name, service) for service in NAMES)
@@ -163,6 +173,7 @@ def a_guard_that_is_killed_is_started_again_and_does_its_work():
         alpha = cluster.start().alpha
         before = cluster.guard()
         expect([before["pid"]] == cluster.guards(), f"{before}, {cluster.guards()}")
+        cluster.expect_always_ready(before["pid"])
         pids = {name: cluster.pids("alpha", name) for name in NAMES}
         os.kill(before["pid"], signal.SIGKILL)
         after = wait_until("another guard", lambda: (lambda it: it if it["restarts"] == 1 and it["pid"]
@@ -175,6 +186,7 @@ def a_guard_that_is_killed_is_started_again_and_does_its_work():
         after = wait_until("a third guard", lambda: (lambda it: it if it["restarts"] == 2 and it["pid"]
                            else None)(cluster.guard()), 20)
         wait_until("one guard", lambda: cluster.guards() == [after["pid"]], 10)
+        cluster.expect_always_ready(after["pid"])
         expect({name: cluster.pids("alpha", name) for name in NAMES} == pids, "services restarted")
         expect(cluster.beats.runs("alpha", "one"), "services stand still")
         since = time.monotonic()
