@@ -212,6 +212,11 @@ impl Daemon {
         self.resources.iter().find(|resource| resource.name() == name)
     }
 
+    /// The place of a node in the configuration, which is the same on every node.
+    pub fn number_of(&self, node: &str) -> Option<usize> {
+        self.cluster.nodes.iter().position(|it| it.name == node)
+    }
+
     /// The names of all resources.
     pub fn resource_names(&self) -> Vec<String> {
         self.resources.iter().map(|resource| resource.name().to_owned()).collect()

@@ -182,6 +182,8 @@ pub struct DiskLayout {
     pub region_start: u64,
     /// Length of the metadata region.
     pub region_bytes: u64,
+    /// Length of its beginning, where the dirty bitmaps are; a superblock follows, and the log.
+    pub bitmaps_bytes: u64,
 }
 
 #[derive(Debug)]

@@ -92,6 +92,9 @@ pub struct ResourceReport {
     pub services: Option<ServicesReport>,
     /// NBD clients that are connected.
     pub clients: Vec<ClientReport>,
+    /// Operations of its disk that are under way.
+    #[serde(default)]
+    pub disk_operations: usize,
     /// Counts since it came up.
     pub counters: CountersReport,
     /// What an operator should know about this resource.
@@ -194,6 +197,9 @@ pub struct PeerReport {
     pub received_bytes: (u64, u64),
     /// Frames sent and not acknowledged, and their bytes.
     pub in_flight: (usize, u64),
+    /// Those of these bytes that belong to a resync.
+    #[serde(default)]
+    pub in_flight_resync_bytes: u64,
     /// Which side connects: `this node` or the peer's name.
     pub dialled_by: String,
 }
@@ -324,6 +330,12 @@ pub struct CountersReport {
     pub written_bytes: u64,
     /// Requests answered with an error.
     pub errors: u64,
+    /// Writes of the activity log.
+    #[serde(default)]
+    pub log_writes: u64,
+    /// Writes of dirty bitmaps.
+    #[serde(default)]
+    pub bitmap_writes: u64,
     /// Disk operations that failed.
     pub disk_errors: u64,
 }

@@ -161,7 +161,8 @@ def tells_of_both_peers(cluster, node, others):
                f"no series of {other}: {[key for key in pages['/metrics'] if 'peer' in key]}")
         key = f"replicator_peer_acknowledgement_seconds_count{of_peer}"
         expect(pages["/metrics"].get(key, 0) > 0, f"how long {other} takes is not told")
-        of_peer = f'{{name="demo",conn_name="{other}",volume="0"}}'
+        number = list(cluster.nodes).index(other)
+        of_peer = f'{{name="demo",conn_name="{other}",peer_node_id="{number}",volume="0"}}'
         key = f"drbd_peerdevice_outofsync_bytes{of_peer}"
         expect(pages["/metrics?names=drbd"].get(key) == 0, f"no series of {other}")
     expect(node.ctl_raw("check", as_json=False)[0] == 0, "check finds something")

@@ -154,15 +154,18 @@ def metrics_are_well_formed_and_true():
         drbd = samples(ask(cluster, beta, "/metrics?names=drbd")[1])
         for name, value in {
             'drbd_resource_role{name="demo",drbd_resource_role="Secondary"}': 1,
-            'drbd_device_state{name="demo",volume="0",drbd_device_state="UpToDate"}': 1,
-            'drbd_connection_state{name="demo",conn_name="alpha",'
+            'drbd_device_state{name="demo",volume="0",minor="0",drbd_device_state="UpToDate"}': 1,
+            'drbd_connection_state{name="demo",conn_name="alpha",peer_node_id="0",'
             'drbd_connection_state="Connected"}': 1,
-            'drbd_device_quorum{name="demo",volume="0"}': 1,
+            'drbd_device_quorum{name="demo",volume="0",minor="0"}': 1,
             'drbd_resource_promotionscore{name="demo"}': 10102,
-            'drbd_connection_congested{name="demo",conn_name="alpha"}': 0,
-            'drbd_device_unintentionaldiskless{name="demo",volume="0"}': 0,
+            'drbd_connection_congested{name="demo",conn_name="alpha",peer_node_id="0"}': 0,
+            'drbd_device_unintentionaldiskless{name="demo",volume="0",minor="0"}': 0,
         }.items():
             expect(drbd.get(name) == value, f"{name} is {drbd.get(name)}, not {value}")
+        of_primary = samples(ask(cluster, alpha, "/metrics?names=drbd")[1])
+        name = 'drbd_device_alwrites_total{name="demo",volume="0",minor="0"}'
+        expect(of_primary.get(name, 0) > 0, f"{name} is {of_primary.get(name)} after the writes")
 
 
 def only_who_is_allowed_gets_an_answer():

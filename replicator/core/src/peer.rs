@@ -148,6 +148,8 @@ pub(crate) struct Peer {
     outstanding: VecDeque<Option<Outstanding>>,
     pub(crate) in_flight_frames: usize,
     pub(crate) in_flight_bytes: u64,
+    /// Those of them that belong to a resync.
+    pub(crate) in_flight_resync_bytes: u64,
     volatile: VecDeque<ByteRange>,
     /// Number of the first entry of `volatile`, counted since the session began.
     volatile_first: u64,
@@ -183,6 +185,7 @@ impl Peer {
             outstanding: VecDeque::with_capacity(PEER_WINDOW_FRAMES),
             in_flight_frames: 0,
             in_flight_bytes: 0,
+            in_flight_resync_bytes: 0,
             volatile: VecDeque::with_capacity(1024),
             volatile_first: 0,
             volatile_since: Time(0),
@@ -228,6 +231,7 @@ impl Peer {
         self.outstanding.push_back(Some(Outstanding { sent_at, what }));
         self.in_flight_frames += 1;
         self.in_flight_bytes += what.bytes();
+        self.in_flight_resync_bytes += what.resync_bytes();
         seq
     }
 
@@ -251,6 +255,7 @@ impl Peer {
         }
         self.in_flight_frames -= 1;
         self.in_flight_bytes -= done.what.bytes();
+        self.in_flight_resync_bytes -= done.what.resync_bytes();
         Some(done)
     }
 
@@ -265,6 +270,7 @@ impl Peer {
         self.first_seq = 1;
         self.in_flight_frames = 0;
         self.in_flight_bytes = 0;
+        self.in_flight_resync_bytes = 0;
         core::mem::take(&mut self.outstanding).into_iter().flatten()
     }
 
@@ -313,5 +319,9 @@ impl Sent {
             Self::Write { range, .. } | Self::Resync { range } => range.length,
             Self::Flush { .. } | Self::Echo { .. } => 0,
         }
+    }
+
+    fn resync_bytes(&self) -> u64 {
+        if let Self::Resync { range } = self { range.length } else { 0 }
     }
 }

@@ -606,6 +606,7 @@ impl Replica {
             sent_bytes: (peer.sent_resync_bytes, peer.sent_write_bytes),
             received_bytes: (peer.received_resync_bytes, peer.received_write_bytes),
             in_flight: (peer.in_flight_frames, peer.in_flight_bytes),
+            in_flight_resync_bytes: peer.in_flight_resync_bytes,
         }
     }
 

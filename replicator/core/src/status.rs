@@ -136,4 +136,6 @@ pub struct PeerStatus {
     pub received_bytes: (u64, u64),
     /// Frames sent and not yet acknowledged, and their bytes.
     pub in_flight: (usize, u64),
+    /// Those of these bytes that belong to a resync.
+    pub in_flight_resync_bytes: u64,
 }

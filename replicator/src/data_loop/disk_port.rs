@@ -9,6 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use nix::sys::eventfd::EventFd;
+use replicator_core::metadata::SUPERBLOCK_BYTES;
 use replicator_core::{BufId, ByteRange, DiskFailure, DiskOutcome, Input, OpId, Time, limits};
 
 use super::volatile_cache::VolatileCache;
@@ -179,6 +180,13 @@ impl DiskPort {
         let layout = self.disk.layout();
         let end = offset + bytes.len() as u64;
         assert!(!bytes.is_empty() && end <= layout.region_bytes, "metadata write at {offset}");
+        let superblocks =
+            [layout.bitmaps_bytes, layout.region_bytes.saturating_sub(SUPERBLOCK_BYTES as u64)];
+        if offset < layout.bitmaps_bytes {
+            io.counters.bitmap_writes += 1;
+        } else if !superblocks.contains(&offset) {
+            io.counters.log_writes += 1;
+        }
         self.waiting.push_back(Waiting::Meta { op, offset, bytes });
         self.resume(io);
     }

@@ -15,6 +15,8 @@ pub struct LoopStatus {
     pub clients: Vec<ClientStatus>,
     /// How full the buffer pool is.
     pub pool: PoolStatus,
+    /// Operations of the disk that are under way.
+    pub disk_operations: usize,
     /// Since the start of the loop.
     pub counters: Counters,
     /// For people: memory that could not be locked, and the like.
@@ -68,6 +70,10 @@ pub struct Counters {
     pub frames_sent: u64,
     /// Frames received from peers.
     pub frames_received: u64,
+    /// Writes of the activity log.
+    pub log_writes: u64,
+    /// Writes of dirty bitmaps.
+    pub bitmap_writes: u64,
     /// Disk operations that failed.
     pub disk_errors: u64,
     /// Writes, on the local disk alone.

@@ -328,6 +328,7 @@ impl<C: Core> DataLoop<C> {
                 peers: pool.usage(Share::Peers),
                 resync: pool.usage(Share::Resync),
             },
+            disk_operations: self.disk.in_flight(),
             counters: self.io.counters.clone(),
             warnings: pool.unlocked_because.iter().cloned().collect(),
         }

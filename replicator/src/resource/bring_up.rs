@@ -31,6 +31,7 @@ impl Resource {
             block_bytes: superblock.block_bytes,
             region_start: layout.region_start,
             region_bytes: layout.region_bytes,
+            bitmaps_bytes: layout.bitmaps.last().map_or(0, |bitmap| bitmap.end),
         })
         .map_err(|error| error.to_string())?;
 

@@ -70,6 +70,7 @@ impl Resource {
     fn add_status(&self, report: &mut ResourceReport, status: &LoopStatus, block_bytes: u32) {
         report.replica = Some(self.replica_report(&status.core, block_bytes));
         report.clients = status.clients.iter().map(client_report).collect();
+        report.disk_operations = status.disk_operations;
         report.counters = counters_report(&status.counters);
         report.warnings.clone_from(&status.warnings);
         let text = "this resource runs on a backing that is for tests only".to_owned();
@@ -172,6 +173,7 @@ impl Resource {
             sent_bytes: peer.sent_bytes,
             received_bytes: peer.received_bytes,
             in_flight: peer.in_flight,
+            in_flight_resync_bytes: peer.in_flight_resync_bytes,
             dialled_by: if dials { "this node".to_owned() } else { peer.node.clone() },
         }
     }
@@ -208,6 +210,8 @@ fn counters_report(counters: &Counters) -> CountersReport {
         read_bytes: counters.read_bytes,
         written_bytes: counters.written_bytes,
         errors: counters.errors,
+        log_writes: counters.log_writes,
+        bitmap_writes: counters.bitmap_writes,
         disk_errors: counters.disk_errors,
     }
 }

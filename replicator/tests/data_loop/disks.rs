@@ -95,6 +95,7 @@ fn a_layout_that_does_not_fit_the_disk_is_refused() {
         block_bytes: 4096,
         region_start: SIZE - (1 << 20),
         region_bytes: 1 << 20,
+        ..DiskLayout::default()
     };
     disk.use_layout(fits).expect("a layout that fits");
     let shrunk = DiskLayout { region_start: SIZE, ..fits };

@@ -186,6 +186,7 @@ impl Real {
             block_bytes: BLOCK_BYTES as u32,
             region_start: DATA_BYTES,
             region_bytes: REGION_BYTES,
+            ..DiskLayout::default()
         };
         disk.use_layout(layout).expect("a layout that fits");
         disk
