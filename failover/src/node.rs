@@ -31,6 +31,10 @@ use crate::store::{Store, StoreError};
 const TURN: Duration = Duration::from_millis(50);
 /// How long an operator's change may take before he is told what it waits for.
 const ORDER_PATIENCE: Duration = Duration::from_secs(10);
+/// When a write of the record is said to hang.
+const WRITE_HANGS_AFTER: Span = Span::from_ms(1_000);
+/// When one that failed is tried again.
+const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What came before a promotion was ordered, for history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,7 +139,11 @@ pub struct Cluster {
     ports: Ports,
     moved: Moved,
     etcd: Option<Etcd>,
+    unwritten: Unwritten,
 }
+
+/// The record that is being written: since when, and why that failed, if it did.
+type Unwritten = Arc<Mutex<Option<(Time, Option<StoreError>)>>>;
 
 /// Where nodes say they are reached, by name.
 type Moved = Arc<Mutex<HashMap<NodeName, Vec<SocketAddr>>>>;
@@ -161,7 +169,8 @@ impl Cluster {
             let give = move |opened| letters.send(Letter::Datagram(Box::new(opened))).is_ok();
             ports.listen(*address, Station::new(sealer.clone(), refused, give))?;
         }
-        let records = start_writer(store, letters.clone())?;
+        let unwritten = Unwritten::default();
+        let records = start_writer(store, letters.clone(), unwritten.clone())?;
         let etcd = match &config.etcd {
             Some(etcd) => Some(start_etcd(etcd.clone(), &config.core.name, letters.clone())?),
             None => None,
@@ -188,7 +197,7 @@ impl Cluster {
             next_ticket: 0,
         };
         spawn("cluster", move || thread.run(&inbox))?;
-        Ok(Self { letters, refused, ports: ports.clone(), moved, etcd })
+        Ok(Self { letters, refused, ports: ports.clone(), moved, etcd, unwritten })
     }
 
     /// Tells the core a fact.
@@ -246,6 +255,17 @@ impl Cluster {
         answer.recv_timeout(Duration::from_secs(2)).ok()
     }
 
+    /// What keeps this node from voting: its record is not durable. Since when, and why.
+    pub fn unwritten(&self) -> Option<(Time, String)> {
+        let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, error) = unwritten.as_ref()?;
+        match error {
+            Some(error) => Some((*since, error.to_string())),
+            None if now().since(*since) < WRITE_HANGS_AFTER => None,
+            None => Some((*since, "the disk with its register does not answer".to_owned())),
+        }
+    }
+
     /// How many datagrams for this cluster were refused, and the last reason.
     pub fn refused(&self) -> (u64, String) {
         self.refused.told()
@@ -299,18 +319,26 @@ fn start_etcd(
 fn start_writer(
     mut store: Store,
     letters: mpsc::Sender<Letter>,
+    unwritten: Unwritten,
 ) -> Result<mpsc::Sender<Box<Record>>, StartError> {
     let (records, inbox) = mpsc::channel::<Box<Record>>();
+    let note = move |state| {
+        *unwritten.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    };
     spawn("register", move || {
         while let Ok(mut record) = inbox.recv() {
             while let Ok(newer) = inbox.try_recv() {
                 record = newer;
             }
+            let since = now();
+            note(Some((since, None)));
             while let Err(error) = store.write(&record) {
                 // Without its record this node must not vote: it says nothing until it can write.
                 tracing::error!("{error}; this node does not vote until that works");
-                thread::sleep(Duration::from_secs(1));
+                note(Some((since, Some(error))));
+                thread::sleep(WRITE_AGAIN_AFTER);
             }
+            note(None);
             let sequence = record.sequence;
             if letters.send(Letter::Fact(Input::RecordDurable { sequence })).is_err() {
                 return;

@@ -138,9 +138,49 @@ def explain_no_origin():
             node.spawn()
         wait_until("alpha answers", alpha.answers_or_died)
         explained(alpha, "no_origin", "R11b", "on beta: replctl create demo", "the disk of beta")
-        beta.ctl("create", "demo")
-        beta.ctl("up", "demo")
+        follow(beta, office(alpha)["explain"]["refusal"]["next"])
         explained(alpha, "no_origin", "R11b", "replctl init demo --from", "origin")
+        follow(alpha, office(alpha)["explain"]["refusal"]["next"].replace("NODE", "alpha"))
+        cluster.wait_for_primary(alpha)
+
+
+def follow(node, step):
+    """Runs on a node, whose daemon runs, every command that a next step names."""
+    commands = re.findall(r"replctl ([^;]+)", step)
+    expect(commands, f"the next step names no command: {step!r}")
+    for command in commands:
+        node.ctl(*command.split())
+
+
+def status_and_explain_say_that_a_node_cannot_make_its_votes_durable():
+    """Its register cannot be written: said with the cause, its age, and what is to be done; over when
+    the disk works again."""
+    with Trio() as cluster:
+        alpha, beta = cluster.start(watched=False).alpha, cluster.beta
+        files = sorted(beta.dir.glob("**/register.[01]"))
+        expect(len(files) == 2, f"{files}")
+        if run("chattr", "+i", *files, check=False).returncode != 0:
+            raise Skip("no file can be made immutable here")
+        try:
+            def trouble():
+                nodes = beta.ctl("status")["cluster_state"]["nodes"]
+                return next(it for it in nodes if it["name"] == "beta")["trouble"]
+            # Something that is to be promised durably.
+            alpha.ctl("pause")
+            found = wait_until("beta says so", trouble, 20)
+            expect(found["code"] == "record_not_durable" and found["rule"] == "L5", f"{found}")
+            expect("Operation not permitted" in found["why"] and "state_dir" in found["next"], f"{found}")
+            for command in ("status", "explain"):
+                words = beta.ctl_raw(command, as_json=False)[1]
+                expect("beta     data node  here · has no vote" in words
+                       and "this node does not vote until that works" in words, f"{command}:\n{words}")
+            age = re.compile(r"for (\d+) ms: this node")
+            first = int(age.search(found["why"])[1])
+            wait_until("its age grows", lambda: int(age.search(trouble()["why"])[1]) > first + 1000, 10)
+            print(f"    {found['why']}; {found['next']}")
+        finally:
+            run("chattr", "-i", *files)
+        wait_until("it votes again", lambda: not trouble(), 10)
 
 
 def explain_a_higher_generation_on_disk_than_in_the_register():
@@ -422,6 +462,7 @@ SCENARIOS = [
     status_of_a_dead_primary_says_that_its_lease_is_over_since_when_and_what_is_awaited,
     explain_not_a_member_and_stale,
     explain_no_origin,
+    status_and_explain_say_that_a_node_cannot_make_its_votes_durable,
     explain_a_higher_generation_on_disk_than_in_the_register,
     explain_an_old_instance_that_is_still_open,
     explain_a_drain_that_hangs,

@@ -386,8 +386,9 @@ impl Node {
                      seen: its data may be the newest"
                 );
                 let next = format!(
-                    "start replicatord on {node}; if its disk is new, on {node}: replctl create {}",
-                    entry.name
+                    "start replicatord on {node}; if its disk is new, on {node}: replctl create \
+                     {name}; replctl up {name}",
+                    name = entry.name
                 );
                 return Err(self.say_no("no_origin", "R11b", &why, &next));
             };
@@ -396,7 +397,11 @@ impl Node {
             }
         }
         let Some((node, facts)) = newest.filter(|(_, facts)| facts.copy.generation > 0) else {
-            let next = format!("replctl init {} --from NODE", entry.name);
+            let next = format!(
+                "on NODE, whose disk has the data: replctl down {name}; replctl init {name} --from \
+                 NODE; replctl up {name}",
+                name = entry.name
+            );
             let why = "no replica of this resource was ever named its origin";
             return Err(self.say_no("no_origin", "R11b", why, &next));
         };

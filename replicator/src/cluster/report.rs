@@ -5,7 +5,7 @@ use failover::core::facts::Hindrance;
 use failover::core::node::Node;
 use failover::core::recovery::Strange;
 use failover::core::request::differences;
-use failover::core::{NodeName, Time};
+use failover::core::{NodeName, Span, Time};
 use failover::node::now;
 use serde::{Deserialize, Serialize};
 
@@ -195,8 +195,10 @@ impl ControlPlane {
 
     fn node_reports(&self, node: &Node) -> Vec<NodeReport> {
         let now = now();
+        let unwritten = self.cluster.unwritten();
         let report = |config: &crate::config::NodeConfig| {
             let name = NodeName(config.name.clone());
+            let unwritten = unwritten.as_ref().filter(|_| config.name == self.node.name);
             let heard = node.detector().node(&name);
             let word = if config.name == self.node.name {
                 "here"
@@ -214,8 +216,9 @@ impl ControlPlane {
             NodeReport {
                 name: config.name.clone(),
                 is_witness: config.witness,
-                votes: node.has_vote(&name),
-                trouble: node.vote_trouble(&name).as_ref().map(refusal),
+                votes: node.has_vote(&name) && unwritten.is_none(),
+                trouble: (node.vote_trouble(&name).as_ref().map(refusal))
+                    .or_else(|| unwritten.map(|(since, why)| not_durable(now.since(*since), why))),
                 state: word.to_owned(),
                 silent_ms: node.detector().silence(now, &name).map_or(0, |span| span.as_ms()),
                 round_trip_us: heard
@@ -275,6 +278,18 @@ impl ControlPlane {
                 .collect(),
             explain: if self.node.witness { None } else { explain },
         }
+    }
+}
+
+/// This node cannot make durable what it promised.
+fn not_durable(since: Span, why: &str) -> RefusalReport {
+    RefusalReport {
+        code: "record_not_durable".into(),
+        rule: "L5".into(),
+        why: format!("{why}, for {} ms: this node does not vote until that works", since.as_ms()),
+        next: "look after the disk that `state_dir` is on: is it full, read-only, failing? It is \
+               tried again every second"
+            .into(),
     }
 }
 
