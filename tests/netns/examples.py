@@ -6,6 +6,7 @@ and is switched back. `tools/test examples` calls this.
     examples.py [WORD...]           those with one of these words in the name
 """
 
+import http.server
 import os
 import pathlib
 import re
@@ -13,14 +14,16 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import tomllib
 
 import block_writer
 import trio_postgres
-from cluster import Skip, binaries, expect, run
+from cluster import Skip, binaries, expect, run, wait_until
 from example import ADDRESS, EXAMPLES, Example, goes_on_elsewhere_and_back
 from guests import Guest, GuestOfLibvirt
 from run import play_all, sentence
+from trio import stay
 
 # What a machine that is not one of the example's cannot have.
 NOT_HERE = re.compile(r"the key file \S+ does not exist|No such file or directory|is not installed"
@@ -85,6 +88,7 @@ class Web(Example):
     """apache.toml with its apache-httpd.conf."""
 
     file, mount_point = "apache.toml", "/srv/www"
+    server = ADDRESS
 
     def __init__(self):
         if not shutil.which("apache2"):
@@ -103,17 +107,70 @@ class Web(Example):
         (place / "htdocs" / "ready").write_text("yes\n")
 
     def get(self, name):
-        """A file, or none."""
-        done = self.outside("curl", "-sf", "--max-time", "2", f"http://{ADDRESS}/{name}",
-                            check=False)
-        return done.stdout if done.returncode == 0 else None
+        """What the server says of a file: 200 and its content, or another status; nothing when it does
+        not answer in time, or says that it cannot now."""
+        done = self.outside("curl", "-s", "--max-time", "2", "-w", "\\n%{http_code}",
+                            f"http://{self.server}/{name}", check=False)
+        content, _, status = done.stdout.rpartition("\n")
+        return (int(status), content) if done.returncode == 0 and status < "500" else None
 
     def is_served(self):
-        return self.get("ready") == "yes\n"
+        return self.get("ready") == (200, "yes\n")
 
     def kept(self, promised):
-        """Of these numbers those whose files are there as they were written."""
-        return [number for number in promised if self.get(number) == f"item {number}\n"]
+        """Of these numbers those whose files are there as they were written. A server that is slow
+        has lost nothing: it is asked again."""
+        def has(number):
+            answer = wait_until(f"the server answers for {number}", lambda: self.get(number),
+                                self.patience_s)
+            return answer == (200, f"item {number}\n")
+        return [number for number in promised if has(number)]
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """A server that answers the first question for each number late or not at all."""
+
+    content = {"0": b"item 0\n", "1": b"item 1\n", "2": b"something else\n", "3": b"item 3\n"}
+    asked = set()
+
+    def do_GET(self):
+        """The number is the path."""
+        number = self.path[1:]
+        is_first = number not in self.asked
+        self.asked.add(number)
+        if number == "1" and is_first:
+            stay(2.5)  # longer than whoever asks waits
+        elif number == "3" and is_first:
+            self.send_error(503)
+        elif number in self.content:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.content[number])
+        else:
+            self.send_error(404)
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+class WebElsewhere(Web):
+    """The questions of the example, to a server on this machine."""
+
+    def __init__(self, server):  # pylint: disable=super-init-not-called
+        self.server = server
+
+    def outside(self, *command, **more):
+        return run(*command, **more)
+
+
+def what_a_slow_server_did_not_answer_at_once_is_not_lost():
+    """Only what it says not to have, or has otherwise."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        web = WebElsewhere(f"127.0.0.1:{server.server_address[1]}")
+        kept = web.kept(range(5))
+        server.shutdown()
+    expect(kept == [0, 1, 3], f"kept: {kept}")
 
 
 class MariaDb(Example):
@@ -148,7 +205,8 @@ class MariaDb(Example):
 
     def kept(self, _):
         """The rows that are there."""
-        return self.ask("SELECT number FROM items")
+        return wait_until("the database tells its rows",
+                          lambda: self.ask("SELECT number FROM items"), self.patience_s)
 
 
 class Iscsi(Example):
@@ -233,6 +291,7 @@ def postgresql_goes_on_elsewhere_and_back():
 
 
 SCENARIOS = [
+    what_a_slow_server_did_not_answer_at_once_is_not_lost,
     every_example_is_accepted_as_shipped,
     a_mariadb_that_dies_at_its_start_has_failed_at_once,
     a_postgresql_that_was_killed_is_stopped,

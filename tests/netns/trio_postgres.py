@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 
-from cluster import Skip, expect, run
+from cluster import Skip, expect, run, wait_until
 from example import ADDRESS, Example, Items
 
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -73,7 +73,8 @@ class Database(Example):
 
     def kept(self, _):
         """The rows that are there."""
-        return self.ask("SELECT number FROM rows")
+        return wait_until("the database tells its rows",
+                          lambda: self.ask("SELECT number FROM rows"), self.patience_s)
 
     def rows(self):
         """The client, which writes from now on."""
