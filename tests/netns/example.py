@@ -8,6 +8,7 @@ import sys
 import time
 
 from cluster import ROOT, expect, run, wait_until
+from onlooker import Onlooker
 from trio import Trio
 
 ADDRESS = "10.99.0.100"
@@ -35,6 +36,10 @@ class Example(Trio):
     attach = "fuse"
     # What else stands at the top of the configuration.
     settings = ""
+    # Where the service accepts connections, if each node's own does; whether nodes themselves have the
+    # address.
+    port, has_address = None, True
+    onlooker = None
     # How long a client may wait until a dead machine's service runs elsewhere; emulated guests are slow.
     patience_s = 60
 
@@ -76,7 +81,14 @@ class Example(Trio):
     def start(self, watched=False):
         super().start(watched=watched)
         wait_until(f"{self.file} is served at the floating address", self.is_served, self.patience_s)
+        if self.has_address:
+            self.onlooker = Onlooker(self, ADDRESS, self.port)
         return self
+
+    def close(self, keep=False):
+        if self.onlooker:
+            self.onlooker.close()
+        super().close(keep)
 
     # ---------------------------------------------------------------- its story
 
@@ -103,7 +115,9 @@ class Example(Trio):
         source.ctl("switchover", "demo", "--to", target.name)
 
     def expect_well(self):
-        """What else has to be true at the end."""
+        """Never two nodes had the address or the service, as somebody outside saw it."""
+        if self.onlooker:
+            self.onlooker.expect_never_two()
 
     def evidence(self):
         """Also what the network looks like, as the kernel has it."""

@@ -87,7 +87,7 @@ def a_postgresql_that_was_killed_is_stopped():
 class Web(Example):
     """apache.toml with its apache-httpd.conf."""
 
-    file, mount_point = "apache.toml", "/srv/www"
+    file, mount_point, port = "apache.toml", "/srv/www", 80
     server = ADDRESS
 
     def __init__(self):
@@ -176,7 +176,7 @@ def what_a_slow_server_did_not_answer_at_once_is_not_lost():
 class MariaDb(Example):
     """mariadb-command.toml."""
 
-    file, mount_point = "mariadb-command.toml", "/srv/mariadb"
+    file, mount_point, port = "mariadb-command.toml", "/srv/mariadb", 3306
 
     def __init__(self):
         if not shutil.which("mariadbd") or not shutil.which("mariadb-install-db"):
@@ -212,7 +212,7 @@ class MariaDb(Example):
 class Iscsi(Example):
     """iscsi.toml with its iscsi-tgt: no file system of ours, the initiator has the disk."""
 
-    file = "iscsi.toml"
+    file, port = "iscsi.toml", 3260
 
     def __init__(self):
         if not shutil.which("tgtd") or "iscsi" not in run("qemu-img", "--help").stdout:

@@ -116,6 +116,7 @@ class GuestOfLibvirt(Guest):
     programs = ("qemu-system-x86_64", "libvirtd", "virsh", "busybox", "cpio")
     logs = ("guest.log", "libvirt/libvirtd.log", "libvirt/log/qemu/shop.log")
     # The guest is in the network itself, on a bridge.
+    has_address = False
     network, network_words = {}, f"address={ADDRESS}/24"
 
     def __init__(self):

@@ -30,7 +30,7 @@ def as_postgres(*command):
 class Database(Example):
     """Three machines whose resource carries a file system, an address and PostgreSQL."""
 
-    file, mount_point = "postgresql-command.toml", "/srv/postgresql"
+    file, mount_point, port = "postgresql-command.toml", "/srv/postgresql", 5432
 
     def __init__(self):
         self.binaries = postgres_binaries()
@@ -91,6 +91,7 @@ def postgresql_goes_on_after_the_machine_of_its_primary_is_gone():
         rows.wait_for_more()
         expect(cluster.office(beta)["primary"] == "beta", "beta did not take over")
         rows.finish(cluster.kept)
+        cluster.expect_well()
 
 
 def postgresql_goes_on_after_its_primary_is_cut_off_alive():
@@ -106,6 +107,7 @@ def postgresql_goes_on_after_its_primary_is_cut_off_alive():
         rows.wait_for_more()
         expect(cluster.office(beta)["primary"] == "beta", "beta did not stay primary")
         rows.finish(cluster.kept)
+        cluster.expect_well()
 
 
 def postgresql_follows_a_switchover_and_back():
@@ -117,6 +119,7 @@ def postgresql_follows_a_switchover_and_back():
             rows.wait_for_more()
             expect(cluster.office(node)["primary"] == target, f"{target} is not primary")
         rows.finish(cluster.kept)
+        cluster.expect_well()
 
 
 SCENARIOS = [postgresql_goes_on_after_the_machine_of_its_primary_is_gone]
