@@ -4,6 +4,7 @@ writes and notes what it was promised, and how that is found again.
 """
 
 import pathlib
+import re
 import sys
 import time
 
@@ -14,6 +15,17 @@ from trio import Trio
 ADDRESS = "10.99.0.100"
 EXAMPLES = ROOT / "tools/deploy/examples"
 HERE = pathlib.Path(__file__).resolve().parent
+
+
+# What a machine that is not one of the example's cannot have.
+NOT_HERE = re.compile(r"the key file \S+ does not exist|No such file or directory|is not installed"
+                      r"|there is no unit|no interface of this machine|is started at boot too")
+
+
+def strange_warnings(checked):
+    """What `replctl check` warned of that has other reasons than this machine."""
+    warnings = [line for line in checked.splitlines() if "warning:" in line]
+    return [line for line in warnings if not NOT_HERE.search(line)]
 
 
 def services_of(name, replaced):

@@ -20,14 +20,10 @@ import tomllib
 import block_writer
 import trio_postgres
 from cluster import Skip, binaries, expect, run, wait_until
-from example import ADDRESS, EXAMPLES, Example, goes_on_elsewhere_and_back
+from example import ADDRESS, EXAMPLES, Example, goes_on_elsewhere_and_back, strange_warnings
 from guests import Guest, GuestOfLibvirt
 from run import play_all, sentence
 from trio import stay
-
-# What a machine that is not one of the example's cannot have.
-NOT_HERE = re.compile(r"the key file \S+ does not exist|No such file or directory|is not installed"
-                      r"|there is no unit|no interface of this machine|is started at boot too")
 
 
 def every_example_is_accepted_as_shipped():
@@ -35,8 +31,7 @@ def every_example_is_accepted_as_shipped():
     for path in sorted(EXAMPLES.glob("*.toml")):
         done = run(binaries() / "replctl", "--config", path, "--node", "alpha", "check", check=False)
         expect(done.returncode in (0, 4), f"{path.name}: {done.stdout}{done.stderr}")
-        warnings = [line for line in done.stdout.splitlines() if "warning:" in line]
-        strange = [line for line in warnings if not NOT_HERE.search(line)]
+        strange = strange_warnings(done.stdout)
         expect(not strange, f"{path.name}: {strange}")
         for name in re.findall(r"(\S+) of this directory", path.read_text()):
             expect((EXAMPLES / name).exists(), f"{path.name} names {name}, which is not there")
