@@ -229,17 +229,18 @@ impl Node {
     fn names_voters(&self) -> Option<&ClusterState> {
         let own = self.state().or(self.acceptor.accepted());
         let told = self.proposer.asks().filter(|_| !self.is_settled);
-        own.map(|own| told.filter(|told| told.revision > own.revision).unwrap_or(own))
+        // Of equal ones it takes the last.
+        told.into_iter().chain(own).max_by_key(|state| state.revision)
     }
 
     /// The first state of a cluster, a read after a start, a change of voters that is half done.
     fn housekeeping(&self) -> Option<(Change, &'static str)> {
-        if self.state().is_none() && self.acceptor.accepted().is_none() {
+        let is_told = !self.newer_elsewhere().is_empty();
+        if self.is_blank() && !is_told {
             return self.founding();
         }
         if !self.is_settled {
-            let has_whom = self.hears_majority() || !self.newer_elsewhere().is_empty();
-            return has_whom.then_some((Change::Read, "read"));
+            return (self.hears_majority() || is_told).then_some((Change::Read, "read"));
         }
         let state = self.state()?;
         if let Some(next) = &state.next_voters

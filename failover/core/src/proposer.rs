@@ -254,7 +254,8 @@ impl Proposer {
         }
         let voters_of = known.map(|(_, state)| state).or(accepted).cloned();
         let change = self.queue.front().map(|proposal| &proposal.change);
-        if voters_of.is_none() && !matches!(change, Some(Change::Found { .. })) {
+        let has_whom = voters_of.is_some() || !also.is_empty();
+        if !has_whom && !matches!(change, Some(Change::Found { .. })) {
             // There is nobody to be asked: a round would never end, and nothing come after it.
             return self.end(now, Outcome::Unfit(Unfit::NotFounded), doing);
         }

@@ -118,8 +118,13 @@ impl Node {
     /// L5: the acceptor here follows its own node no earlier than others: a majority, without which
     /// nothing is decided anyway, has to answer this process first.
     fn may_follow_itself(&self) -> bool {
-        let is_blank = self.acceptor.accepted().is_none();
-        self.is_settled || is_blank || self.hears_majority() || defect(Defect::StrangersFollowed)
+        let is_first = self.is_blank() && self.newer_elsewhere().is_empty();
+        self.is_settled || is_first || self.hears_majority() || defect(Defect::StrangersFollowed)
+    }
+
+    /// This node knows of no state at all.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.state().is_none() && self.acceptor.accepted().is_none()
     }
 
     /// Whether others are asked. The voters may have changed while this node was away (L7): so one
@@ -131,12 +136,12 @@ impl Node {
 
     /// The acceptors that have accepted something newer than what this process began with.
     pub(crate) fn newer_elsewhere(&self) -> Vec<(NodeName, u128)> {
-        let Some(own) = self.state().or(self.acceptor.accepted()) else { return Vec::new() };
         if self.is_settled || self.etcd.is_some() {
             return Vec::new();
         }
+        let own = self.state().or(self.acceptor.accepted()).map_or(0, |own| own.revision);
         let is_newer = |(name, node): &(&NodeName, &Heard)| {
-            node.heartbeat.accepted > own.revision
+            node.heartbeat.accepted > own
                 && !node.went_back
                 && self.detector.has_answered(name)
                 && self.detector.hears_now(self.now, name)

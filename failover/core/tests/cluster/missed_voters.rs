@@ -58,6 +58,35 @@ fn a_new_acceptor_that_missed_its_admission_votes_when_who_admitted_it_has_lost_
     world.order("beta", Input::Ordered { ticket: 1, change, why: "a test".into() }).unwrap();
 }
 
+/// The same, and it never heard of the cluster: only the witness has a record, and never proposes
+/// (sim --cluster 1796032760792).
+#[test]
+fn a_blank_acceptor_that_missed_its_admission_asks_who_has_a_record() {
+    let mut world = World::with_primary();
+    world.kill("beta");
+    world.install("beta", 201);
+    world.isolate("beta");
+    world.start("beta");
+    let hears_beta = |world: &World| {
+        let beta = world.core("alpha").detector().node(&name("beta"));
+        beta.is_some_and(|beta| beta.acceptor == 201)
+    };
+    // Alpha hears the new acceptor, which hears nobody.
+    world.cut.retain(|(from, _)| *from != name("beta"));
+    world.run_until(LONG, hears_beta);
+    world.pass(Span::from_ms(2_000));
+    world.vote_without(&["beta"], &VotersWish::Replace(name("beta")));
+    world.kill("alpha");
+    world.install("alpha", 200);
+    world.cut.clear();
+    for node in ["alpha", "gamma", "beta"] {
+        world.restart(node);
+    }
+    world.run_until(LONG, |world| world.has_lease("alpha"));
+    let change = world.core("beta").check_voters(&VotersWish::Replace(name("alpha"))).unwrap();
+    world.order("beta", Input::Ordered { ticket: 1, change, why: "a test".into() }).unwrap();
+}
+
 #[test]
 fn a_new_acceptor_that_missed_its_admission_votes_when_who_admitted_it_is_dead() {
     let mut world = World::with_beta_admitted_unheard();
