@@ -10,6 +10,21 @@ from typing import Callable, NamedTuple, Optional
 from cluster import Refused, Skip, TestFailed
 
 
+class Pause(float):
+    """How long a client of a service waited, in seconds; and of it: how long the failure went unnoticed,
+    and how long the service itself took to stop and to start."""
+
+    def __new__(cls, waited, noticed, own):
+        pause = super().__new__(cls, waited)
+        pause.noticed, pause.own = noticed, own
+        return pause
+
+    @property
+    def without_own(self):
+        """What is ours of it."""
+        return self - self.own
+
+
 class Kind(NamedTuple):
     """One kind of failure: what makes it, in words, whether the office must move (None: it may), and
     the goal in seconds: for the worst run, or for so many percent of them."""
@@ -23,10 +38,18 @@ class Kind(NamedTuple):
     detected_after: float = 0.0
     # More of the configuration.
     options: str = ""
+    # What of a run the goal is about.
+    judged: Callable = float
 
     def is_missed(self, times):
         """Whether the goal is missed."""
-        return self.goal is not None and percentile(times, self.percent) > self.goal
+        judged = [self.judged(run) for run in times]
+        return self.goal is not None and percentile(judged, self.percent) > self.goal
+
+
+# What stands beside the pause where it has parts.
+PARTS = {"noticed": lambda pause: pause.noticed, "own stop, start": lambda pause: pause.own,
+         "without": lambda pause: pause.without_own}
 
 
 def percentile(times, percent):
@@ -48,16 +71,26 @@ def longest_wait_of_a_write(acks, since):
 
 
 def markdown(kinds, results):
-    """The table for a document."""
-    lines = ["| what happens | runs | median | p99 | worst | goal |", "|---|---|---|---|---|---|"]
+    """The table for a document; of the parts of a pause median and worst."""
+    has_parts = any(isinstance(run, Pause) for times in results.values() for run in times)
+    heads = ["what happens", "runs", "median", "p99", "worst", *(PARTS if has_parts else ()), "goal"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for kind, times in results.items():
         goal = kinds[kind].goal
         digits = 2 if goal is None or goal >= 0.1 else 3
         shown = " | ".join(f"{seconds:.{digits}f}" for seconds in (
             statistics.median(times), percentile(times, 99), max(times)))
-        lines.append(f"| {kinds[kind].words} | {len(times)} | {shown} "
+        parts = "".join(f" | {median:.2f}, {worst:.2f}" for _, median, worst in parts_of(times))
+        lines.append(f"| {kinds[kind].words} | {len(times)} | {shown}{parts} "
                      f"| {'' if goal is None else goal} |")
     return "\n".join(lines) + "\n"
+
+
+def parts_of(times):
+    """(name, median, worst) of each part of these pauses; nothing where they have none."""
+    for name, part in PARTS.items() if all(isinstance(run, Pause) for run in times) else ():
+        found = [part(run) for run in times]
+        yield name, statistics.median(found), max(found)
 
 
 def tell(kinds, results):
@@ -69,6 +102,10 @@ def tell(kinds, results):
         word = "  MISSED" if kinds[kind].is_missed(times) else ""
         print(f"{kinds[kind].words:<52} {len(times):>4} {statistics.median(times):>6.3f} s "
               f"{percentile(times, 99):>6.3f} s {max(times):>6.3f} s {shown}{word}")
+        parts = [f"{name} {median:.3f} (worst {worst:.3f}) s"
+                 for name, median, worst in parts_of(times)]
+        if parts:
+            print(f"{'':<10}of it: {'; '.join(parts)}")
 
 
 def run_all(document, kinds, measure):
@@ -97,7 +134,9 @@ def run_all(document, kinds, measure):
     tell(kinds, results)
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
-            json.dump(results, file)
+            # Of a pause its parts too.
+            json.dump({kind: [{"waited": run, **vars(run)} if isinstance(run, Pause) else run
+                              for run in times] for kind, times in results.items()}, file)
     if given.markdown:
         with open(given.markdown, "w", encoding="utf-8") as file:
             file.write(markdown(kinds, results))
