@@ -539,16 +539,15 @@ impl Resource {
         Ok(())
     }
 
-    /// For a dialer thread: waits until this peer should be dialled. Breaks when the daemon ends.
+    /// For a dialer thread: waits until this peer should be dialled. Breaks when the daemon ends
+    /// and the loop has: until then whoever takes the office is still followed.
     pub fn wait_until_due(&self, peer: PeerIndex) -> ControlFlow<()> {
         const LONG: Duration = Duration::from_secs(3600);
         let mut state = self.lock();
         loop {
-            if state.is_closing {
-                return ControlFlow::Break(());
-            }
             let due = match state.run {
                 Some(_) => state.links[usize::from(peer.0)].due(Instant::now()),
+                None if state.is_closing => return ControlFlow::Break(()),
                 None => Due::WhenChanged,
             };
             let wait = match due {
@@ -585,7 +584,7 @@ impl Resource {
         drop(run);
     }
 
-    /// Forbids new starts, when the daemon ends; wakes the dialers, so that they end.
+    /// Forbids new starts, when the daemon ends; wakes the dialers, so that they end with the loop.
     pub fn close(&self) {
         self.lock().is_closing = true;
         self.changed.notify_all();

@@ -6,6 +6,7 @@ import threading
 import time
 
 from cluster import Refused, expect, on_each_backing, wait_until
+from pauses import longest_wait
 from trio import Trio, stay
 from trio_explain import hindered
 from trio_network import (expect_all_say_well, expect_refuses_clients, expect_says, last_revision,
@@ -13,6 +14,8 @@ from trio_network import (expect_all_say_well, expect_refuses_clients, expect_sa
 from trio_services import Served
 
 TAKEN_WITHIN_S = 15
+# A peer that is silent is given up after 0.7 s, one whose session ended after a second.
+WITHOUT_TIME_OUT_S = 0.6
 BLOCK = 4096
 
 
@@ -302,6 +305,28 @@ def o8_twenty_switchovers_in_a_row():
         print(f"    clients waited at most {longest_pause(cluster.watch.acks()):.2f} s")
 
 
+def h8_a_daemon_that_is_stopped_hands_over_without_a_time_out():
+    """SIGTERM, as a stop or reboot by systemd sends it: whoever takes over does not wait for the one
+    that left as for one that was lost. From either node, of which one dials the other."""
+    with Trio() as cluster:
+        cluster.start()
+        alpha, beta = cluster.data_nodes
+        paused = {alpha: [], beta: []}
+        for old, new in ((alpha, beta), (beta, alpha)) * 2:
+            since = time.monotonic()
+            old.stop()
+            cluster.wait_for_acks(new.name, TAKEN_WITHIN_S, 1)
+            paused[old].append(longest_wait([ack.answered for ack in cluster.watch.acks()], since))
+            old.start()
+            cluster.wait_in_sync()
+            expect(cluster.primary() is new, f"{new.name} did not stay primary")
+        cluster.finish()
+        told = {node.name: [round(pause, 2) for pause in pauses] for node, pauses in paused.items()}
+        print(f"    clients waited {told} s when the daemon of that node was stopped")
+        expect(all(min(pauses) < WITHOUT_TIME_OUT_S for pauses in paused.values()),
+               f"each time a time-out was waited for: {told}")
+
+
 D12 = on_each_backing(d12_a_stale_replica_that_comes_back_alone_refuses_and_the_last_member_serves)
 SIX = on_each_backing(o8_six_failovers_in_a_row)
 
@@ -316,6 +341,7 @@ SCENARIOS = [
     o5_a_configuration_change_that_races_a_failover_is_made_once_and_nothing_is_lost,
     SIX[1],
     o8_twenty_switchovers_in_a_row,
+    h8_a_daemon_that_is_stopped_hands_over_without_a_time_out,
 ]
 LONG = [
     D12[0],

@@ -3,10 +3,11 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use failover::core::services::{Input, Release};
-use replicator_core::{Answer, Command, PeerIndex, Refusal, Ticket};
+use replicator_core::{Answer, Command, PeerIndex, PeerStatus, Refusal, Ticket};
 
 use super::{DEVICE_ORIGIN, Phase, Resource};
 use crate::block_device::DetachError;
@@ -27,6 +28,10 @@ const SESSION_POLL: Duration = Duration::from_millis(20);
 const SHORT_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a promotion waits for its block device.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a stop waits for whoever takes the office that it gave up: as long as that one would
+/// wait for it.
+const HEIR_PATIENCE: Duration = Duration::from_secs(1);
+const HEIR_POLL: Duration = Duration::from_millis(10);
 
 impl Resource {
     /// Becomes primary and attaches the block device.
@@ -308,9 +313,13 @@ impl Resource {
         // In a cluster NBD clients find the node that serves next; without, somebody may not.
         let drop_clients = self.is_in_cluster();
         self.set_leaving(true);
+        let has_heirs = self.serving().is_some() && self.is_in_cluster() && self.has_members();
         if let Err(refusal) = self.give_up_office(drop_clients) {
             self.set_leaving(false);
             return Reply::Refused(refusal);
+        }
+        if has_heirs {
+            self.wait_for_heir();
         }
         self.lock().enter(Phase::Stopping);
         let reply = self.order(Command::Stop, ROLE_PATIENCE);
@@ -335,6 +344,27 @@ impl Resource {
             Reply::Refused(refusal) => Err(refusal),
             _ => Ok(()),
         }
+    }
+
+    /// Whether another member is connected.
+    fn has_members(&self) -> bool {
+        self.peers_now().iter().any(|peer| {
+            peer.is_member && !matches!(peer.state, "disconnected" | "refused" | "connecting")
+        })
+    }
+
+    /// Whoever takes the office now has this replica among the members, and would wait for one that
+    /// is just gone as for one that was lost. So it is followed first, if somebody takes it: then
+    /// this replica leaves orderly, and no client waits for that.
+    fn wait_for_heir(&self) {
+        let deadline = Instant::now() + HEIR_PATIENCE;
+        while Instant::now() < deadline && !self.peers_now().iter().any(|it| it.state == "leads") {
+            thread::sleep(HEIR_POLL);
+        }
+    }
+
+    fn peers_now(&self) -> Vec<PeerStatus> {
+        self.loop_status().map_or_else(Vec::new, |status| status.core.peers)
     }
 
     fn wait_until_down(&self) -> Reply {
