@@ -9,6 +9,8 @@ from trio import stay
 from trio_services import Served, began_at
 
 PRIMARY, SECONDARY, ALL = ("left", "right", "last"), ("mirror",), ("everywhere",)
+# So that whoever does not wait for the end of another is seen beside it.
+SLOWLY = ', stop = "sleep 0.7"'
 
 
 class Everywhere(Served):
@@ -22,7 +24,7 @@ class Everywhere(Served):
         """The entries of the list."""
         both = ", ".join(self.meeting(*pair) for pair in (("left", "right"), ("right", "left")))
         return [self.beat("everywhere", ', on = "all"'), f"{{ parallel = [ {both} ] }}",
-                self.beat("last"), self.beat("mirror", ', on = "secondary"')]
+                self.beat("last", SLOWLY), self.beat("mirror", f'{SLOWLY}, on = "secondary"')]
 
     def meeting(self, name, other):
         """A service whose start does not end before the one of the other has begun."""
