@@ -157,8 +157,8 @@ defects! {
     BaseKeptByFollower,
     /// R14: a new process speaks before its own open proposal is settled.
     OpenProposalNotSettled,
-    /// R2e: a new process opens a disk on which writes of the old one are still to land. The driver's
-    /// duty: the simulator's stand-in asks for it.
+    /// R2e: a new process opens a disk on which writes of the old one are still to land. That is
+    /// the driver's duty: the simulator's stand-in asks for it.
     OldWritesNotAwaited,
     /// R2f, R15: requests of a closed device go on.
     OldInstanceGoesOn,
