@@ -82,6 +82,18 @@ pub enum Order {
         /// Only to this one.
         peer: Option<String>,
     },
+    /// Compare the copies with that of the primary.
+    Verify {
+        /// Which.
+        resource: String,
+        /// Copy what differs again, from the primary.
+        repair: bool,
+    },
+    /// End a verify that is under way.
+    CancelVerify {
+        /// Which.
+        resource: String,
+    },
     /// Give up what diverged here.
     DiscardDiverged {
         /// Which.

@@ -134,6 +134,8 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
         Order::ResyncFull { resource, peer } => {
             with(&resource, &|it| it.resync_full(peer.as_deref()))
         }
+        Order::Verify { resource, repair } => with(&resource, &|it| it.verify(repair)),
+        Order::CancelVerify { resource } => with(&resource, &|it| it.cancel_verify()),
         Order::DiscardDiverged { resource } => with(&resource, &|it| it.discard_diverged()),
         Order::Up { resource } => with(&resource, &|it| it.up()),
         Order::Down { resource } => with(&resource, &|it| it.down()),

@@ -105,6 +105,8 @@ pub enum ToLoop {
         peer: PeerIndex,
         /// Higher than every earlier session with this peer.
         session: SessionId,
+        /// The protocol version that both ends speak, by the greeting.
+        version: u8,
         /// Stream socket.
         stream: OwnedFd,
         /// Bytes that were received behind the greeting.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use replicator_core::{DiskFailure, LinkLoss, Note, PeerIndex};
+use replicator_core::{DiskFailure, Findings, LinkLoss, Note, PeerIndex};
 
 use crate::hooks::{HookEvent, Hooks};
 use crate::report::EventReport;
@@ -161,12 +161,55 @@ pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
             );
             (Weight::Error, text)
         }
+        Note::VerifyStarted { peer, bytes, repair } => {
+            let then = if *repair { "; what differs is copied again" } else { "" };
+            let text = format!("verify of {} began: {bytes} bytes to compare{then}", name(peer));
+            (Weight::Info, text)
+        }
+        Note::VerifyEnded { peer, broken, findings, repairs } => {
+            verify_ended(name(peer), *broken, findings, *repairs)
+        }
+        Note::VerifyRepaired { peer, bytes } => {
+            let text = format!("{} is in sync again, {bytes} bytes were repaired", name(peer));
+            (Weight::Info, text)
+        }
         Note::HotExtentsMarked { extents } => {
             let text =
                 format!("after the crash {extents} extents of the activity log count as different");
             (Weight::Info, text)
         }
     }
+}
+
+/// How a verify ended: that of a whole, same copy is for the record.
+fn verify_ended(
+    peer: &str,
+    broken: Option<&str>,
+    findings: &Findings,
+    repairs: bool,
+) -> (Weight, String) {
+    let checked = findings.checked_bytes;
+    let mut text = match broken {
+        Some(why) => format!("verify of {peer} ended early, {checked} bytes compared: {why}"),
+        None => format!("verify of {peer} ended: {checked} bytes compared"),
+    };
+    if findings.is_clean() {
+        text += "; all are the same";
+        return (if broken.is_some() { Weight::Warning } else { Weight::Info }, text);
+    }
+    if findings.differing_blocks > 0 {
+        let first = findings.differing.first().map_or(0, |run| run.start);
+        text += &format!("; {} blocks differ, from byte {first} on", findings.differing_blocks);
+    }
+    let sides =
+        [("here", findings.unreadable_here_bytes), ("there", findings.unreadable_there_bytes)];
+    for (side, bytes) in sides.into_iter().filter(|(_, bytes)| *bytes > 0) {
+        text += &format!("; {bytes} bytes cannot be read {side}");
+    }
+    if repairs {
+        text += &format!("; {peer} leaves the in-sync set and gets them again");
+    }
+    (Weight::Error, text)
 }
 
 fn describe_loss(why: LinkLoss) -> String {

@@ -41,3 +41,4 @@ pub mod resource;
 pub mod signature;
 mod uring;
 pub mod verdict;
+pub mod verify;

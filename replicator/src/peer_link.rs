@@ -103,8 +103,7 @@ impl PeerLinks {
     pub fn add(
         &mut self,
         io: &mut Io,
-        peer: PeerIndex,
-        session: SessionId,
+        (peer, session, version): (PeerIndex, SessionId, u8),
         stream: OwnedFd,
         leftover: &[u8],
     ) {
@@ -143,7 +142,7 @@ impl PeerLinks {
             }
         };
         self.present[usize::from(peer.0)] = Some(l as u32);
-        io.tell(Input::PeerConnected { peer, session });
+        io.tell(Input::PeerConnected { peer, session, version });
         self.advance(io, l as u32);
     }
 

@@ -258,7 +258,7 @@ impl Peers {
             Ok((agreement, leftover)) => {
                 let resource = self.resource(&agreement.resource).expect("admit has found it");
                 let peer = resource.peer_index(&agreement.peer).expect("admit has found it");
-                hand_over(resource, peer, stream, leftover);
+                hand_over(resource, (peer, agreement.version), stream, leftover);
             }
             // It only wanted to know whether this node is alive.
             Err(ConnectError::Greeting(GreetingError::RefusedByUs(refusal)))
@@ -309,8 +309,8 @@ impl Peers {
             addresses.extend(resource.told_addresses(peer));
             for address in &addresses {
                 match self.dial_once(*address, peer, resource.name()) {
-                    Ok((stream, leftover)) => {
-                        hand_over(resource, index, stream, leftover);
+                    Ok((stream, version, leftover)) => {
+                        hand_over(resource, (index, version), stream, leftover);
                         failure = None;
                         break;
                     }
@@ -334,7 +334,7 @@ impl Peers {
         address: SocketAddr,
         peer: &str,
         resource: &str,
-    ) -> Result<(TcpStream, Vec<u8>), ConnectError> {
+    ) -> Result<(TcpStream, u8, Vec<u8>), ConnectError> {
         let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
         let identity = Identity {
             cluster: self.cluster.cluster.clone(),
@@ -344,8 +344,8 @@ impl Peers {
         };
         let mut out = Vec::new();
         let greeting = Greeting::dial(self.key.clone(), identity, fresh_nonce()?, &mut out);
-        let (_, leftover) = converse(&stream, greeting, out, self)?;
-        Ok((stream, leftover))
+        let (agreement, leftover) = converse(&stream, greeting, out, self)?;
+        Ok((stream, agreement.version, leftover))
     }
 }
 
@@ -472,13 +472,18 @@ fn send_busy(stream: &TcpStream) {
     let _ = (&mut { stream }).write(&greeting::busy_answer());
 }
 
-fn hand_over(resource: &Resource, peer: PeerIndex, stream: TcpStream, leftover: Vec<u8>) {
+fn hand_over(
+    resource: &Resource,
+    (peer, version): (PeerIndex, u8),
+    stream: TcpStream,
+    leftover: Vec<u8>,
+) {
     let prepared = prepare(&stream);
     if let Err(error) = prepared {
         resource.dial_failed(peer, format!("cannot set socket options: {error}"), false);
         return;
     }
-    resource.give_peer(peer, OwnedFd::from(stream), leftover);
+    resource.give_peer(peer, version, OwnedFd::from(stream), leftover);
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {

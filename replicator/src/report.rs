@@ -12,6 +12,7 @@ use crate::cluster::ClusterReport;
 use crate::control::RefusalReport;
 use crate::fence::FenceReport;
 use crate::verdict::Verdict;
+pub use crate::verify::{Repair, VerifyReport};
 
 /// A whole node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -90,6 +91,9 @@ pub struct ResourceReport {
     /// What runs on top of it here; none where nothing is configured.
     #[serde(default)]
     pub services: Option<ServicesReport>,
+    /// The newest verify of each copy that this node knows of.
+    #[serde(default)]
+    pub verifies: Vec<VerifyReport>,
     /// NBD clients that are connected.
     pub clients: Vec<ClientReport>,
     /// Operations of its disk that are under way.

@@ -40,6 +40,7 @@ use crate::events::{Events, Weight, describe};
 use crate::guard::Guarding;
 use crate::hooks::HookEvent;
 use crate::link::{Due, Link};
+use crate::verify::Verifies;
 use phases::Marks;
 pub use standing::Standing;
 
@@ -78,6 +79,8 @@ pub struct Resource {
     services: OnceLock<Runner>,
     /// Who withdraws it when this process cannot.
     guarding: OnceLock<Arc<Guarding>>,
+    /// What verifies found.
+    verifies: Verifies,
 }
 
 struct State {
@@ -162,6 +165,7 @@ impl Resource {
             stop_wanted: false,
             is_closing: false,
         };
+        let verifies = Verifies::open(&node.state_dir, &config.name);
         Self {
             config,
             cluster,
@@ -179,6 +183,7 @@ impl Resource {
             lease_length,
             services: OnceLock::new(),
             guarding: OnceLock::new(),
+            verifies,
         }
     }
 
@@ -325,10 +330,14 @@ impl Resource {
             }
             FromLoop::Note(note) => {
                 let (weight, text) = describe(&note, &self.peers);
+                self.note_verify(&note);
                 let event = match note {
                     Note::DiskFailed { .. } => Some("disk_failed"),
                     Note::LeaseLapsed => Some("lease_lapsed"),
                     Note::LeaseBack { .. } => Some("lease_back"),
+                    Note::VerifyEnded { findings, .. } if !findings.is_clean() => {
+                        Some("verify_found")
+                    }
                     _ => None,
                 };
                 if let Some(event) = event {
@@ -338,6 +347,21 @@ impl Resource {
             }
             proposal @ FromLoop::Proposed { .. } => self.proposed(proposal),
             FromLoop::Stopped | FromLoop::Fatal(_) => unreachable!("follow handles the ends"),
+        }
+    }
+
+    fn note_verify(&self, note: &Note) {
+        let copy = |peer: &PeerIndex| self.peers[usize::from(peer.0)].as_str();
+        match note {
+            Note::VerifyStarted { peer, bytes, .. } => {
+                self.verifies.began(copy(peer), &self.node.name, *bytes);
+            }
+            Note::VerifyEnded { peer, broken, findings, repairs } => {
+                self.verifies.ended(copy(peer), *broken, findings, *repairs);
+            }
+            Note::VerifyRepaired { peer, .. } => self.verifies.repaired(copy(peer)),
+            Note::RoleChanged { role, .. } if *role != "primary" => self.verifies.office_ended(),
+            _ => {}
         }
     }
 
@@ -506,11 +530,11 @@ impl Resource {
     }
 
     /// Gives the loop an authenticated connection to a peer.
-    pub fn give_peer(&self, peer: PeerIndex, stream: OwnedFd, leftover: Vec<u8>) {
+    pub fn give_peer(&self, peer: PeerIndex, version: u8, stream: OwnedFd, leftover: Vec<u8>) {
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let mut state = self.lock();
         let Some(run) = &state.run else { return };
-        match run.handle.send(ToLoop::Peer { peer, session, stream, leftover }) {
+        match run.handle.send(ToLoop::Peer { peer, session, version, stream, leftover }) {
             Ok(()) => state.links[usize::from(peer.0)].began(session, Instant::now()),
             Err(error) => {
                 drop(state);

@@ -3,6 +3,9 @@
 /// The grain of dirty tracking: one bit of a dirty bitmap stands for this many bytes.
 pub const DIRTY_BLOCK_BYTES: u64 = 4096;
 
+/// A strong hash of one such block (R10), or of the shorter one at the end: BLAKE3.
+pub type BlockDigest = [u8; 32];
+
 /// A range of bytes of a volume. `start + length` never overflows: [`ByteRange::new`] checks it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct ByteRange {

@@ -38,6 +38,14 @@ pub enum Command {
     /// Give up what this replica has that the new lineage does not (R11d), so that it can be
     /// resynced.
     DiscardDiverged,
+    /// Compare the copies of the members with the own one (on the primary); with `repair`, the
+    /// blocks of a member that differ are copied again.
+    Verify {
+        /// Whether differences are mended, by the primary's copy.
+        repair: bool,
+    },
+    /// End a verify that is under way.
+    CancelVerify,
     /// Leave orderly: tell the primary, flush, mark the disk clean; then
     /// [`Effect::Stopped`](crate::Effect::Stopped).
     Stop,
@@ -74,6 +82,7 @@ pub const REFUSAL_CODES: &[&str] = &[
     "lost_the_race",
     "no_disk",
     "no_lease",
+    "no_member_to_verify",
     "not_diverged",
     "not_now",
     "not_primary",
@@ -82,12 +91,14 @@ pub const REFUSAL_CODES: &[&str] = &[
     "not_up_to_date",
     "peer_is_heard",
     "peer_is_primary",
+    "peer_too_old",
     "peer_unreachable",
     "power_was_lost",
     "register_unknown",
     "register_went_back",
     "sole_primary",
     "stands_back",
+    "verify_runs",
 ];
 
 #[cfg(test)]
@@ -103,6 +114,7 @@ mod tests {
             include_str!("office/promotion.rs"),
             include_str!("office/release.rs"),
             include_str!("office/stop.rs"),
+            include_str!("verify.rs"),
         ];
         let made = sources.iter().flat_map(|source| source.split("code: \"").skip(1));
         let mut made: alloc::vec::Vec<&str> =

@@ -121,6 +121,10 @@ defects! {
     BitNotSet,
     /// R10: "no resync needed" though bits are set.
     CurrentWithBits,
+    /// R10: a verify compares a range while it is written.
+    VerifyOverLiveWrite,
+    /// R10: the blocks of a repair get no bits.
+    RepairWithoutBits,
     /// R11a: a replica that is not a member is promoted.
     StalePromoted,
     /// R11a: a member that lost its power does not wait for the other.

@@ -95,6 +95,15 @@ pub enum Effect {
         /// Comes back in `DiskDone` with `DiskOutcome::Fingerprint`.
         op: OpId,
     },
+    /// Read a range and hash each of its blocks of
+    /// [`DIRTY_BLOCK_BYTES`](crate::block::DIRTY_BLOCK_BYTES), for a verify. The outcome is
+    /// [`DiskOutcome::Digests`](crate::DiskOutcome).
+    DigestDisk {
+        /// Comes back in `DiskDone`.
+        op: OpId,
+        /// Aligned to the block size, at most [`limits::IO_BYTES_MAX`](crate::limits).
+        range: ByteRange,
+    },
     /// Send a frame. Frames of one session arrive in the order in which they were ordered, within
     /// a step and across steps.
     SendPeer {

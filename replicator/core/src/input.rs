@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 
-use crate::block::{BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Ticket};
+use crate::block::{BlockDigest, BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Ticket};
 use crate::command::Command;
 use crate::register::RegisterState;
 use crate::time::Time;
@@ -33,6 +33,8 @@ pub enum Input {
         peer: PeerIndex,
         /// The new session; higher than every earlier one of this peer.
         session: SessionId,
+        /// The protocol version that both ends speak (`wire::VERSIONS`).
+        version: u8,
     },
     /// A frame came in whole, its checksums are right.
     PeerSaid {
@@ -133,7 +135,7 @@ pub enum ClientRequest {
 }
 
 /// What a successful disk operation tells.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DiskOutcome {
     /// Nothing but success.
     Done,
@@ -145,6 +147,8 @@ pub enum DiskOutcome {
     },
     /// A fingerprint of the data area, see [`Effect::TakeFingerprint`](crate::Effect).
     Fingerprint([u8; 32]),
+    /// The hashes of the blocks of a range, see [`Effect::DigestDisk`](crate::Effect).
+    Digests(Box<[BlockDigest]>),
 }
 
 /// Why a disk operation failed.

@@ -38,13 +38,14 @@ mod secondary;
 mod session;
 pub mod status;
 pub mod time;
+mod verify;
 mod waits;
 pub mod wire;
 
 /// Whether this build can break rules on purpose: only the simulator's should.
 pub const HAS_DEFECTS: bool = cfg!(feature = "defects");
 
-pub use block::{BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Ticket};
+pub use block::{BlockDigest, BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Ticket};
 pub use command::{Answer, Command, Refusal};
 pub use config::{Config, PeerConfig, RegisterKeeper, Timing};
 pub use effect::{ClientError, Effect, Effects, Retry};
@@ -53,3 +54,4 @@ pub use note::Note;
 pub use replica::Replica;
 pub use status::{PeerStatus, Status};
 pub use time::{Span, Time};
+pub use verify::Findings;

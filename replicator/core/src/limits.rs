@@ -21,6 +21,14 @@ pub const RESYNC_YIELDING_BYTES: u64 = 512 << 10;
 pub const RESYNC_STEP_BYTES: u64 = 256 << 10;
 /// Bytes a resync copies between two flushes of its target, at most.
 pub const RESYNC_FLUSH_BYTES: u64 = 256 << 20;
+/// Bytes of one step of a verify: clients' writes there wait while it is compared.
+pub const VERIFY_STEP_BYTES: u64 = 64 << 10;
+/// Most bytes a verify compares at the same time.
+pub const VERIFY_WINDOW_BYTES: u64 = 4 << 20;
+/// The same while clients have requests open.
+pub const VERIFY_YIELDING_BYTES: u64 = 512 << 10;
+/// Ranges that a verify names; the others it counts.
+pub const VERIFY_RUNS_MAX: usize = 16;
 /// Ranges acknowledged by a peer but not known durable there, before a flush of our own (R8).
 pub const VOLATILE_RANGES_MAX: usize = 16 * 1024;
 /// Bytes one extent of the activity log covers.
@@ -39,6 +47,10 @@ const _: () = assert!(IO_BYTES_MAX.is_multiple_of(DIRTY_BLOCK_BYTES));
 const _: () = assert!(RESYNC_STEP_BYTES <= IO_BYTES_MAX);
 const _: () = assert!(RESYNC_STEP_BYTES <= RESYNC_YIELDING_BYTES);
 const _: () = assert!(RESYNC_YIELDING_BYTES <= RESYNC_WINDOW_BYTES);
+const _: () = assert!(VERIFY_STEP_BYTES.is_multiple_of(DIRTY_BLOCK_BYTES));
+const _: () = assert!(VERIFY_STEP_BYTES <= VERIFY_YIELDING_BYTES);
+// The digests of the longest range fit a control frame.
+const _: () = assert!(IO_BYTES_MAX / DIRTY_BLOCK_BYTES * 32 <= CONTROL_BYTES_MAX as u64);
 const _: () = assert!(EXTENT_BYTES.is_multiple_of(DIRTY_BLOCK_BYTES));
 const _: () = assert!(IO_BYTES_MAX <= EXTENT_BYTES);
 // R17: no request needs more than a sixteenth of the log.

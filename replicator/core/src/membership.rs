@@ -99,7 +99,7 @@ impl Replica {
 
     /// Starts to remove a member that is lost, if there is one and nothing else is changing.
     pub(crate) fn check_members(&mut self, effects: &mut Effects) {
-        let waits = self.change.is_some() || self.majority.is_busy();
+        let waits = self.change.is_some() || self.majority.is_busy() || self.marks_unsaved();
         let may_propose = self.role.serves()
             || defect(Defect::SecondaryProposes) && matches!(self.role, Role::Secondary);
         if !may_propose || waits || self.metadata_failed {
@@ -325,6 +325,7 @@ impl Replica {
         self.tell_followers(effects);
         self.tell_current(at, effects);
         effects.push(Effect::Note(Note::ResyncFinished { peer, sent_bytes }));
+        self.mended(at, effects);
     }
 
     // ------------------------------------------------------------------ leaving
@@ -342,7 +343,9 @@ impl Replica {
                 self.peers[at].link = Link::Leading(Lead::Leaving { flushed: false });
                 self.peers[at].resync = None;
                 self.send_flush(PeerIndex(at as u8), FlushPurpose::Leave, effects);
+                self.end_verify(at, "it wants to leave", effects);
                 self.check_members(effects);
+                self.start_queued(effects);
             }
             Link::Leading(Lead::Leaving { .. }) => {}
             _ => self.let_go(at, effects),

@@ -1,10 +1,12 @@
 //! Typed notes: what the driver turns into log lines, history and counters. Cores do not log.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 
 use crate::block::{ByteRange, DIRTY_BLOCK_BYTES, PeerIndex};
 use crate::input::{DiskFailure, LinkLoss};
 use crate::time::Span;
+use crate::verify::Findings;
 
 /// Something that happened and that a person may want to read.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,6 +71,33 @@ pub enum Note {
         peer: PeerIndex,
         /// Payload bytes that were sent for it.
         sent_bytes: u64,
+    },
+    /// A verify began.
+    VerifyStarted {
+        /// Of whose copy.
+        peer: PeerIndex,
+        /// What is to be compared.
+        bytes: u64,
+        /// Whether differences will be mended.
+        repair: bool,
+    },
+    /// A verify ended.
+    VerifyEnded {
+        /// Of whose copy.
+        peer: PeerIndex,
+        /// Why it ended before it was through; none: everything was compared.
+        broken: Option<&'static str>,
+        /// What it found.
+        findings: Box<Findings>,
+        /// Whether the blocks that differ are now copied again.
+        repairs: bool,
+    },
+    /// A replica whose copy differed was mended and is a member again.
+    VerifyRepaired {
+        /// Who.
+        peer: PeerIndex,
+        /// Bytes that were copied again.
+        bytes: u64,
     },
     /// A disk operation failed.
     DiskFailed {

@@ -57,6 +57,8 @@ impl Replica {
             Command::Invalidate => self.invalidate(ticket, effects),
             Command::ResyncFull(peer) => self.resync_full(peer, effects),
             Command::DiscardDiverged => self.discard_diverged(ticket, effects),
+            Command::Verify { repair } => self.verify(repair, effects),
+            Command::CancelVerify => Ok(self.cancel_verify(effects)),
             Command::Stop => self.stop(ticket, effects),
         };
         match result {
@@ -182,6 +184,7 @@ impl Replica {
         self.takes_fenced &= matches!(role, Role::Secondary | Role::Promoting(_));
         self.role = role;
         if changed {
+            self.forget_verifies(effects);
             let generation = self.register.generation;
             effects.push(Effect::Note(Note::RoleChanged { role: role.name(), generation }));
         }

@@ -22,6 +22,7 @@ use crate::flapping::Flapping;
 use crate::limits::{PEER_WINDOW_BYTES, PEER_WINDOW_FRAMES};
 use crate::resync::Resync;
 use crate::time::Time;
+use crate::verify::Verify;
 use crate::wire::Hello;
 
 /// The state of the connection to a peer.
@@ -101,6 +102,8 @@ pub(crate) enum Sent {
     Resync { range: ByteRange },
     /// For the read that waits for it (R5e).
     Echo { request: usize },
+    /// A step of the verify with this number.
+    Verify { number: u64, range: ByteRange },
 }
 
 /// Who waits for a peer's flush.
@@ -124,6 +127,8 @@ pub(crate) struct Peer {
     pub(crate) node: String,
     pub(crate) link: Link,
     pub(crate) session: SessionId,
+    /// The protocol version of that session.
+    pub(crate) version: u8,
     /// An operator wants no connection.
     pub(crate) disconnected: bool,
     /// Greetings agreed at least once since the start ("No witness").
@@ -142,6 +147,13 @@ pub(crate) struct Peer {
     pub(crate) last_sent: Time,
     pub(crate) bitmap: DirtyBitmap,
     pub(crate) resync: Option<Resync>,
+    pub(crate) verify: Option<Verify>,
+    /// How many there were.
+    pub(crate) verifies: u64,
+    /// Blocks that a repair copies again; 0 when none is under way.
+    pub(crate) mending_blocks: u64,
+    /// Their bits are on their way to the disk.
+    pub(crate) marks_unsaved: bool,
     pub(crate) flapping: Flapping,
     next_seq: u64,
     first_seq: u64,
@@ -167,6 +179,7 @@ impl Peer {
             node,
             link: Link::Down,
             session: SessionId(0),
+            version: 0,
             disconnected: false,
             spoken: false,
             may_take: false,
@@ -179,6 +192,10 @@ impl Peer {
             last_sent: Time(0),
             bitmap,
             resync: None,
+            verify: None,
+            verifies: 0,
+            mending_blocks: 0,
+            marks_unsaved: false,
             flapping: Flapping::default(),
             next_seq: 1,
             first_seq: 1,
@@ -317,7 +334,7 @@ impl Sent {
     fn bytes(&self) -> u64 {
         match self {
             Self::Write { range, .. } | Self::Resync { range } => range.length,
-            Self::Flush { .. } | Self::Echo { .. } => 0,
+            Self::Flush { .. } | Self::Echo { .. } | Self::Verify { .. } => 0,
         }
     }
 

@@ -45,6 +45,8 @@ pub(crate) enum After {
     StopClean,
     /// Everything is on disk: the replica may stop.
     Stopped,
+    /// Bits of blocks of a peer that a verify found to differ.
+    VerifyMarked(crate::PeerIndex),
     /// Bits of extents that leave the activity log.
     Evict,
     /// The same, with the mark in the superblock that all blocks are dirty.

@@ -24,7 +24,7 @@ use crate::time::{Span, Time};
 use crate::wire::{self, FrameError, Reader, put_register, take_register};
 
 /// How every title begins; then come the version of the core and the end of the line.
-pub const TITLE_START: &str = "replicator recording 3 of core ";
+pub const TITLE_START: &str = "replicator recording 4 of core ";
 /// Longest title in bytes, its line end included.
 pub const TITLE_BYTES_MAX: usize = 80;
 /// Bytes of a [`Head`].
@@ -348,9 +348,10 @@ fn encode_input(out: &mut Vec<u8>, input: &Input) {
             put_u64(out, op.0);
             put_result(out, result);
         }
-        Input::PeerConnected { peer, session } => {
+        Input::PeerConnected { peer, session, version } => {
             out.extend_from_slice(&[input_kind::PEER_CONNECTED, peer.0]);
             put_u64(out, session.0);
+            out.push(*version);
         }
         Input::PeerSaid { peer, session, message, data } => {
             out.extend_from_slice(&[input_kind::PEER_SAID, peer.0]);
@@ -404,7 +405,8 @@ fn decode_input(from: &mut Reader<'_>) -> Result<Input, RecordError> {
         }
         input_kind::PEER_CONNECTED => {
             let peer = PeerIndex(from.u8()?);
-            Input::PeerConnected { peer, session: SessionId(from.u64()?) }
+            let session = SessionId(from.u64()?);
+            Input::PeerConnected { peer, session, version: from.u8()? }
         }
         input_kind::PEER_SAID => {
             let (peer, session) = (PeerIndex(from.u8()?), SessionId(from.u64()?));
@@ -528,6 +530,11 @@ fn put_result(out: &mut Vec<u8>, result: &Result<DiskOutcome, DiskFailure>) {
             out.push(3);
             out.extend_from_slice(hash);
         }
+        Ok(DiskOutcome::Digests(digests)) => {
+            out.push(6);
+            put_u32(out, digests.len() as u32);
+            digests.iter().for_each(|digest| out.extend_from_slice(digest));
+        }
         Err(DiskFailure::Io(error)) => {
             out.push(4);
             put_u32(out, *error as u32);
@@ -543,6 +550,14 @@ fn take_result(from: &mut Reader<'_>) -> Result<Result<DiskOutcome, DiskFailure>
         3 => {
             let hash = from.slice(32)?.try_into().map_err(|_| RecordError::Contents)?;
             Ok(DiskOutcome::Fingerprint(hash))
+        }
+        6 => {
+            let mut digests = Vec::new();
+            for _ in 0..from.u32()? {
+                let digest = from.slice(32)?.try_into().map_err(|_| RecordError::Contents)?;
+                digests.push(digest);
+            }
+            Ok(DiskOutcome::Digests(digests.into_boxed_slice()))
         }
         4 => Err(DiskFailure::Io(from.u32()? as i32)),
         5 => Err(DiskFailure::NoSpace),
@@ -570,6 +585,8 @@ fn put_command(out: &mut Vec<u8>, command: Command) {
             put_u64(out, session.0);
         }
         Command::StandBack => out.push(11),
+        Command::Verify { repair } => out.extend_from_slice(&[40, u8::from(repair)]),
+        Command::CancelVerify => out.push(41),
     }
 }
 
@@ -590,6 +607,8 @@ fn take_command(from: &mut Reader<'_>) -> Result<Command, RecordError> {
         9 => Command::TakeFenced,
         10 => Command::PeerIsOff(PeerIndex(from.u8()?), SessionId(from.u64()?)),
         11 => Command::StandBack,
+        40 => Command::Verify { repair: take_bool(from)? },
+        41 => Command::CancelVerify,
         _ => return Err(RecordError::Contents),
     })
 }
@@ -673,6 +692,7 @@ mod tests {
             Ok(DiskOutcome::Read { data: None }),
             Ok(DiskOutcome::Read { data: Some(buf) }),
             Ok(DiskOutcome::Fingerprint([9; 32])),
+            Ok(DiskOutcome::Digests(Box::new([[7; 32], [8; 32]]))),
             Err(DiskFailure::Io(-5)),
             Err(DiskFailure::NoSpace),
         ];
@@ -684,6 +704,8 @@ mod tests {
             (Message::Write { tenure: 3, seq: 4, range, fua: true }, Some(buf)),
             (Message::Replicas(vec![(ReplicaId(5), "gamma".into())]), None),
             (Message::Cooled { extents: vec![7, 9], flushed: vec![ReplicaId(5)] }, None),
+            (Message::Verify { tenure: 3, seq: 5, range }, None),
+            (Message::VerifyDigests { seq: 5, digests: vec![[6; 32]] }, None),
             (Message::Ack { seq: 12 }, None),
         ];
         let losses = [LinkLoss::Closed, LinkLoss::Io(104), LinkLoss::Garbled, LinkLoss::Silent];
@@ -701,9 +723,11 @@ mod tests {
             Command::TakeFenced,
             Command::PeerIsOff(peer, SessionId(9)),
             Command::StandBack,
+            Command::Verify { repair: true },
+            Command::CancelVerify,
         ];
         let request = RequestId(1 << 40);
-        let mut all = vec![Input::TimePassed, Input::PeerConnected { peer, session }];
+        let mut all = vec![Input::TimePassed, Input::PeerConnected { peer, session, version: 5 }];
         all.extend(requests.map(|what| Input::ClientRequested { request, what }));
         all.extend(results.map(|result| Input::DiskDone { op: OpId(5), result }));
         all.extend(messages.map(|(message, data)| Input::PeerSaid {

@@ -31,6 +31,7 @@ use crate::request::{ActiveRanges, Request};
 use crate::secondary::{Applied, Arrivals, Following};
 use crate::status::{PeerStatus, Status};
 use crate::time::{Span, Time};
+use crate::verify::Verify;
 
 /// The role of a replica. `Promoting`, `Demoting` and `Deposed` are on their way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -85,6 +86,14 @@ pub(crate) enum Purpose {
         session: SessionId,
         range: ByteRange,
     },
+    /// A step of a verify, on the primary.
+    Verify {
+        peer: PeerIndex,
+        number: u64,
+        range: ByteRange,
+    },
+    /// A leader's frame that asks for digests.
+    AppliedDigest(usize),
     Flush,
     Superblock,
     BitmapPage,
@@ -287,7 +296,10 @@ impl Replica {
                 self.client_requested(request, what, effects);
             }
             Input::DiskDone { op, result } => self.disk_done(op, result, effects),
-            Input::PeerConnected { peer, session } => self.peer_connected(peer, session, effects),
+            Input::PeerConnected { peer, session, version } => {
+                self.peers[usize::from(peer.0)].version = version;
+                self.peer_connected(peer, session, effects);
+            }
             Input::PeerSaid { peer, session, message, data } => {
                 self.peer_said(peer, session, message, data, effects);
             }
@@ -310,7 +322,7 @@ impl Replica {
         effects: &mut Effects,
     ) {
         let purpose = self.ops.end(op);
-        let plain = result.map(|_| ());
+        let plain = result.as_ref().map(|_| ()).map_err(|why| *why);
         let is_failure = result.is_err();
         match purpose {
             Purpose::Request(key) => self.request_disk_done(key, plain, effects),
@@ -318,6 +330,10 @@ impl Replica {
             Purpose::Resync { peer, session, range } => {
                 self.resync_read((peer, session, range), result, effects);
             }
+            Purpose::Verify { peer, number, range } => {
+                self.verify_read((peer, number, range), result, effects);
+            }
+            Purpose::AppliedDigest(key) => self.digest_taken(key, result, effects),
             Purpose::Flush => {
                 if let Err(why) = plain {
                     let range = ByteRange::default();
@@ -365,6 +381,7 @@ impl Replica {
             After::FullPlanned(peer, session) => self.full_planned(peer, session, effects),
             After::Adopted => self.resume_office(effects),
             After::AnswerAndReconnect(ticket) => self.answer_and_reconnect(ticket, effects),
+            After::VerifyMarked(peer) => self.verify_marked(peer, effects),
             After::Evict => self.evict_pages_saved(effects),
             After::Evicted => self.evict_saved(effects),
             After::Release => self.release_saved(effects),
@@ -603,6 +620,7 @@ impl Replica {
                 .resync
                 .as_ref()
                 .map_or((0, 0), |resync| (resync.total_bytes, resync.remaining_bytes())),
+            verify: peer.verify.as_ref().map(Verify::status),
             sent_bytes: (peer.sent_resync_bytes, peer.sent_write_bytes),
             received_bytes: (peer.received_resync_bytes, peer.received_write_bytes),
             in_flight: (peer.in_flight_frames, peer.in_flight_bytes),

@@ -82,8 +82,8 @@ impl Request {
     }
 }
 
-/// Ranges in use by requests and resync steps. Two that overlap never run together unless both
-/// only read for a client.
+/// Ranges in use by requests and by steps of resyncs and verifies. Two that overlap never run
+/// together unless both only read.
 #[derive(Clone, Debug, Default, Hash)]
 pub(crate) struct ActiveRanges {
     ranges: Vec<(ByteRange, Use)>,
@@ -98,6 +98,8 @@ pub(crate) enum Use {
     Write,
     /// By a resync step between read and send (R4f).
     Copy,
+    /// By a step of a verify, until both copies are read.
+    Compare,
 }
 
 impl ActiveRanges {
@@ -124,6 +126,7 @@ fn conflict(one: Use, other: Use) -> bool {
     let both = |a, b| (one, other) == (a, b) || (one, other) == (b, a);
     if defect(Defect::ReadOfWriteInFlight) && both(Use::Read, Use::Write)
         || defect(Defect::ResyncOverLiveWrite) && both(Use::Copy, Use::Write)
+        || defect(Defect::VerifyOverLiveWrite) && both(Use::Compare, Use::Write)
         || defect(Defect::OverlapOnPrimary) && both(Use::Write, Use::Write)
     {
         return false;

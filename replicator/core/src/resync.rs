@@ -88,6 +88,7 @@ impl Replica {
                 self.check_resync(at, effects);
             }
         }
+        self.go_on_with_verify(effects);
     }
 
     fn start_steps(&mut self, at: usize, effects: &mut Effects) {

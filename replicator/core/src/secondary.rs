@@ -48,12 +48,14 @@ enum Apply {
     Write { range: ByteRange, buf: BufId, fua: bool },
     Zero { range: ByteRange, may_punch: bool, fua: bool },
     Flush,
+    /// Read for a verify.
+    Digest { range: ByteRange },
 }
 
 impl Apply {
     fn range(&self) -> ByteRange {
         match *self {
-            Self::Write { range, .. } | Self::Zero { range, .. } => range,
+            Self::Write { range, .. } | Self::Zero { range, .. } | Self::Digest { range } => range,
             Self::Flush => ByteRange::default(),
         }
     }
@@ -112,6 +114,9 @@ impl Replica {
                 (tenure, seq, Apply::Zero { range, may_punch: true, fua: false })
             }
             (&Message::Flush { tenure, seq }, None) => (tenure, seq, Apply::Flush),
+            (&Message::Verify { tenure, seq, range }, None) => {
+                (tenure, seq, Apply::Digest { range })
+            }
             _ => return self.misbehaved(peer, "a data frame without its payload", effects),
         };
         let follows = self.follows(peer, session, tenure);
@@ -126,8 +131,13 @@ impl Replica {
             return self.misbehaved(peer, why, effects);
         }
         let is_resync = matches!(message, Message::ResyncData { .. } | Message::ResyncZero { .. });
-        let needs_log = self.mark_for_others(peer, range, is_resync);
+        let is_read = matches!(what, Apply::Digest { .. });
+        let needs_log = !is_read && self.mark_for_others(peer, range, is_resync);
         let arrival = self.arrivals.begin();
+        if is_read {
+            // No flush waits for it.
+            self.arrivals.end(arrival);
+        }
         let frame = Applied { seq, what, session, arrival, submitted: false, needs_log };
         let key = self.applied.insert(frame);
         self.applied_order.push_back(key);
@@ -217,6 +227,10 @@ impl Replica {
                     effects.push(Effect::ZeroDisk { op, range, may_punch });
                 }
                 Apply::Flush => self.flush_disk(FlushWaiter::Applied(key), effects),
+                Apply::Digest { range } => {
+                    let op = self.ops.begin(Purpose::AppliedDigest(key));
+                    effects.push(Effect::DigestDisk { op, range });
+                }
             }
         }
         if asked {
@@ -237,7 +251,7 @@ impl Replica {
                 fua
             }
             Apply::Zero { fua, .. } => fua,
-            Apply::Flush => false,
+            Apply::Flush | Apply::Digest { .. } => false,
         };
         if let Err(why) = result {
             let range = self.applied[key].what.range();
@@ -271,15 +285,29 @@ impl Replica {
     }
 
     fn acknowledge_applied(&mut self, key: usize, effects: &mut Effects) {
+        self.answer_applied(key, |seq| Message::Ack { seq }, effects);
+    }
+
+    /// Answers a frame that is done.
+    pub(crate) fn answer_applied(
+        &mut self,
+        key: usize,
+        answer: impl FnOnce(u64) -> Message,
+        effects: &mut Effects,
+    ) {
         let (seq, session) = (self.applied[key].seq, self.applied[key].session);
         self.forget_applied(key);
         if let Some(leader) = self.following.filter(|leader| leader.session == session) {
-            self.send(leader.peer, Message::Ack { seq }, None, effects);
+            self.send(leader.peer, answer(seq), None, effects);
         }
         if self.applied_waiting > 0 {
             self.submit_applied(0, effects);
         }
         self.applied_drained(effects);
+    }
+
+    pub(crate) fn applied_range(&self, key: usize) -> ByteRange {
+        self.applied[key].what.range()
     }
 
     fn forget_applied(&mut self, key: usize) {
@@ -288,7 +316,9 @@ impl Replica {
             self.log.release(frame.what.range());
         }
         self.applied_waiting -= usize::from(!frame.submitted);
-        self.arrivals.end(frame.arrival);
+        if !matches!(frame.what, Apply::Digest { .. }) {
+            self.arrivals.end(frame.arrival);
+        }
         let at = self.applied_order.iter().position(|&other| other == key);
         self.applied_order.remove(at.expect("a frame is in its order"));
     }

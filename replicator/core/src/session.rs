@@ -50,7 +50,7 @@ impl Replica {
     /// on its way to the disk (R2d).
     pub(crate) fn greet_waiting(&mut self, effects: &mut Effects) {
         let old_writes = !self.applied.is_empty() && !defect(Defect::SessionOverOldWrites);
-        if old_writes || self.change.is_some() || !self.majority.is_settled() {
+        if old_writes || self.change.is_some() || !self.majority.is_settled() || self.marks_unsaved() {
             return;
         }
         if self.metadata_failed {
@@ -129,6 +129,10 @@ impl Replica {
             | Message::ResyncData { .. }
             | Message::ResyncZero { .. } => {
                 self.apply_frame(peer, session, &message, data, effects)
+            }
+            Message::Verify { .. } => self.apply_frame(peer, session, &message, data, effects),
+            Message::VerifyDigests { seq, digests } => {
+                self.digests_came(at, seq, digests, effects);
             }
             Message::Ack { seq } => self.acknowledged(at, seq, effects),
             Message::Echo { tenure, seq } => self.echo_asked(peer, session, (tenure, seq), effects),
@@ -604,6 +608,10 @@ impl Replica {
                 }
             }
             Sent::Echo { request } => self.request_acknowledged(request, at, effects),
+            Sent::Verify { .. } => {
+                let index = PeerIndex(at as u8);
+                return self.misbehaved(index, "it acknowledges a verify", effects);
+            }
             Sent::Resync { range } => {
                 // Its bit stays until a flush; should the session end before, it is copied again.
                 self.resync_acknowledged(at, range);
@@ -687,6 +695,7 @@ impl Replica {
         let was = core::mem::replace(&mut self.peers[at].link, Link::Down);
         self.peers[at].hello = None;
         self.peers[at].resync = None;
+        self.end_verify(at, "the connection was lost", effects);
         match was {
             Link::Following => {
                 self.following = None;

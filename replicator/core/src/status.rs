@@ -7,6 +7,7 @@ use crate::block::{PeerIndex, SessionId};
 use crate::command::Refusal;
 use crate::register::RegisterState;
 use crate::time::Span;
+use crate::verify::Findings;
 
 /// A snapshot of a replica for `replctl status` and the metrics.
 #[derive(Clone, Debug, Default)]
@@ -108,6 +109,17 @@ impl Party {
     }
 }
 
+/// A verify that is under way.
+#[derive(Clone, Debug, Default)]
+pub struct VerifyStatus {
+    /// Bytes to compare in all.
+    pub total_bytes: u64,
+    /// Whether differences will be mended.
+    pub repair: bool,
+    /// What was found so far.
+    pub findings: Findings,
+}
+
 /// One peer as this replica sees it.
 #[derive(Clone, Debug, Default)]
 pub struct PeerStatus {
@@ -130,6 +142,8 @@ pub struct PeerStatus {
     pub diverged_blocks: u64,
     /// Bytes to copy when the present resync began, and still to copy.
     pub resync_bytes: (u64, u64),
+    /// The verify of its copy that is under way.
+    pub verify: Option<VerifyStatus>,
     /// Payload bytes sent to it for resyncs, and for live writes, since the start.
     pub sent_bytes: (u64, u64),
     /// Payload bytes received from it for resyncs, and for live writes, since the start.

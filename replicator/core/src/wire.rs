@@ -11,16 +11,20 @@
 //! - 3: a greeting counts when its sender says, in the same session, that it still holds (`Met`).
 //! - 4: with three and more replicas a primary names the others (`Replicas`) and tells which
 //!   extents are cold (`Cooled`).
+//! - 5: a primary has a member read and hash what it has (`Verify`). A frame bears the version that
+//!   brought it, so a peer of version 4 reads all others.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::block::{ByteRange, Incarnation, ReplicaId};
+use crate::block::{BlockDigest, ByteRange, Incarnation, ReplicaId};
 use crate::limits::{CONTROL_BYTES_MAX, IO_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::register::{Basis, Member, RegisterState};
 
 /// Oldest and newest protocol version this build speaks.
-pub const VERSIONS: (u8, u8) = (4, 4);
+pub const VERSIONS: (u8, u8) = (4, 5);
+/// The version since which copies can be compared.
+pub const VERIFY_SINCE: u8 = 5;
 /// Length of a frame header.
 pub const HEADER_BYTES: usize = 64;
 const MAGIC: u32 = u32::from_le_bytes(*b"RPL1");
@@ -147,6 +151,22 @@ pub enum Message {
         extents: Vec<u32>,
         /// The secondaries whose flush covered everything the primary sent them there.
         flushed: Vec<ReplicaId>,
+    },
+    /// Primary to member: read this range, after what was written to it before, and hash its blocks.
+    Verify {
+        /// As for a write.
+        tenure: u64,
+        /// As for a write.
+        seq: u64,
+        /// Aligned to the block size.
+        range: ByteRange,
+    },
+    /// Member to primary: the hashes of the blocks; none when they cannot be read.
+    VerifyDigests {
+        /// Which.
+        seq: u64,
+        /// One for each block of the range.
+        digests: Vec<BlockDigest>,
     },
     /// I am here.
     Ping,
@@ -283,6 +303,13 @@ mod kind {
     pub const REPLICAS: u8 = 25;
     pub const COOLED: u8 = 26;
     pub const ECHO: u8 = 27;
+    pub const VERIFY: u8 = 40;
+    pub const VERIFY_DIGESTS: u8 = 41;
+
+    /// The protocol version that brought a message; 4 is the oldest that is spoken.
+    pub fn version(kind: u8) -> u8 {
+        if kind < VERIFY { 4 } else { 5 }
+    }
 }
 
 /// Largest generation, tenure or lineage a state may name.
@@ -377,9 +404,12 @@ impl Header {
 
     fn check(&self) -> Result<(), FrameError> {
         let payload = u64::from(self.payload_bytes);
-        let ranged =
-            matches!(self.kind, kind::WRITE | kind::RESYNC_DATA | kind::ZERO | kind::RESYNC_ZERO);
-        let length_max = if self.carries_data() { IO_BYTES_MAX } else { ZERO_BYTES_MAX };
+        let ranged = matches!(
+            self.kind,
+            kind::WRITE | kind::RESYNC_DATA | kind::ZERO | kind::RESYNC_ZERO | kind::VERIFY
+        );
+        let reads = self.kind == kind::VERIFY;
+        let length_max = if self.carries_data() || reads { IO_BYTES_MAX } else { ZERO_BYTES_MAX };
         let fits = if self.carries_data() {
             payload == self.length
         } else {
@@ -395,7 +425,7 @@ impl Header {
     fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
-        bytes[4] = VERSIONS.1;
+        bytes[4] = kind::version(self.kind);
         bytes[5] = self.kind;
         bytes[6..8].copy_from_slice(&self.flags.to_le_bytes());
         bytes[8..10].copy_from_slice(&self.volume.to_le_bytes());
@@ -491,6 +521,13 @@ impl Header {
                     out.extend_from_slice(&extent.to_le_bytes());
                 }
             }
+            Message::Verify { tenure, seq, range } => {
+                self.ranged(kind::VERIFY, *tenure, *seq, *range, 0);
+            }
+            Message::VerifyDigests { seq, digests } => {
+                (self.kind, self.seq) = (kind::VERIFY_DIGESTS, *seq);
+                digests.iter().for_each(|digest| out.extend_from_slice(digest));
+            }
             Message::Ping => self.kind = kind::PING,
             Message::Echo { tenure, seq } => {
                 (self.kind, self.tenure, self.seq) = (kind::ECHO, *tenure, *seq);
@@ -540,6 +577,14 @@ impl Header {
             kind::AUTHORITY_REFUSED => Message::AuthorityRefused { reason: input.rest_text() },
             kind::REPLICAS => take_replicas(input)?,
             kind::COOLED => take_cooled(input)?,
+            kind::VERIFY => Message::Verify { tenure, seq, range },
+            kind::VERIFY_DIGESTS => {
+                let mut digests = Vec::with_capacity(input.bytes.len() / size_of::<BlockDigest>());
+                while !input.bytes.is_empty() {
+                    digests.push(input.take()?);
+                }
+                Message::VerifyDigests { seq, digests }
+            }
             kind::PING => Message::Ping,
             kind::ECHO => Message::Echo { tenure, seq },
             other => return Err(FrameError::Kind(other)),

@@ -9,6 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use nix::sys::eventfd::EventFd;
+use replicator_core::block::DIRTY_BLOCK_BYTES;
 use replicator_core::metadata::SUPERBLOCK_BYTES;
 use replicator_core::{BufId, ByteRange, DiskFailure, DiskOutcome, Input, OpId, Time, limits};
 
@@ -48,6 +49,9 @@ enum Kind {
         done: usize,
     },
     Resync {
+        buf: BufId,
+    },
+    Digest {
         buf: BufId,
     },
     Zero {
@@ -90,6 +94,8 @@ pub(crate) struct DiskPort {
     operations: Vec<Option<Operation>>,
     free: Vec<u32>,
     waiting: VecDeque<Waiting>,
+    /// Reads for a verify that wait for a buffer: behind all others, and before none.
+    digests: VecDeque<(OpId, ByteRange)>,
     /// What this disk was found unable to do is not tried again.
     zero_best: ZeroBy,
     zeroes: BufId,
@@ -112,6 +118,7 @@ impl DiskPort {
             operations: Vec::with_capacity(limits::REQUESTS_MAX),
             free: Vec::with_capacity(limits::REQUESTS_MAX),
             waiting: VecDeque::new(),
+            digests: VecDeque::new(),
             zero_best,
             zeroes,
             scratch: Vec::new(),
@@ -173,6 +180,11 @@ impl DiskPort {
 
     pub fn read_for_resync(&mut self, io: &mut Io, op: OpId, range: ByteRange) {
         self.waiting.push_back(Waiting::Resync { op, range });
+        self.resume(io);
+    }
+
+    pub fn digest(&mut self, io: &mut Io, op: OpId, range: ByteRange) {
+        self.digests.push_back((op, range));
         self.resume(io);
     }
 
@@ -263,7 +275,7 @@ impl DiskPort {
                 Waiting::Edges { .. } => (Share::Internal, self.block_bytes() as usize),
                 Waiting::Meta { bytes, .. } => (Share::Internal, bytes.len().min(META_STEP_BYTES)),
             };
-            let Some(buf) = io.pool.take(share, bytes) else { return };
+            let Some(buf) = io.pool.take(share, bytes) else { break };
             match self.waiting.pop_front().expect("there is a front") {
                 Waiting::Resync { op, range } => self.start_resync(io, op, range, buf),
                 Waiting::Edges { op, wanted, aligned, buf: target } => {
@@ -277,6 +289,24 @@ impl DiskPort {
                 }
             }
         }
+        while let Some(&(op, range)) = self.digests.front() {
+            let Some(buf) = io.pool.take(Share::Resync, range.length as usize) else { return };
+            self.digests.pop_front();
+            self.start_digest(io, op, range, buf);
+        }
+    }
+
+    fn start_digest(&mut self, io: &mut Io, op: OpId, range: ByteRange, buf: BufId) {
+        let result = match self.disk.test_backing() {
+            TestBacking::Off => return self.begin(io, op, range, Kind::Digest { buf }),
+            TestBacking::NoDisk => {
+                io.pool.bytes_mut(buf, 0..range.length as usize).fill(0);
+                Ok(())
+            }
+            TestBacking::Volatile => self.volatile_read(io, range, buf),
+        };
+        let result = digests(io, buf, range.length as usize, result);
+        tell(io, op, result);
     }
 
     fn start_resync(&mut self, io: &mut Io, op: OpId, range: ByteRange, buf: BufId) {
@@ -319,7 +349,10 @@ impl DiskPort {
         let bytes = operation.moved as usize..operation.range.length as usize;
         let Io { ring, pool, .. } = io;
         match operation.kind {
-            Kind::Read { buf } | Kind::Resync { buf } | Kind::Edges { bounce: buf, .. } => {
+            Kind::Read { buf }
+            | Kind::Resync { buf }
+            | Kind::Digest { buf }
+            | Kind::Edges { bounce: buf, .. } => {
                 ring.read(pool, data, at, buf, bytes, token);
             }
             Kind::Write { buf } => ring.write(pool, data, at, buf, bytes, false, token),
@@ -449,6 +482,7 @@ impl DiskPort {
             Kind::Resync { buf } => {
                 resync_outcome(io, buf, operation.range.length as usize, Ok(()))
             }
+            Kind::Digest { buf } => digests(io, buf, operation.range.length as usize, Ok(())),
             Kind::Read { .. } => {
                 io.counters.disk_read.record(took);
                 Ok(DiskOutcome::Done)
@@ -468,7 +502,7 @@ impl DiskPort {
 
     fn failed(&mut self, io: &mut Io, slot: u32, error: i32) {
         let operation = self.end(io, slot);
-        if let Kind::Resync { buf } = operation.kind {
+        if let Kind::Resync { buf } | Kind::Digest { buf } = operation.kind {
             io.pool.release(buf);
         }
         tell(io, operation.op, Err(failure(io::Error::from_raw_os_error(error))));
@@ -523,6 +557,21 @@ fn resync_outcome(
         io.pool.release(buf);
     }
     result.map(|()| DiskOutcome::Read { data: keep.then_some(buf) })
+}
+
+/// The hashes of the blocks of a read for a verify.
+fn digests(
+    io: &mut Io,
+    buf: BufId,
+    length: usize,
+    result: Result<(), DiskFailure>,
+) -> Result<DiskOutcome, DiskFailure> {
+    let blocks = io.pool.bytes(buf, 0..length).chunks(DIRTY_BLOCK_BYTES as usize);
+    let outcome = result.map(|()| {
+        DiskOutcome::Digests(blocks.map(|block| *blake3::hash(block).as_bytes()).collect())
+    });
+    io.pool.release(buf);
+    outcome
 }
 
 /// Whether all bytes are zero; compares the range with itself shifted, at memory speed.

@@ -56,7 +56,7 @@ impl Io {
                 data.into_iter().for_each(|buf| pool.release(buf));
                 false
             }
-            Input::PeerConnected { peer, session } | Input::LinkLost { peer, session, .. } => {
+            Input::PeerConnected { peer, session, .. } | Input::LinkLost { peer, session, .. } => {
                 (peer, session) != closed
             }
             _ => true,

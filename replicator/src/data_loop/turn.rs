@@ -256,6 +256,7 @@ impl<C: Core> DataLoop<C> {
                 self.disk.read_edges(io, op, wanted, aligned, buf);
             }
             Effect::ReadForResync { op, range } => self.disk.read_for_resync(io, op, range),
+            Effect::DigestDisk { op, range } => self.disk.digest(io, op, range),
             Effect::MapDisk { op, request, range } => {
                 let result = self.disk.map(range, EXTENTS_MAX).map(|map| {
                     self.clients.set_map(request, map);
@@ -306,8 +307,8 @@ impl<C: Core> DataLoop<C> {
             ToLoop::Client { stream, session, leftover, origin } => {
                 self.clients.add(io, stream, session, &leftover, origin);
             }
-            ToLoop::Peer { peer, session, stream, leftover } => {
-                self.peers.add(io, peer, session, stream, &leftover);
+            ToLoop::Peer { peer, session, version, stream, leftover } => {
+                self.peers.add(io, (peer, session, version), stream, &leftover);
             }
             ToLoop::Command { ticket, command } => io.tell(Input::Ordered { ticket, command }),
             ToLoop::Register(input) => io.tell(input),

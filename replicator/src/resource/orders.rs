@@ -416,6 +416,21 @@ impl Resource {
         })
     }
 
+    /// Compares the copies of the others with the one here; `repair`: and copies what differs.
+    pub fn verify(&self, repair: bool) -> Reply {
+        match self.order(Command::Verify { repair }, SHORT_PATIENCE) {
+            Reply::Done(_) => {
+                Reply::Done(format!("a verify of {} began; replctl status shows it", self.name()))
+            }
+            other => other,
+        }
+    }
+
+    /// Ends a verify that is under way.
+    pub fn cancel_verify(&self) -> Reply {
+        self.order(Command::CancelVerify, SHORT_PATIENCE)
+    }
+
     /// Gives up what diverged here.
     pub fn discard_diverged(&self) -> Reply {
         let reply = self.order(Command::DiscardDiverged, SHORT_PATIENCE);

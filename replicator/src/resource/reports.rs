@@ -7,6 +7,7 @@ use replicator_core::{PeerStatus, Span, Status};
 use super::in_cluster::DISK_HANGS_AFTER;
 use super::{Phase, Resource};
 use crate::data_loop::{ClientStatus, Counters, LoopStatus};
+use crate::report::{Repair, VerifyReport};
 use crate::report::{
     ClientReport, CountersReport, PeerReport, ReplicaReport, ResourceReport, WaitReport,
 };
@@ -52,6 +53,7 @@ impl Resource {
             disk: disk.display().to_string(),
             device: self.device.report(),
             services: self.services_report(),
+            verifies: self.verifies.reports(),
             events: self.events.latest(self.name(), EVENTS_SHOWN),
             ..ResourceReport::default()
         };
@@ -73,6 +75,13 @@ impl Resource {
         report.disk_operations = status.disk_operations;
         report.counters = counters_report(&status.counters);
         report.warnings.clone_from(&status.warnings);
+        for peer in &status.core.peers {
+            let running = report.verifies.iter_mut().find(|it| it.copy == peer.node);
+            if let (Some(running), Some(verify)) = (running, &peer.verify) {
+                running.found(&verify.findings);
+            }
+        }
+        report.warnings.extend(report.verifies.iter().filter_map(|it| self.verify_warning(it)));
         let text = "this resource runs on a backing that is for tests only".to_owned();
         if self.config.test_backing != crate::config::TestBackingWish::Normal {
             report.warnings.push(text);
@@ -82,6 +91,20 @@ impl Resource {
         {
             report.warnings.push(format!("no block device: {}", device.why));
         }
+    }
+
+    fn verify_warning(&self, found: &VerifyReport) -> Option<String> {
+        let VerifyReport { copy, with, differing_blocks, .. } = found;
+        let unreadable = found.unreadable_here_bytes + found.unreadable_there_bytes;
+        let is_mended = found.repair == Repair::Running || !found.is_bad();
+        (!is_mended).then(|| {
+            format!(
+                "a verify found {differing_blocks} blocks of {copy} that differ from those of \
+                 {with}, and {unreadable} bytes that cannot be read; replctl verify {} --repair \
+                 copies them again from the primary",
+                self.name()
+            )
+        })
     }
 
     fn replica_report(&self, core: &Status, block_bytes: u32) -> ReplicaReport {

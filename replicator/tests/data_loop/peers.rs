@@ -105,7 +105,7 @@ fn connect(running: &Running, session: u64, leftover: Vec<u8>) -> UnixStream {
     ours.set_read_timeout(Some(LIMIT)).expect("a time-out");
     ours.set_write_timeout(Some(LIMIT)).expect("a time-out");
     let session = SessionId(session);
-    let order = ToLoop::Peer { peer: PEER, session, stream: theirs.into(), leftover };
+    let order = ToLoop::Peer { peer: PEER, session, version: 5, stream: theirs.into(), leftover };
     running.handle.send(order).expect("a running loop");
     ours
 }

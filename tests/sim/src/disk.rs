@@ -11,6 +11,7 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -18,7 +19,8 @@ use history::draw::Draw;
 use replicator_core::metadata::{
     Image, SUPERBLOCK_BYTES, Superblock, fingerprint_samples, read_superblocks,
 };
-use replicator_core::{BufId, ByteRange, DiskFailure, OpId};
+use replicator_core::block::DIRTY_BLOCK_BYTES;
+use replicator_core::{BlockDigest, BufId, ByteRange, DiskFailure, OpId};
 
 use crate::sectors::{Payload, SECTOR_BYTES, Sectors};
 
@@ -49,6 +51,8 @@ pub enum Job {
     Edges { wanted: ByteRange, aligned: ByteRange, buf: BufId },
     /// Read for a resync.
     ReadForResync { range: ByteRange },
+    /// Hash the blocks of a range.
+    Digest { range: ByteRange },
     /// Make durable what was done before this stamp.
     Flush { before: u64 },
     /// Write metadata.
@@ -185,6 +189,22 @@ impl Disk {
                 counts: read_superblocks(pages).ok().map(|(superblock, _)| Rc::new(superblock)),
             }
         })
+    }
+
+    /// What `DigestDisk` yields: the sectors' values are hash enough.
+    pub fn digests(&self, range: ByteRange) -> Box<[BlockDigest]> {
+        let digest = |block: u64| {
+            let start = block * DIRTY_BLOCK_BYTES;
+            let length = DIRTY_BLOCK_BYTES.min(range.end() - start);
+            let (first, count) = span(ByteRange::new(start, length));
+            let mut hasher = DefaultHasher::new();
+            let values = self.live.read(first, count);
+            values.filter(|values| values.iter().any(|&value| value != 0)).hash(&mut hasher);
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&hasher.finish().to_le_bytes());
+            digest
+        };
+        range.dirty_blocks().map(digest).collect()
     }
 
     /// The hash that `TakeFingerprint` yields.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
-use replicator_core::ByteRange;
+use replicator_core::block::DIRTY_BLOCK_BYTES;
+use replicator_core::{BlockDigest, ByteRange};
 use replicator_core::metadata::{Image, SUPERBLOCK_BYTES, Superblock, fingerprint_samples};
 
 use crate::hash::Fast;
@@ -14,6 +15,8 @@ use crate::hash::Fast;
 pub const SECTOR_BYTES: u64 = 512;
 /// The letter of a sector that was never written, or zeroed.
 pub const ZERO: u8 = b'.';
+/// The letter of a sector that rotted.
+const ROT: u8 = b'~';
 const PAGE: u64 = 4096;
 
 /// One letter for each sector; `None` stands for zeroes.
@@ -129,6 +132,14 @@ impl Disk {
         self.flush_ends();
     }
 
+    /// The medium changes by itself.
+    pub fn rot(&mut self, range: ByteRange) {
+        let first = (range.start / SECTOR_BYTES) as usize;
+        let sectors = first..first + (range.length / SECTOR_BYTES) as usize;
+        self.live[sectors.clone()].fill(ROT);
+        self.durable[sectors].fill(ROT);
+    }
+
     /// Writes metadata for good.
     pub fn write_meta(&mut self, offset: u64, bytes: &[u8]) {
         assert!(offset + bytes.len() as u64 <= self.region_bytes, "metadata beyond their region");
@@ -177,6 +188,18 @@ impl Disk {
         let last = self.region_bytes - SUPERBLOCK_BYTES as u64;
         [last, last - (1 << 20)]
             .map(|at| self.meta_page(at / PAGE).and_then(|page| Superblock::decode(page).ok()))
+    }
+
+    /// What `DigestDisk` yields: blocks are told apart by their letters.
+    pub fn digests(&self, range: ByteRange) -> Box<[BlockDigest]> {
+        let letters = self.read(range);
+        let blocks = letters.chunks((DIRTY_BLOCK_BYTES / SECTOR_BYTES) as usize);
+        let digest = |block: &[u8]| {
+            let mut digest = [0; 32];
+            digest[..block.len()].copy_from_slice(block);
+            digest
+        };
+        blocks.map(digest).collect()
     }
 
     /// The hash that `TakeFingerprint` yields.

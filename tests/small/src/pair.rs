@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use replicator_core::block::{Incarnation, ReplicaId};
 use replicator_core::metadata::{self, FormatRequest, Layout};
-use replicator_core::wire::Message;
+use replicator_core::wire::{Message, VERSIONS};
 use replicator_core::{
     Answer, BufId, ByteRange, ClientError, ClientRequest, Command, Config, DiskFailure,
     DiskOutcome, Effect, Effects, Input, LinkLoss, Note, OpId, PeerConfig, PeerIndex, Refusal,
@@ -44,6 +44,7 @@ pub enum Job {
     Copy { range: ByteRange },
     Flush,
     Meta { offset: u64, bytes: Rc<[u8]> },
+    Digest { range: ByteRange },
     Fingerprint,
     Map,
 }
@@ -332,7 +333,7 @@ impl Pair {
                 assert_eq!(process.session, None, "a session begins in another");
                 process.session = Some(session);
                 let session = SessionId(session);
-                self.step(node, Input::PeerConnected { peer: PEER, session });
+                self.step(node, Input::PeerConnected { peer: PEER, session, version: VERSIONS.1 });
             }
             Parcel::Frame(session, message, payload) => {
                 if process.session == Some(session) {
@@ -442,6 +443,11 @@ impl Pair {
         self.lose_ends(node);
     }
 
+    /// A disk changes what it was given.
+    pub fn rot(&mut self, node: usize, range: ByteRange) {
+        self.node_mut(node).disk.rot(range);
+    }
+
     /// The disk of a machine that is off is replaced by a new one.
     pub fn replace_disk(&mut self, node: usize) {
         assert!(self.nodes[node].process.is_none(), "it runs");
@@ -505,6 +511,7 @@ impl Node {
                 (op, Job::Edges { wanted, aligned, buf })
             }
             Effect::ReadForResync { op, range } => (op, Job::Copy { range }),
+            Effect::DigestDisk { op, range } => (op, Job::Digest { range }),
             Effect::WriteDisk { op, range, buf } => {
                 let payload = Some(contents(&self.process, buf, range));
                 (op, Job::Write { range, payload })
@@ -554,6 +561,7 @@ impl Node {
                 let data = (!zero).then(|| process.take_buffer(letters));
                 return DiskOutcome::Read { data };
             }
+            Job::Digest { range } => return DiskOutcome::Digests(self.disk.digests(range)),
             Job::Fingerprint => return DiskOutcome::Fingerprint(self.disk.fingerprint()),
             _ => {}
         }

@@ -20,6 +20,7 @@
 //! N is killed                      the process dies; its disk finishes what it was given
 //! N loses power [keeping all] [tearing]    nothing that was volatile remains, unless said so;
 //!                                  tearing: of metadata under way the first sector lands
+//! N rots 0+4K                      the disk changes what it was given, and nobody knows
 //! N gets a new disk · N is used without us 0+4K · N loses log blocks
 //! fenced                           both nodes fence by themselves; before the first other command
 //! N take-fenced · N stand-back · N peer-is-off (for the session it waits for) · N peer-was-off S
@@ -161,6 +162,12 @@ fn on_node(pair: &mut Pair, node: usize, words: &[&str]) -> Outcome {
         ["disconnect"] => pair.order(node, Command::Disconnect(PeerIndex(0))),
         ["invalidate"] => pair.order(node, Command::Invalidate),
         ["resync-full"] => pair.order(node, Command::ResyncFull(PeerIndex(0))),
+        ["verify", options @ ..] => {
+            let repair = options.contains(&"repair");
+            pair.order(node, Command::Verify { repair });
+        }
+        ["cancel-verify"] => pair.order(node, Command::CancelVerify),
+        ["rots", place] => pair.rot(node, range(place)?),
         ["discard-diverged"] => pair.order(node, Command::DiscardDiverged),
         ["write", letter, place, options @ ..] => {
             let asks = ClientAsks::Write(range(place)?, options.contains(&"fua"));

@@ -5,7 +5,7 @@ use replicator_core::block::ReplicaId;
 use replicator_core::metadata::Superblock;
 use replicator_core::register::RegisterState;
 use replicator_core::wire::{Hello, Message};
-use replicator_core::{Answer, ByteRange, Effect, Note, Refusal, Retry};
+use replicator_core::{Answer, ByteRange, Effect, Findings, Note, Refusal, Retry};
 
 use crate::disk::{Payload, SECTOR_BYTES, ZERO};
 use crate::pair::{Job, NAMES, Node, Parcel};
@@ -17,6 +17,7 @@ pub fn effect(effect: &Effect, node: &Node) -> Option<String> {
         Effect::ReadEdges { wanted, aligned, .. } => {
             format!("disk     edges of {} in {}", place(*wanted), place(*aligned))
         }
+        Effect::DigestDisk { range, .. } => format!("disk     hash {}", place(*range)),
         Effect::ReadForResync { range, .. } => format!("disk     copy {}", place(*range)),
         Effect::WriteDisk { range, .. } => format!("disk     write {}", place(*range)),
         Effect::ZeroDisk { range, .. } => format!("disk     zero {}", place(*range)),
@@ -86,6 +87,11 @@ fn note(note: &Note) -> String {
         Note::ResyncFinished { sent_bytes, .. } => {
             format!("resync finished, {} sent", size(*sent_bytes))
         }
+        Note::VerifyStarted { bytes, repair, .. } => {
+            format!("verify of {}{}", size(*bytes), if *repair { ", to repair" } else { "" })
+        }
+        Note::VerifyEnded { broken, findings, .. } => verified(*broken, findings),
+        Note::VerifyRepaired { bytes, .. } => format!("repaired {}", size(*bytes)),
         Note::DiskFailed { during, .. } => format!("the disk failed during a {during}"),
         Note::FenceAwaited { .. } => "waits for the fence of the peer".into(),
         Note::LeaseLapsed => "the lease ended".into(),
@@ -96,6 +102,22 @@ fn note(note: &Note) -> String {
         }
         Note::HotExtentsMarked { extents } => format!("{extents} hot extents became dirty bits"),
     }
+}
+
+fn verified(broken: Option<&str>, findings: &Findings) -> String {
+    let mut out = match broken {
+        Some(why) => format!("verify broken ({why}), {} compared", size(findings.checked_bytes)),
+        None => format!("verify ended, {} compared", size(findings.checked_bytes)),
+    };
+    let places = |runs: &[ByteRange]| runs.iter().map(|run| place(*run)).collect::<Vec<_>>();
+    if findings.differing_blocks > 0 {
+        let where_ = places(&findings.differing).join(" ");
+        out += &format!(", {} blocks differ: {where_}", findings.differing_blocks);
+    }
+    if !findings.unreadable.is_empty() {
+        out += &format!(", unreadable: {}", places(&findings.unreadable).join(" "));
+    }
+    out
 }
 
 /// A size or offset in bytes, in KiB or MiB where that is exact.
@@ -203,6 +225,10 @@ pub fn frame(message: &Message) -> String {
         Message::AuthorityWanted => "authority-wanted".into(),
         Message::AuthorityGiven(state) => format!("authority-given {}", register(state)),
         Message::AuthorityRefused { reason } => format!("authority-refused: {reason}"),
+        Message::Verify { seq, range, .. } => format!("verify #{seq} {}", place(*range)),
+        Message::VerifyDigests { seq, digests } => {
+            format!("digests #{seq} of {} blocks", digests.len())
+        }
         Message::Ping => "ping".into(),
         Message::Echo { seq, .. } => format!("echo {seq}"),
     }
@@ -256,6 +282,7 @@ pub fn job_kind(job: &Job, node: &Node) -> &'static str {
         Job::Read { .. } => "read",
         Job::Edges { .. } => "edges",
         Job::Copy { .. } => "copy",
+        Job::Digest { .. } => "hash",
         Job::Flush => "flush",
         Job::Meta { offset, .. } if node.layout.superblocks.contains(offset) => "superblock",
         Job::Meta { offset, .. } if node.layout.log.contains(offset) => "log",
@@ -268,7 +295,10 @@ pub fn job_kind(job: &Job, node: &Node) -> &'static str {
 /// The range a disk operation is about, if it is about one.
 pub fn job_range(job: &Job) -> Option<ByteRange> {
     match job {
-        Job::Write { range, .. } | Job::Read { range, .. } | Job::Copy { range } => Some(*range),
+        Job::Write { range, .. }
+        | Job::Read { range, .. }
+        | Job::Copy { range }
+        | Job::Digest { range } => Some(*range),
         Job::Edges { aligned, .. } => Some(*aligned),
         _ => None,
     }

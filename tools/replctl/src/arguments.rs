@@ -156,6 +156,33 @@ Examples:
         #[arg(long, requires = "wait")]
         timeout_s: Option<u64>,
     },
+    /// Compare all copies with the primary's, block by block, while it serves; find bit rot.
+    #[command(after_help = "\
+Examples:
+  replctl verify mariadb --wait              compare, with a progress bar, and say what differs
+  replctl verify mariadb --repair --wait     and copy what differs again
+  replctl verify mariadb --cancel            end one that is under way
+The copies of all nodes that are in sync are read and hashed; clients go on, a verify yields to
+them. Nothing is changed without --repair. With it the primary's copy is taken: a node whose copy
+differs, or cannot be read in places, leaves the in-sync set, gets these blocks again, and comes
+back; of several nodes one at a time. What the primary serves is never changed: when its disk is the
+bad one, move the office first (replctl switchover), then repair from there.
+It ends when a node is lost or the office moves. What it found stays in replctl status.
+Exit codes: 0 started, with --wait: all is the same or repaired; 1 refused, or it ended early; 4 with
+--wait: copies differ or cannot be read.")]
+    Verify {
+        /// Which.
+        resource: String,
+        /// Copy blocks that differ again, from the primary.
+        #[arg(long, conflicts_with = "cancel")]
+        repair: bool,
+        /// End a verify that is under way.
+        #[arg(long, conflicts_with = "wait")]
+        cancel: bool,
+        /// Wait for its end, also for that of one that runs already; with a progress bar.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Move a resource to another node, without loss.
     #[command(after_help = "\
 Examples:

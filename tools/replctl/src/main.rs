@@ -9,6 +9,7 @@ mod show;
 mod show_cluster;
 mod show_fence;
 mod show_services;
+mod verify;
 
 use std::process::ExitCode;
 

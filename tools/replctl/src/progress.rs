@@ -74,7 +74,7 @@ pub fn wait(
     }
 }
 
-fn new_bar(wants_json: bool) -> ProgressBar {
+pub fn new_bar(wants_json: bool) -> ProgressBar {
     let bar = ProgressBar::new(0);
     if wants_json || !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());

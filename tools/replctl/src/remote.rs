@@ -17,6 +17,7 @@ use crate::progress;
 use crate::show;
 use crate::show_cluster;
 use crate::show_fence;
+use crate::verify;
 use crate::{EXIT_DONE, EXIT_NO_DAEMON, EXIT_NOT_SAFE, EXIT_REFUSED, Failure};
 
 /// Longer than any wait inside the daemon.
@@ -66,6 +67,9 @@ pub fn run(
             }
             progress::wait(socket, resource, timeout_s.map(Duration::from_secs), arguments.json)
         }
+        Command::Verify { resource, repair, cancel: false, wait: true } => {
+            verify::run(socket, resource, *repair, arguments.json)
+        }
         command => simple(socket, order_of(command), arguments.json),
     }
 }
@@ -110,6 +114,12 @@ fn order_of(command: &Command) -> Order {
         }
         Command::Disconnect { resource, peer } => {
             Order::Disconnect { resource: resource.clone(), peer: peer.clone() }
+        }
+        Command::Verify { resource, cancel: true, .. } => {
+            Order::CancelVerify { resource: resource.clone() }
+        }
+        Command::Verify { resource, repair, .. } => {
+            Order::Verify { resource: resource.clone(), repair: *repair }
         }
         Command::Invalidate { resource } => Order::Invalidate { resource: resource.clone() },
         Command::Switchover { resource, cancel: true, .. } => {
@@ -176,7 +186,7 @@ pub fn fetch_status(socket: &Path, resource: Option<&str>) -> Result<StatusRepor
     }
 }
 
-fn refusal_failure(refusal: &RefusalReport) -> Failure {
+pub fn refusal_failure(refusal: &RefusalReport) -> Failure {
     let json = json!({ "refused": refusal });
     Failure::with_json(EXIT_REFUSED, show::refusal(refusal), json)
 }

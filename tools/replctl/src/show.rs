@@ -14,6 +14,7 @@ use replicator::report::{
 use crate::show_cluster;
 use crate::show_fence;
 use crate::show_services;
+use crate::verify;
 
 /// A size with a unit.
 pub fn bytes(bytes: u64) -> String {
@@ -172,6 +173,9 @@ fn one_resource(
             }
             for peer in &replica.peers {
                 let _ = writeln!(out, "{}", peer_line(peer, earlier));
+            }
+            for verify in &resource.verifies {
+                let _ = writeln!(out, "  {}", verify::line(verify, earlier));
             }
             if let Some(services) = &resource.services {
                 show_services::services(out, services);

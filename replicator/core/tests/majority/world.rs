@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use replicator_core::block::{Incarnation, ReplicaId};
 use replicator_core::metadata::{FormatRequest, Image, format};
 use replicator_core::register::RegisterState;
+use replicator_core::wire::VERSIONS;
 use replicator_core::{
     Answer, BufId, ByteRange, ClientError, ClientRequest, Command, Config, DiskFailure,
     DiskOutcome, Effect, Effects, Input, LinkLoss, PeerConfig, PeerIndex, Refusal, RegisterKeeper,
@@ -204,7 +205,7 @@ impl World {
             self.linked = true;
             for node in [ALPHA, BETA] {
                 let session = SessionId(self.session);
-                self.queue.push_back((node, Input::PeerConnected { peer: PEER, session }));
+                self.queue.push_back((node, Input::PeerConnected { peer: PEER, session, version: VERSIONS.1 }));
             }
             self.pump();
         }

@@ -83,7 +83,7 @@ pub trait Nodes {
 fn await_connected(nodes: &mut dyn Nodes, node: usize) -> SessionId {
     loop {
         match nodes.hear(node) {
-            Input::PeerConnected { peer: PEER, session } => return session,
+            Input::PeerConnected { peer: PEER, session, .. } => return session,
             Input::LinkLost { .. } => {}
             other => panic!("{other:?} before a new session"),
         }

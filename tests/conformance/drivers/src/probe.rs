@@ -54,7 +54,7 @@ impl Probe {
                     must(self.held.insert(*buf), "a buffer in use is not given")?;
                 }
             }
-            Input::PeerConnected { peer, session } => {
+            Input::PeerConnected { peer, session, .. } => {
                 let rises = self.newest.insert(*peer, *session).is_none_or(|old| old < *session);
                 let open = self.open.insert(*peer, *session);
                 if *peer == PEER {
@@ -93,6 +93,7 @@ impl Probe {
             Effect::ReadDisk { op, .. }
             | Effect::ReadEdges { op, .. }
             | Effect::ReadForResync { op, .. }
+            | Effect::DigestDisk { op, .. }
             | Effect::WriteDisk { op, .. }
             | Effect::ZeroDisk { op, .. }
             | Effect::FlushDisk { op }

@@ -44,6 +44,7 @@ kinds! { DiskAnswer of Result<DiskOutcome, DiskFailure>:
     ReadData = Ok(DiskOutcome::Read { data: Some(_) }),
     ReadZeroes = Ok(DiskOutcome::Read { data: None }),
     Fingerprint = Ok(DiskOutcome::Fingerprint(_)),
+    Digests = Ok(DiskOutcome::Digests(_)),
     Failed = Err(DiskFailure::Io(_)),
     NoSpace = Err(DiskFailure::NoSpace),
 }
@@ -65,6 +66,7 @@ kinds! { Order of Effect:
     MapDisk = Effect::MapDisk { .. },
     FlushDisk = Effect::FlushDisk { .. },
     WriteMeta = Effect::WriteMeta { .. },
+    DigestDisk = Effect::DigestDisk { .. },
     TakeFingerprint = Effect::TakeFingerprint { .. },
     SendPeer = Effect::SendPeer { .. },
     CloseRetryNow = Effect::ClosePeer { retry: Retry::Now, .. },
@@ -98,6 +100,10 @@ kinds! { NoteKind of Note:
     LeaseBack = Note::LeaseBack { .. },
     OfficeLost = Note::OfficeLost { .. },
     RegisterWentBack = Note::RegisterWentBack { .. },
+    VerifyStarted = Note::VerifyStarted { .. },
+    VerifyEnded = Note::VerifyEnded { broken: None, .. },
+    VerifyBroken = Note::VerifyEnded { broken: Some(_), .. },
+    VerifyRepaired = Note::VerifyRepaired { .. },
 }
 
 kinds! { Frame of Message:
@@ -131,6 +137,8 @@ kinds! { Frame of Message:
     Cooled = Message::Cooled { .. },
     Ping = Message::Ping,
     Echo = Message::Echo { .. },
+    Verify = Message::Verify { .. },
+    VerifyDigests = Message::VerifyDigests { .. },
 }
 
 kinds! { Verdict of Relation:
@@ -190,6 +198,9 @@ kinds! { CommandKind of Command:
     TakeFenced = Command::TakeFenced,
     PeerIsOff = Command::PeerIsOff(..),
     StandBack = Command::StandBack,
+    Verify = Command::Verify { repair: false },
+    VerifyAndRepair = Command::Verify { repair: true },
+    CancelVerify = Command::CancelVerify,
 }
 
 kinds! { AnswerKind of Result<Answer, Box<Refusal>>:

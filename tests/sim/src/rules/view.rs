@@ -597,6 +597,7 @@ impl View {
             Effect::WriteMeta { op, offset, bytes } => self.writes_meta(*op, *offset, bytes),
             Effect::ReadDisk { op, .. }
             | Effect::ReadEdges { op, .. }
+            | Effect::DigestDisk { op, .. }
             | Effect::TakeFingerprint { op }
             | Effect::MapDisk { op, .. } => self.begin(*op, Op::Other),
             Effect::SendPeer { session, message, .. } => {

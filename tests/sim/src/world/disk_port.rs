@@ -30,6 +30,7 @@ impl World {
                 (op, Job::Edges { wanted, aligned, buf })
             }
             Effect::ReadForResync { op, range } => (op, Job::ReadForResync { range }),
+            Effect::DigestDisk { op, range } => (op, Job::Digest { range }),
             Effect::FlushDisk { op } => (op, Job::Flush { before: 0 }),
             Effect::WriteMeta { op, offset, bytes } => (op, Job::Meta { offset, bytes }),
             Effect::TakeFingerprint { op } => (op, Job::Fingerprint),
@@ -50,7 +51,10 @@ impl World {
         let hit = match job {
             _ if failing == Failing::Everything => !matches!(job, Job::Map),
             Job::Write { .. } => matches!(failing, Failing::Write | Failing::Space),
-            Job::Read { .. } | Job::Edges { .. } | Job::ReadForResync { .. } => {
+            Job::Read { .. }
+            | Job::Edges { .. }
+            | Job::ReadForResync { .. }
+            | Job::Digest { .. } => {
                 failing == Failing::Read
             }
             Job::Flush { .. } => failing == Failing::Flush,
@@ -123,6 +127,7 @@ impl World {
                     let data = data.map(|values| process.buffers.take(values));
                     outcome = DiskOutcome::Read { data };
                 }
+                Job::Digest { range } => outcome = DiskOutcome::Digests(disk.digests(*range)),
                 Job::Fingerprint => outcome = DiskOutcome::Fingerprint(disk.fingerprint()),
                 _ => {}
             }

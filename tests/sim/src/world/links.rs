@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use replicator_core::wire::{self, Message};
+use replicator_core::wire::{self, Message, VERSIONS};
 use replicator_core::{BufId, Input, LinkLoss, Retry, SessionId};
 
 use crate::ambush::Moment;
@@ -71,7 +71,7 @@ impl World {
                 process.sessions.push(number);
                 let session = SessionId(process.sessions.len() as u64);
                 self.connections[number].sessions[node] = session.0;
-                self.step(node, Input::PeerConnected { peer: PEER, session });
+                self.step(node, Input::PeerConnected { peer: PEER, session, version: VERSIONS.1 });
             }
             Parcel::Frame(message, payload) => {
                 if !alive || !self.connections[number].open[node] {

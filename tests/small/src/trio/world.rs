@@ -7,7 +7,7 @@ use std::rc::Rc;
 use replicator_core::block::{Incarnation, ReplicaId};
 use replicator_core::metadata::{self, FormatRequest, Image, Layout, Superblock};
 use replicator_core::register::RegisterState;
-use replicator_core::wire::Message;
+use replicator_core::wire::{Message, VERSIONS};
 use replicator_core::{
     BufId, ByteRange, ClientError, ClientRequest, Command, Config, DiskOutcome, Effect, Effects,
     Input, LinkLoss, Note, OpId, PeerConfig, PeerIndex, RegisterKeeper, Replica, RequestId,
@@ -37,6 +37,7 @@ enum Job {
     Copy { range: ByteRange },
     Flush,
     Meta { offset: u64, bytes: Rc<[u8]> },
+    Digest { range: ByteRange },
     Fingerprint,
 }
 
@@ -455,7 +456,7 @@ impl World {
             Parcel::Open(session) => {
                 assert_eq!(*open, None, "a session begins in another");
                 *open = Some(session);
-                self.step(to, Input::PeerConnected { peer, session: SessionId(session) });
+                self.step(to, Input::PeerConnected { peer, session: SessionId(session), version: VERSIONS.1 });
             }
             Parcel::Frame(session, message, payload) if *open == Some(session) => {
                 let data = payload.map(|numbers| process.take_buffer(numbers));
@@ -653,6 +654,7 @@ impl Node {
         let (id, job) = match effect {
             Effect::ReadDisk { op, range, buf } => (op, Job::Read { range, buf }),
             Effect::ReadForResync { op, range } => (op, Job::Copy { range }),
+            Effect::DigestDisk { op, range } => (op, Job::Digest { range }),
             Effect::WriteDisk { op, range, buf } => {
                 let payload = Some(contents(&self.process, buf, range));
                 (op, Job::Write { range, payload })
@@ -692,6 +694,14 @@ impl Node {
                 let zero = numbers.iter().all(|&number| number == 0);
                 let data = (!zero).then(|| process.take_buffer(numbers));
                 return DiskOutcome::Read { data };
+            }
+            Job::Digest { range } => {
+                let digest = |&number: &u32| {
+                    let mut digest = [0; 32];
+                    digest[..4].copy_from_slice(&number.to_le_bytes());
+                    digest
+                };
+                return DiskOutcome::Digests(self.disk.read(range).iter().map(digest).collect());
             }
             Job::Fingerprint => return DiskOutcome::Fingerprint([7; 32]),
             Job::Write { .. } | Job::Meta { .. } => {}
