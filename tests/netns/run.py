@@ -40,6 +40,7 @@ import trio_reach
 import trio_readme
 import trio_scarcity
 import trio_services
+import verify
 from cluster import Refused, Skip, TestFailed, binaries, die_with_parent
 
 SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
@@ -50,7 +51,7 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SC
              + trio_services.SCENARIOS + trio_guard.SCENARIOS + trio_address.SCENARIOS
              + trio_placement.SCENARIOS + trio_places.SCENARIOS + etcd_register.SCENARIOS
              + trio_postgres.SCENARIOS + trio_reach.SCENARIOS + trio_scarcity.SCENARIOS
-             + many_clusters.SCENARIOS + trio_readme.SCENARIOS)
+             + many_clusters.SCENARIOS + trio_readme.SCENARIOS + verify.SCENARIOS)
 LONG = (three.LONG + trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
         + trio_placement.LONG + trio_services.LONG + trio_guard.LONG + trio_address.LONG + fencing.LONG
         + etcd_register.LONG + trio_reach.LONG)
