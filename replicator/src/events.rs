@@ -161,16 +161,16 @@ pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
             );
             (Weight::Error, text)
         }
-        Note::VerifyStarted { peer, bytes, repair } => {
+        Note::VerifyStarted { copy, bytes, repair, .. } => {
             let then = if *repair { "; what differs is copied again" } else { "" };
-            let text = format!("verify of {} began: {bytes} bytes to compare{then}", name(peer));
+            let text = format!("verify of {copy} began: {bytes} bytes to compare{then}");
             (Weight::Info, text)
         }
-        Note::VerifyEnded { peer, broken, findings, repairs } => {
-            verify_ended(name(peer), *broken, findings, *repairs)
+        Note::VerifyEnded { copy, broken, findings, repairs, .. } => {
+            verify_ended(copy, broken.as_deref(), findings, *repairs)
         }
-        Note::VerifyRepaired { peer, bytes } => {
-            let text = format!("{} is in sync again, {bytes} bytes were repaired", name(peer));
+        Note::VerifyRepaired { copy, bytes } => {
+            let text = format!("{copy} is in sync again, {bytes} bytes were repaired");
             (Weight::Info, text)
         }
         Note::HotExtentsMarked { extents } => {
@@ -183,15 +183,15 @@ pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
 
 /// How a verify ended: that of a whole, same copy is for the record.
 fn verify_ended(
-    peer: &str,
+    copy: &str,
     broken: Option<&str>,
     findings: &Findings,
     repairs: bool,
 ) -> (Weight, String) {
     let checked = findings.checked_bytes;
     let mut text = match broken {
-        Some(why) => format!("verify of {peer} ended early, {checked} bytes compared: {why}"),
-        None => format!("verify of {peer} ended: {checked} bytes compared"),
+        Some(why) => format!("verify of {copy} ended early, {checked} bytes compared: {why}"),
+        None => format!("verify of {copy} ended: {checked} bytes compared"),
     };
     if findings.is_clean() {
         text += "; all are the same";
@@ -202,12 +202,12 @@ fn verify_ended(
         text += &format!("; {} blocks differ, from byte {first} on", findings.differing_blocks);
     }
     let sides =
-        [("here", findings.unreadable_here_bytes), ("there", findings.unreadable_there_bytes)];
+        [("by the primary", findings.unreadable_here_bytes), ("there", findings.unreadable_there_bytes)];
     for (side, bytes) in sides.into_iter().filter(|(_, bytes)| *bytes > 0) {
         text += &format!("; {bytes} bytes cannot be read {side}");
     }
     if repairs {
-        text += &format!("; {peer} leaves the in-sync set and gets them again");
+        text += &format!("; {copy} leaves the in-sync set and gets them again");
     }
     (Weight::Error, text)
 }

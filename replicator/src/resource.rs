@@ -351,15 +351,14 @@ impl Resource {
     }
 
     fn note_verify(&self, note: &Note) {
-        let copy = |peer: &PeerIndex| self.peers[usize::from(peer.0)].as_str();
         match note {
-            Note::VerifyStarted { peer, bytes, .. } => {
-                self.verifies.began(copy(peer), &self.node.name, *bytes);
+            Note::VerifyStarted { copy, with, bytes, .. } => {
+                self.verifies.began(copy, with, *bytes);
             }
-            Note::VerifyEnded { peer, broken, findings, repairs } => {
-                self.verifies.ended(copy(peer), *broken, findings, *repairs);
+            Note::VerifyEnded { copy, with, broken, findings, repairs } => {
+                self.verifies.ended((copy, with), broken.as_deref(), findings, *repairs);
             }
-            Note::VerifyRepaired { peer, .. } => self.verifies.repaired(copy(peer)),
+            Note::VerifyRepaired { copy, .. } => self.verifies.repaired(copy),
             Note::RoleChanged { role, .. } if *role != "primary" => self.verifies.office_ended(),
             _ => {}
         }

@@ -128,9 +128,16 @@ impl Verifies {
     }
 
     /// It ended.
-    pub fn ended(&self, copy: &str, broken: Option<&str>, findings: &Findings, repairs: bool) {
+    pub fn ended(
+        &self,
+        (copy, with): (&str, &str),
+        broken: Option<&str>,
+        findings: &Findings,
+        repairs: bool,
+    ) {
         self.change(copy, |it| {
             it.found(findings);
+            with.clone_into(&mut it.with);
             it.ended_unix_ms = unix_ms();
             it.state = if broken.is_some() { "broken" } else { "ended" }.into();
             it.why = broken.unwrap_or_default().into();
@@ -212,7 +219,7 @@ mod tests {
         let verifies = Verifies::open(&directory, "shop");
         assert!(verifies.reports().is_empty());
         verifies.began("beta", "alpha", 1 << 20);
-        verifies.ended("beta", None, &findings(1), true);
+        verifies.ended(("beta", "alpha"), None, &findings(1), true);
         verifies.began("gamma", "alpha", 1 << 20);
 
         let again = Verifies::open(&directory, "shop").reports();
@@ -233,10 +240,10 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("verifies-b-{}", std::process::id()));
         let verifies = Verifies::open(&directory, "shop");
         verifies.began("beta", "alpha", 1 << 20);
-        verifies.ended("beta", None, &findings(0), false);
+        verifies.ended(("beta", "alpha"), None, &findings(0), false);
         let last = verifies.reports()[0].last_end_unix_ms;
         verifies.began("beta", "alpha", 1 << 20);
-        verifies.ended("beta", Some("the connection was lost"), &findings(0), false);
+        verifies.ended(("beta", "alpha"), Some("the connection was lost"), &findings(0), false);
         let report = &verifies.reports()[0];
         assert_eq!((report.last_end_unix_ms, report.state.as_str()), (last, "broken"));
         fs::remove_dir_all(directory).unwrap();

@@ -52,7 +52,7 @@ pub enum Command {
 }
 
 /// How a command went well.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub enum Answer {
     /// It is done.
     Done,
@@ -61,7 +61,7 @@ pub enum Answer {
 }
 
 /// Why a command was refused. The text names the rule, what was compared, and the next step.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Refusal {
     /// Stable name for programs, for example `not_up_to_date`.
     pub code: &'static str,

@@ -125,6 +125,8 @@ defects! {
     VerifyOverLiveWrite,
     /// R10: the blocks of a repair get no bits.
     RepairWithoutBits,
+    /// R8: a member that is to be repaired stays one.
+    RepairedMemberStays,
     /// R11a: a replica that is not a member is promoted.
     StalePromoted,
     /// R11a: a member that lost its power does not wait for the other.

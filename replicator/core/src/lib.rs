@@ -39,6 +39,7 @@ mod session;
 pub mod status;
 pub mod time;
 mod verify;
+mod verify_news;
 mod waits;
 pub mod wire;
 
@@ -55,3 +56,4 @@ pub use replica::Replica;
 pub use status::{PeerStatus, Status};
 pub use time::{Span, Time};
 pub use verify::Findings;
+pub use verify_news::VerifyNews;

@@ -27,6 +27,8 @@ pub const VERIFY_STEP_BYTES: u64 = 64 << 10;
 pub const VERIFY_WINDOW_BYTES: u64 = 4 << 20;
 /// The same while clients have requests open.
 pub const VERIFY_YIELDING_BYTES: u64 = 512 << 10;
+/// So often the primary tells the others how far it is.
+pub const VERIFY_NEWS_BYTES: u64 = 32 << 20;
 /// Ranges that a verify names; the others it counts.
 pub const VERIFY_RUNS_MAX: usize = 16;
 /// Ranges acknowledged by a peer but not known durable there, before a flush of our own (R8).

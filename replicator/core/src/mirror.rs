@@ -418,7 +418,7 @@ impl Replica {
 
 impl crate::peer::Peer {
     /// Whether it follows, and has said that it is ready to.
-    fn is_led(&self) -> bool {
+    pub(crate) fn is_led(&self) -> bool {
         matches!(self.link, Link::Leading(lead) if lead != Lead::AwaitFollow)
     }
 }

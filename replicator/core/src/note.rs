@@ -74,8 +74,10 @@ pub enum Note {
     },
     /// A verify began.
     VerifyStarted {
-        /// Of whose copy.
-        peer: PeerIndex,
+        /// The node whose copy is compared.
+        copy: String,
+        /// The primary.
+        with: String,
         /// What is to be compared.
         bytes: u64,
         /// Whether differences will be mended.
@@ -83,10 +85,12 @@ pub enum Note {
     },
     /// A verify ended.
     VerifyEnded {
-        /// Of whose copy.
-        peer: PeerIndex,
+        /// The node whose copy was compared.
+        copy: String,
+        /// The primary.
+        with: String,
         /// Why it ended before it was through; none: everything was compared.
-        broken: Option<&'static str>,
+        broken: Option<String>,
         /// What it found.
         findings: Box<Findings>,
         /// Whether the blocks that differ are now copied again.
@@ -94,8 +98,8 @@ pub enum Note {
     },
     /// A replica whose copy differed was mended and is a member again.
     VerifyRepaired {
-        /// Who.
-        peer: PeerIndex,
+        /// Its node.
+        copy: String,
         /// Bytes that were copied again.
         bytes: u64,
     },

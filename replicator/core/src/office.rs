@@ -57,8 +57,8 @@ impl Replica {
             Command::Invalidate => self.invalidate(ticket, effects),
             Command::ResyncFull(peer) => self.resync_full(peer, effects),
             Command::DiscardDiverged => self.discard_diverged(ticket, effects),
-            Command::Verify { repair } => self.verify(repair, effects),
-            Command::CancelVerify => Ok(self.cancel_verify(effects)),
+            Command::Verify { repair } => self.order_verify(ticket, Some(repair), effects),
+            Command::CancelVerify => self.order_verify(ticket, None, effects),
             Command::Stop => self.stop(ticket, effects),
         };
         match result {

@@ -14,6 +14,7 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::bitmap::DirtyBitmap;
 use crate::block::{ByteRange, ReplicaId, SessionId};
@@ -21,6 +22,7 @@ use crate::defect::{Defect, defect};
 use crate::flapping::Flapping;
 use crate::limits::{PEER_WINDOW_BYTES, PEER_WINDOW_FRAMES};
 use crate::resync::Resync;
+use crate::status::VerifyStatus;
 use crate::time::Time;
 use crate::verify::Verify;
 use crate::wire::Hello;
@@ -150,6 +152,8 @@ pub(crate) struct Peer {
     pub(crate) verify: Option<Verify>,
     /// How many there were.
     pub(crate) verifies: u64,
+    /// Verifies under way that it tells of, as the primary.
+    pub(crate) told: Vec<VerifyStatus>,
     /// Blocks that a repair copies again; 0 when none is under way.
     pub(crate) mending_blocks: u64,
     /// Their bits are on their way to the disk.
@@ -194,6 +198,7 @@ impl Peer {
             resync: None,
             verify: None,
             verifies: 0,
+            told: Vec::new(),
             mending_blocks: 0,
             marks_unsaved: false,
             flapping: Flapping::default(),

@@ -674,6 +674,9 @@ mod tests {
 
     use super::*;
     use crate::block::ReplicaId;
+    use crate::command::Answer;
+    use crate::verify::Findings;
+    use crate::verify_news::VerifyNews;
     use crate::wire::{Hello, Message};
 
     fn inputs() -> Vec<Input> {
@@ -696,6 +699,13 @@ mod tests {
             Err(DiskFailure::Io(-5)),
             Err(DiskFailure::NoSpace),
         ];
+        let news = |news| Message::VerifyNews { copy: "beta".into(), news };
+        let findings = Box::new(Findings {
+            checked_bytes: 1 << 20,
+            differing_blocks: 2,
+            differing: vec![range],
+            ..Findings::default()
+        });
         let messages = [
             (Message::Hello(Box::new(Hello { resource_id: 4, ..Hello::default() })), None),
             (Message::Met, None),
@@ -706,6 +716,12 @@ mod tests {
             (Message::Cooled { extents: vec![7, 9], flushed: vec![ReplicaId(5)] }, None),
             (Message::Verify { tenure: 3, seq: 5, range }, None),
             (Message::VerifyDigests { seq: 5, digests: vec![[6; 32]] }, None),
+            (Message::VerifyWanted { repair: true, cancel: false }, None),
+            (Message::VerifyAnswer(Ok(Answer::Already)), None),
+            (news(VerifyNews::Began { bytes: 1 << 30, repair: true }), None),
+            (news(VerifyNews::Compared(Box::default())), None),
+            (news(VerifyNews::Ended { broken: Some("lost".into()), findings, repairs: true }), None),
+            (news(VerifyNews::Repaired { bytes: 4096 }), None),
             (Message::Ack { seq: 12 }, None),
         ];
         let losses = [LinkLoss::Closed, LinkLoss::Io(104), LinkLoss::Garbled, LinkLoss::Silent];

@@ -31,7 +31,6 @@ use crate::request::{ActiveRanges, Request};
 use crate::secondary::{Applied, Arrivals, Following};
 use crate::status::{PeerStatus, Status};
 use crate::time::{Span, Time};
-use crate::verify::Verify;
 
 /// The role of a replica. `Promoting`, `Demoting` and `Deposed` are on their way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -577,6 +576,7 @@ impl Replica {
             awaits_fence: self.fence_wait(now),
             takes_fenced: self.takes_fenced,
             log_extents: self.log.fill_level(),
+            verifies: self.verifies(),
             peers: self.peers.iter().map(|peer| self.peer_status(peer)).collect(),
         }
     }
@@ -620,7 +620,6 @@ impl Replica {
                 .resync
                 .as_ref()
                 .map_or((0, 0), |resync| (resync.total_bytes, resync.remaining_bytes())),
-            verify: peer.verify.as_ref().map(Verify::status),
             sent_bytes: (peer.sent_resync_bytes, peer.sent_write_bytes),
             received_bytes: (peer.received_resync_bytes, peer.received_write_bytes),
             in_flight: (peer.in_flight_frames, peer.in_flight_bytes),

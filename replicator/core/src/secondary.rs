@@ -3,7 +3,7 @@
 
 use alloc::collections::VecDeque;
 
-use crate::block::{BufId, ByteRange, PeerIndex, SessionId};
+use crate::block::{BufId, ByteRange, PeerIndex, SessionId, Ticket};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::flush::FlushWaiter;
@@ -21,6 +21,8 @@ pub(crate) struct Following {
     pub(crate) tenure: u64,
     /// Register and tenure are durable: frames may be applied (R2a).
     pub(crate) ready: bool,
+    /// An operator waits for its answer about a verify.
+    pub(crate) verify_asked: Option<Ticket>,
 }
 
 /// One frame being applied.

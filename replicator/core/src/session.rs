@@ -134,6 +134,11 @@ impl Replica {
             Message::VerifyDigests { seq, digests } => {
                 self.digests_came(at, seq, digests, effects);
             }
+            Message::VerifyNews { copy, news } => self.verify_news_came(at, copy, news, effects),
+            Message::VerifyWanted { repair, cancel } => {
+                self.verify_wanted(at, repair, cancel, effects);
+            }
+            Message::VerifyAnswer(result) => self.verify_answered(at, result, effects),
             Message::Ack { seq } => self.acknowledged(at, seq, effects),
             Message::Echo { tenure, seq } => self.echo_asked(peer, session, (tenure, seq), effects),
             Message::Ping => {}
@@ -349,6 +354,7 @@ impl Replica {
             session: peer.session,
             tenure: theirs.register.tenure,
             ready: false,
+            verify_asked: None,
         });
         self.adopt(at, &theirs, effects);
         let session = self.peers[at].session;
@@ -698,6 +704,7 @@ impl Replica {
         self.end_verify(at, "the connection was lost", effects);
         match was {
             Link::Following => {
+                self.end_told_verifies(at, effects);
                 self.following = None;
                 self.drop_unsubmitted(effects);
                 self.leader_lost(effects);

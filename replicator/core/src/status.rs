@@ -39,6 +39,8 @@ pub struct Status {
     pub takes_fenced: bool,
     /// Extents of the activity log in use and in all.
     pub log_extents: (u32, u32),
+    /// Verifies that are under way, as this replica knows: the primary's own, or as it tells.
+    pub verifies: Vec<VerifyStatus>,
     /// Each peer, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
 }
@@ -110,8 +112,10 @@ impl Party {
 }
 
 /// A verify that is under way.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Hash)]
 pub struct VerifyStatus {
+    /// The node whose copy is compared.
+    pub copy: String,
     /// Bytes to compare in all.
     pub total_bytes: u64,
     /// Whether differences will be mended.
@@ -142,8 +146,6 @@ pub struct PeerStatus {
     pub diverged_blocks: u64,
     /// Bytes to copy when the present resync began, and still to copy.
     pub resync_bytes: (u64, u64),
-    /// The verify of its copy that is under way.
-    pub verify: Option<VerifyStatus>,
     /// Payload bytes sent to it for resyncs, and for live writes, since the start.
     pub sent_bytes: (u64, u64),
     /// Payload bytes received from it for resyncs, and for live writes, since the start.

@@ -16,6 +16,7 @@
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::bitmap::Blocks;
@@ -25,14 +26,16 @@ use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
 use crate::input::{DiskFailure, DiskOutcome};
 use crate::limits::{
-    VERIFY_RUNS_MAX, VERIFY_STEP_BYTES, VERIFY_WINDOW_BYTES, VERIFY_YIELDING_BYTES,
+    VERIFY_NEWS_BYTES, VERIFY_RUNS_MAX, VERIFY_STEP_BYTES, VERIFY_WINDOW_BYTES,
+    VERIFY_YIELDING_BYTES,
 };
 use crate::note::{Note, dirty_bytes};
-use crate::peer::{Lead, Link, Sent};
+use crate::peer::{Lead, Link, Peer, Sent};
 use crate::persist::After;
 use crate::replica::{Purpose, Replica, Role};
 use crate::request::Use;
 use crate::status::VerifyStatus;
+use crate::verify_news::VerifyNews;
 use crate::wire::{Message, VERIFY_SINCE};
 
 /// A verify of one member.
@@ -104,8 +107,9 @@ impl Verify {
     }
 
     /// For people.
-    pub(crate) fn status(&self) -> VerifyStatus {
+    pub(crate) fn status(&self, copy: String) -> VerifyStatus {
         VerifyStatus {
+            copy,
             total_bytes: self.total_bytes,
             repair: self.repair,
             findings: self.findings.clone(),
@@ -161,13 +165,13 @@ impl Replica {
         &mut self,
         repair: bool,
         effects: &mut Effects,
-    ) -> Result<Option<Answer>, Refusal> {
+    ) -> Result<Answer, Refusal> {
         if !matches!(self.role, Role::Primary) {
             return Err(Refusal {
                 code: "not_primary",
                 rule: "",
                 why: format!("this replica is {}", self.role.name()),
-                next: "run it on the primary: its copy is what the others are compared with".into(),
+                next: "run it on the primary, or on a node that is connected to it".into(),
             });
         }
         if let Some((peer, verify)) =
@@ -186,15 +190,7 @@ impl Replica {
         let current: Vec<usize> =
             (0..self.peers.len()).filter(|&at| self.may_verify(at)).collect();
         if let Some(old) = current.iter().map(|&at| &self.peers[at]).find(|it| !it.can_verify()) {
-            return Err(Refusal {
-                code: "peer_too_old",
-                rule: "",
-                why: format!(
-                    "{} speaks protocol version {}, a verify needs {VERIFY_SINCE}",
-                    old.node, old.version
-                ),
-                next: format!("upgrade the software of {} first", old.node),
-            });
+            return Err(too_old(old));
         }
         if current.is_empty() {
             return Err(Refusal {
@@ -218,17 +214,17 @@ impl Replica {
                 findings: Findings::default(),
                 to_mend,
             });
-            let peer = PeerIndex(at as u8);
-            effects.push(Effect::Note(Note::VerifyStarted { peer, bytes: total_bytes, repair }));
+            let news = VerifyNews::Began { bytes: total_bytes, repair };
+            self.tell_verify(at, news, effects);
         }
         self.go_on_with_verify(effects);
-        Ok(Some(Answer::Done))
+        Ok(Answer::Done)
     }
 
-    pub(crate) fn cancel_verify(&mut self, effects: &mut Effects) -> Option<Answer> {
+    pub(crate) fn cancel_verify(&mut self, effects: &mut Effects) -> Answer {
         let runs = self.peers.iter().any(|peer| peer.verify.is_some());
         self.end_verifies("an operator ended it", effects);
-        Some(if runs { Answer::Done } else { Answer::Already })
+        if runs { Answer::Done } else { Answer::Already }
     }
 
     fn may_verify(&self, at: usize) -> bool {
@@ -337,6 +333,11 @@ impl Replica {
         if let (Reading::Done(own), Some(theirs)) = (step.state.clone(), step.theirs.clone()) {
             verify.compare(range, &own, &theirs);
             verify.steps.remove(index);
+            let (done, length) = (verify.findings.checked_bytes, range.length);
+            if done / VERIFY_NEWS_BYTES != (done - length) / VERIFY_NEWS_BYTES {
+                let findings = Box::new(verify.findings.clone());
+                self.tell_verify(at, VerifyNews::Compared(findings), effects);
+            }
             self.leave_range(range, effects);
         }
     }
@@ -377,9 +378,8 @@ impl Replica {
         };
         if let Some(verify) = self.peers[at].verify.take_if(|verify| is_through(verify)) {
             let repairs = verify.repair && !verify.to_mend.is_empty();
-            let peer = PeerIndex(at as u8);
             let findings = Box::new(verify.findings);
-            effects.push(Effect::Note(Note::VerifyEnded { peer, broken: None, findings, repairs }));
+            self.tell_verify(at, VerifyNews::Ended { broken: None, findings, repairs }, effects);
             if repairs {
                 self.mend(at, &verify.to_mend, effects);
             }
@@ -395,12 +395,8 @@ impl Replica {
                 self.active.remove(step.range, Use::Compare);
             }
         }
-        effects.push(Effect::Note(Note::VerifyEnded {
-            peer: PeerIndex(at as u8),
-            broken: Some(why),
-            findings: Box::new(verify.findings),
-            repairs: false,
-        }));
+        let (broken, findings) = (Some(why.into()), Box::new(verify.findings));
+        self.tell_verify(at, VerifyNews::Ended { broken, findings, repairs: false }, effects);
     }
 
     pub(crate) fn end_verifies(&mut self, why: &'static str, effects: &mut Effects) {
@@ -426,7 +422,9 @@ impl Replica {
         peer.marks_unsaved = true;
         peer.flapping.leaves = true;
         peer.why = format!("a verify found {} blocks to be copied again", blocks.count());
-        self.close(at, Retry::Now, effects);
+        if !defect(Defect::RepairedMemberStays) {
+            self.close(at, Retry::Now, effects);
+        }
         let all = 0..self.superblock.blocks();
         self.save_pages(alloc::vec![all], After::VerifyMarked(PeerIndex(at as u8)), effects);
     }
@@ -449,8 +447,8 @@ impl Replica {
     pub(crate) fn mended(&mut self, at: usize, effects: &mut Effects) {
         let blocks = core::mem::take(&mut self.peers[at].mending_blocks);
         if blocks > 0 {
-            let (peer, bytes) = (PeerIndex(at as u8), dirty_bytes(blocks));
-            effects.push(Effect::Note(Note::VerifyRepaired { peer, bytes }));
+            let news = VerifyNews::Repaired { bytes: dirty_bytes(blocks) };
+            self.tell_verify(at, news, effects);
         }
     }
 
@@ -463,9 +461,21 @@ impl Replica {
     }
 }
 
-impl crate::peer::Peer {
+pub(crate) fn too_old(peer: &Peer) -> Refusal {
+    Refusal {
+        code: "peer_too_old",
+        rule: "",
+        why: format!(
+            "{} speaks protocol version {}, a verify needs {VERIFY_SINCE}",
+            peer.node, peer.version
+        ),
+        next: format!("upgrade the software of {} first", peer.node),
+    }
+}
+
+impl Peer {
     /// Whether the software there knows what a verify is.
-    fn can_verify(&self) -> bool {
+    pub(crate) fn can_verify(&self) -> bool {
         self.version >= VERIFY_SINCE
     }
 }

@@ -11,15 +11,19 @@
 //! - 3: a greeting counts when its sender says, in the same session, that it still holds (`Met`).
 //! - 4: with three and more replicas a primary names the others (`Replicas`) and tells which
 //!   extents are cold (`Cooled`).
-//! - 5: a primary has a member read and hash what it has (`Verify`). A frame bears the version that
+//! - 5: a primary has a member read and hash what it has (`Verify` and so on). A frame bears the version that
 //!   brought it, so a peer of version 4 reads all others.
+
+mod verify;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::block::{BlockDigest, ByteRange, Incarnation, ReplicaId};
+use crate::command::{Answer, Refusal};
 use crate::limits::{CONTROL_BYTES_MAX, IO_BYTES_MAX, ZERO_BYTES_MAX};
 use crate::register::{Basis, Member, RegisterState};
+use crate::verify_news::VerifyNews;
 
 /// Oldest and newest protocol version this build speaks.
 pub const VERSIONS: (u8, u8) = (4, 5);
@@ -168,6 +172,22 @@ pub enum Message {
         /// One for each block of the range.
         digests: Vec<BlockDigest>,
     },
+    /// Primary to followers: how the verify of a node's copy goes.
+    VerifyNews {
+        /// The node.
+        copy: Box<str>,
+        /// What is new.
+        news: VerifyNews,
+    },
+    /// Follower to primary: an operator there orders a verify, or its end.
+    VerifyWanted {
+        /// Whether to repair.
+        repair: bool,
+        /// Whether to end it.
+        cancel: bool,
+    },
+    /// The answer to that.
+    VerifyAnswer(Result<Answer, Box<Refusal>>),
     /// I am here.
     Ping,
     /// Primary to member: acknowledge this if the sender is still the one you follow (R5e).
@@ -305,6 +325,9 @@ mod kind {
     pub const ECHO: u8 = 27;
     pub const VERIFY: u8 = 40;
     pub const VERIFY_DIGESTS: u8 = 41;
+    pub const VERIFY_NEWS: u8 = 42;
+    pub const VERIFY_WANTED: u8 = 43;
+    pub const VERIFY_ANSWER: u8 = 44;
 
     /// The protocol version that brought a message; 4 is the oldest that is spoken.
     pub fn version(kind: u8) -> u8 {
@@ -524,10 +547,10 @@ impl Header {
             Message::Verify { tenure, seq, range } => {
                 self.ranged(kind::VERIFY, *tenure, *seq, *range, 0);
             }
-            Message::VerifyDigests { seq, digests } => {
-                (self.kind, self.seq) = (kind::VERIFY_DIGESTS, *seq);
-                digests.iter().for_each(|digest| out.extend_from_slice(digest));
-            }
+            Message::VerifyDigests { seq, digests } => self.put_digests(*seq, digests, out),
+            Message::VerifyNews { copy, news } => self.put_news(copy, news, out),
+            Message::VerifyWanted { repair, cancel } => self.put_wanted(*repair, *cancel),
+            Message::VerifyAnswer(result) => self.put_answer(result, out),
             Message::Ping => self.kind = kind::PING,
             Message::Echo { tenure, seq } => {
                 (self.kind, self.tenure, self.seq) = (kind::ECHO, *tenure, *seq);
@@ -578,13 +601,10 @@ impl Header {
             kind::REPLICAS => take_replicas(input)?,
             kind::COOLED => take_cooled(input)?,
             kind::VERIFY => Message::Verify { tenure, seq, range },
-            kind::VERIFY_DIGESTS => {
-                let mut digests = Vec::with_capacity(input.bytes.len() / size_of::<BlockDigest>());
-                while !input.bytes.is_empty() {
-                    digests.push(input.take()?);
-                }
-                Message::VerifyDigests { seq, digests }
-            }
+            kind::VERIFY_DIGESTS => self.take_digests(input)?,
+            kind::VERIFY_NEWS => self.take_news(input)?,
+            kind::VERIFY_WANTED => self.take_wanted(),
+            kind::VERIFY_ANSWER => self.take_answer(input)?,
             kind::PING => Message::Ping,
             kind::ECHO => Message::Echo { tenure, seq },
             other => return Err(FrameError::Kind(other)),

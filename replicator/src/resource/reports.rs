@@ -75,9 +75,8 @@ impl Resource {
         report.disk_operations = status.disk_operations;
         report.counters = counters_report(&status.counters);
         report.warnings.clone_from(&status.warnings);
-        for peer in &status.core.peers {
-            let running = report.verifies.iter_mut().find(|it| it.copy == peer.node);
-            if let (Some(running), Some(verify)) = (running, &peer.verify) {
+        for verify in &status.core.verifies {
+            if let Some(running) = report.verifies.iter_mut().find(|it| it.copy == verify.copy) {
                 running.found(&verify.findings);
             }
         }
@@ -94,17 +93,18 @@ impl Resource {
     }
 
     fn verify_warning(&self, found: &VerifyReport) -> Option<String> {
+        let is_settled = found.state == "running" || found.repair == Repair::Running;
+        if is_settled || !found.is_bad() {
+            return None;
+        }
         let VerifyReport { copy, with, differing_blocks, .. } = found;
-        let unreadable = found.unreadable_here_bytes + found.unreadable_there_bytes;
-        let is_mended = found.repair == Repair::Running || !found.is_bad();
-        (!is_mended).then(|| {
-            format!(
-                "a verify found {differing_blocks} blocks of {copy} that differ from those of \
-                 {with}, and {unreadable} bytes that cannot be read; replctl verify {} --repair \
-                 copies them again from the primary",
-                self.name()
-            )
-        })
+        let mut text = format!("the verify of {copy} found ");
+        if *differing_blocks > 0 {
+            text += &format!("{differing_blocks} blocks that differ from those of {with}");
+        } else {
+            text += "places that cannot be read";
+        }
+        Some(text + &format!("; replctl verify {} --repair copies them again", self.name()))
     }
 
     fn replica_report(&self, core: &Status, block_bytes: u32) -> ReplicaReport {

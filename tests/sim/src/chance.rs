@@ -50,6 +50,7 @@ impl World {
             Event::Restore { node } => (15, *node, at),
             Event::Cluster(_) => (16, 0, at),
             Event::Fencing(_) => (17, 0, at),
+            Event::Verify => (18, 0, at),
         };
         self.draw = sequence(self.seed, kind, place as u64, number);
     }

@@ -10,7 +10,7 @@
 //! Metadata writes are durable when done, as the driver promises of `WriteMeta`.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::rc::Rc;
@@ -97,6 +97,9 @@ pub struct Disk {
     /// What a read returns.
     pub live: Sectors,
     durable: Sectors,
+    /// Sectors that changed by themselves since they were written. Only digests show it: who reads
+    /// for clients or for a resync has none (`verifies.rs`).
+    rotten: BTreeSet<u64>,
     volatile: Vec<Volatile>,
     next_stamp: u64,
     region: Vec<u8>,
@@ -116,6 +119,7 @@ impl Disk {
         Self {
             live: Sectors::new(data_bytes),
             durable: Sectors::new(data_bytes),
+            rotten: BTreeSet::new(),
             volatile: Vec::new(),
             next_stamp: 1,
             region: vec![0; region_bytes as usize],
@@ -200,6 +204,7 @@ impl Disk {
             let mut hasher = DefaultHasher::new();
             let values = self.live.read(first, count);
             values.filter(|values| values.iter().any(|&value| value != 0)).hash(&mut hasher);
+            self.rotten.range(first..first + count).for_each(|sector| sector.hash(&mut hasher));
             let mut digest = [0; 32];
             digest[..8].copy_from_slice(&hasher.finish().to_le_bytes());
             digest
@@ -350,7 +355,25 @@ impl Disk {
         }
     }
 
+    /// A sector changes by itself.
+    pub fn rot_sector(&mut self, sector: u64) {
+        self.rotten.insert(sector);
+    }
+
+    /// Sectors that did.
+    pub fn rotten(&self) -> &BTreeSet<u64> {
+        &self.rotten
+    }
+
+    /// It has a sound medium again.
+    pub fn forget_rot(&mut self) {
+        self.rotten.clear();
+    }
+
     fn land(&mut self, first: u64, count: u64, payload: Payload) {
+        if !self.rotten.is_empty() {
+            self.rotten.retain(|sector| !(first..first + count).contains(sector));
+        }
         self.live.write(first, count, &payload);
         self.changes += 1;
         self.volatile.push(Volatile { stamp: self.next_stamp, first, count, payload });

@@ -30,6 +30,7 @@ pub mod rules;
 pub mod runner;
 pub mod scenarios;
 pub mod sectors;
+pub mod verifies;
 pub mod world;
 
 /// The seeds of a list of regressions: the first word of each line that is no comment.

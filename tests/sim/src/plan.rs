@@ -290,6 +290,8 @@ pub struct Plan {
     pub clock_rates: [u64; 2],
     /// Time-outs of the replicas.
     pub timing: Timing,
+    /// Sectors rot and somebody orders verifies, with such pauses at most; none: neither.
+    pub verify_every_ms: Option<u64>,
 }
 
 impl Plan {
@@ -355,6 +357,7 @@ impl Plan {
                 power_loss_wait: Span::from_ms(500 + draw.below(4_000)),
                 ..Timing::default()
             },
+            verify_every_ms: None,
         }
     }
 }
@@ -368,6 +371,13 @@ impl Plan {
         self.timing.rejoin_delay_max = Span::from_ms(first * [1, 4, 12][draw.below(3) as usize]);
         let window = [10_000, 60_000, 600_000][draw.below(3) as usize];
         self.timing.drops_window = Span::from_ms(window);
+    }
+
+    /// Draws whether disks rot and verifies are ordered, from a sequence of its own too. Wide volumes
+    /// take long to compare.
+    pub fn draw_verifies(&mut self, draw: &mut Draw) {
+        let every_ms = [200, 1_000, 5_000][draw.below(3) as usize];
+        self.verify_every_ms = (draw.chance(15) && !self.is_wide).then_some(every_ms);
     }
 
     /// Draws a plan for a cluster: as for a pair, with other troubles.

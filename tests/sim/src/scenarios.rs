@@ -116,7 +116,21 @@ pub const SCENARIOS: &[Scenario] = &[
         "PowerCut, ambushes",
         &[MetaTornAtSector, MetaTornInSector, CachesLost, CachesReordered],
     ),
-    scenario("D5", "metadata that rot (data: verify)", "BitRot", &[SuperblockRot, LogRot, BitsRot]),
+    scenario(
+        "D5",
+        "metadata that rot; data that rot, found by a verify and repaired",
+        "BitRot; plan, verifies",
+        &[
+            SuperblockRot,
+            LogRot,
+            BitsRot,
+            DataRot,
+            RotFound,
+            RotRepaired,
+            VerifyEnded,
+            VerifyBroken,
+        ],
+    ),
     scenario(
         "D6",
         "swapped, cloned, re-created, restored, shrunk and grown disks",
@@ -229,10 +243,16 @@ const ALSO_OF_CLUSTERS: &[&str] = &[
 ];
 
 /// Those that are not the pair's, or come about in another way. Of SCENARIOS.md's marked S there is
-/// not here: D5, D6, D7, D20 (drawn for pairs alone), V1 and V2 (services have a simulator of their
+/// not here: D6, D7, D20 (drawn for pairs alone), V1 and V2 (services have a simulator of their
 /// own), O8 (ten thousand failovers in a row: a campaign has more, not in one world) and O9 (no
 /// volume grows).
 pub const SCENARIOS_OF_CLUSTERS: &[Scenario] = &[
+    scenario(
+        "D5",
+        "data that rot, found by a verify and repaired",
+        "plan, verifies",
+        &[DataRot, RotFound, RotRepaired, VerifyEnded, VerifyBroken],
+    ),
     // What is inconsistent is not even asked to take the office.
     scenario(
         "D8",

@@ -21,6 +21,7 @@ use crate::occasions::{Occasion, Scene};
 use crate::operator::Operator;
 use crate::parts::Parts;
 use crate::plan::{Fault, Plan};
+use crate::verifies::Verifies;
 
 mod disk_port;
 mod links;
@@ -69,6 +70,8 @@ pub enum Event {
     Restore { node: usize },
     /// A link flaps once more.
     Flap { times: u64, period_ms: u64 },
+    /// Something rots, or a verify is ordered.
+    Verify,
     /// Something happens in the cluster around the pair.
     Cluster(Happening),
     /// Something happens in the fencing of a pair.
@@ -159,6 +162,8 @@ pub struct World {
     pub caused: Vec<(u64, Fault)>,
     /// What must be remembered to know what really occurred.
     pub scene: Scene,
+    /// Rot, and the verifies that find it.
+    pub verifies: Verifies,
     /// For chance.
     pub moments: Moments,
     /// What was reached.
@@ -212,6 +217,7 @@ impl World {
         trace: bool,
     ) -> Self {
         plan.draw_delays(&mut Draw::new(mix(seed ^ 0xf1a9)));
+        plan.draw_verifies(&mut Draw::new(mix(seed ^ 0xb17)));
         let nodes = [0, 1].map(|node| Node::new(node, &plan, &mut draw));
         let clients = Clients::new(&plan);
         let mut world = Self {
@@ -234,6 +240,7 @@ impl World {
             troubles: 0,
             caused: Vec::new(),
             scene: Scene::default(),
+            verifies: Verifies::default(),
             moments: Moments::default(),
             coverage: Coverage::default(),
             observed: Default::default(),
@@ -261,6 +268,9 @@ impl World {
         let first = if world.cluster.is_some() { 2_500 } else { 800 };
         if world.plan.troubles > 0 {
             world.after(first * MS, Event::Trouble);
+        }
+        if world.plan.verify_every_ms.is_some() {
+            world.after(first * MS, Event::Verify);
         }
         for worker in 0..world.plan.workers {
             world.after(5 * MS, Event::Client { worker });
@@ -328,6 +338,7 @@ impl World {
             Event::Strike { strike } => self.strike(strike),
             Event::TimesOut { connection, node } => self.time_out(connection, node),
             Event::Restore { node } => self.restore_disk(node),
+            Event::Verify => self.verify_turn(),
             Event::Flap { times, period_ms } => self.flap(times, period_ms),
             Event::Cluster(happening) => self.happen_in_cluster(happening),
             Event::Fencing(happening) => self.happen_in_fencing(happening),

@@ -90,7 +90,7 @@ fn note(note: &Note) -> String {
         Note::VerifyStarted { bytes, repair, .. } => {
             format!("verify of {}{}", size(*bytes), if *repair { ", to repair" } else { "" })
         }
-        Note::VerifyEnded { broken, findings, .. } => verified(*broken, findings),
+        Note::VerifyEnded { broken, findings, .. } => verified(broken.as_deref(), findings),
         Note::VerifyRepaired { bytes, .. } => format!("repaired {}", size(*bytes)),
         Note::DiskFailed { during, .. } => format!("the disk failed during a {during}"),
         Note::FenceAwaited { .. } => "waits for the fence of the peer".into(),
@@ -229,6 +229,10 @@ pub fn frame(message: &Message) -> String {
         Message::VerifyDigests { seq, digests } => {
             format!("digests #{seq} of {} blocks", digests.len())
         }
+        Message::VerifyNews { copy, .. } => format!("verify-news of {copy}"),
+        Message::VerifyWanted { cancel: true, .. } => "verify-wanted no more".into(),
+        Message::VerifyWanted { .. } => "verify-wanted".into(),
+        Message::VerifyAnswer(result) => format!("verify-answer {}", answer(result)),
         Message::Ping => "ping".into(),
         Message::Echo { seq, .. } => format!("echo {seq}"),
     }

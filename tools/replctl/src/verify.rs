@@ -80,7 +80,7 @@ pub fn line(report: &VerifyReport, earlier: Option<(&ResourceReport, Duration)>)
     let VerifyReport { copy, with, checked_bytes, total_bytes, .. } = report;
     let mut line = match report.state.as_str() {
         "running" => {
-            let done = checked_bytes * 100 / (*total_bytes).max(1);
+            let done = checked_bytes / (total_bytes / 100).max(1);
             let mut line = format!("verify of {copy} {done} %");
             if let Some(rate) = earlier.and_then(|(before, pause)| rate(report, before, pause)) {
                 let left_s = total_bytes.saturating_sub(*checked_bytes) / rate;

@@ -31,6 +31,7 @@ impl World {
         match settled {
             None if self.checkers.reading => {
                 self.check_equal();
+                self.check_nothing_is_rotten();
                 self.done = true;
             }
             None => self.read_everything(),
@@ -48,6 +49,9 @@ impl World {
             return Some("requests wait");
         }
         if let Some(why) = self.why_cluster_unsettled() {
+            return Some(why);
+        }
+        if let Some(why) = self.why_rotten() {
             return Some(why);
         }
         let mut primaries = 0;

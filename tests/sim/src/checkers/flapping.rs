@@ -64,6 +64,12 @@ impl World {
             let flaps = &mut self.checkers.flaps[node];
             match effect {
                 Effect::OpenDevice { .. } => flaps.drops.clear(),
+                // What it says of the verify that it leads itself.
+                Effect::Note(Note::VerifyEnded { with, repairs: true, .. })
+                    if *with == self.nodes[node].name =>
+                {
+                    flaps.leaves = true;
+                }
                 Effect::Note(Note::PeerJoined { .. }) => {
                     flaps.met_at = now;
                     flaps.leaves = false;

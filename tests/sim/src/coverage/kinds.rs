@@ -139,6 +139,9 @@ kinds! { Frame of Message:
     Echo = Message::Echo { .. },
     Verify = Message::Verify { .. },
     VerifyDigests = Message::VerifyDigests { .. },
+    VerifyNews = Message::VerifyNews { .. },
+    VerifyWanted = Message::VerifyWanted { .. },
+    VerifyAnswer = Message::VerifyAnswer(_),
 }
 
 kinds! { Verdict of Relation:

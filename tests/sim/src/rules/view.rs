@@ -97,8 +97,8 @@ pub enum Sent {
     Resync,
     /// A flush.
     Flush,
-    /// For a read that waits for it.
-    Echo,
+    /// For a read that waits for it, or for a verify.
+    Question,
 }
 
 /// A frame to a follower.
@@ -516,7 +516,7 @@ impl View {
                     (Member { replica, incarnation }, *generation)
                 });
             }
-            Message::Ack { seq } => {
+            Message::Ack { seq } | Message::VerifyDigests { seq, .. } => {
                 let step = self.step;
                 let at = usize::try_from(*seq).ok().and_then(|seq| seq.checked_sub(1));
                 if let Some(frame) = at.and_then(|at| self.session.sent.get_mut(at)) {
@@ -753,7 +753,7 @@ impl View {
             }
             Message::ResyncData { .. } | Message::ResyncZero { .. } => Sent::Resync,
             Message::Flush { .. } => Sent::Flush,
-            Message::Echo { .. } => Sent::Echo,
+            Message::Echo { .. } | Message::Verify { .. } => Sent::Question,
             _ => return,
         };
         self.session.sent.push(SentFrame { what, at: step, acked: 0, answered: 0 });

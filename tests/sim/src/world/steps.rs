@@ -172,6 +172,7 @@ impl World {
             _ => {}
         }
         self.check_impostor(node, note);
+        self.check_verify(node, note);
         self.occasions_of_note(node, note);
         self.spring_at_note(note);
     }
@@ -203,6 +204,7 @@ impl World {
 
     fn device_opened(&mut self, node: usize, tenure: u64) {
         self.tally.tenures += 1;
+        self.rot_ends(node);
         if self.device_opened_after_going_back(node, tenure) {
             let office = self.checkers.offices;
             self.nodes[node].process.as_mut().expect("a process").device = Some(office);
