@@ -11,7 +11,7 @@ use super::services;
 use crate::cluster::{ClusterReport, HistoryEntry, OfficeReport, Taken};
 use crate::daemon::Daemon;
 use crate::data_loop::LoopStatus;
-use crate::report::{PeerReport, ReplicaReport, ResourceReport, StatusReport};
+use crate::report::{PeerReport, ReplicaReport, ResourceReport, StatusReport, VerifyReport};
 use crate::verdict::Level;
 
 pub(super) const ROLES: [&str; 7] =
@@ -50,6 +50,9 @@ pub fn page(daemon: &Daemon) -> Page {
     for resource in &report.resources {
         let loop_status = daemon.resource(&resource.name).and_then(|it| it.loop_status());
         of_resource(&mut out, resource, &report.node);
+        for found in &resource.verifies {
+            verify(&mut out, &with(&named(&resource.name), "copy", &found.copy), found);
+        }
         if let Some(of_resource) = &resource.services {
             services::of_resource(&mut out, &resource.name, of_resource);
         }
@@ -234,6 +237,28 @@ fn peer(out: &mut Families, labels: &Labels, peer: &PeerReport) {
     out.gauge("replicator_peer_frames_in_flight", help, labels.clone(), peer.in_flight.0 as f64);
     let help = "Bytes sent and not yet acknowledged.";
     out.gauge("replicator_peer_bytes_in_flight", help, labels.clone(), peer.in_flight.1 as f64);
+}
+
+fn verify(out: &mut Families, labels: &Labels, found: &VerifyReport) {
+    if found.last_end_unix_ms > 0 {
+        let help = "When a verify of this copy came to its end last, in seconds since 1970.";
+        let at = seconds(found.last_end_unix_ms);
+        out.gauge("replicator_verify_last_end_time_seconds", help, labels.clone(), at);
+    }
+    let is_running = found.state == "running";
+    let help = "Whether a verify of this copy is under way.";
+    out.flag("replicator_verify_running", help, labels.clone(), is_running);
+    let (left, bad) = (found.total_bytes.saturating_sub(found.checked_bytes), found.is_bad());
+    let help = "Bytes that a verify under way has still to compare.";
+    let left = if is_running { left as f64 } else { 0.0 };
+    out.gauge("replicator_verify_remaining_bytes", help, labels.clone(), left);
+    let help = "Blocks of 4096 bytes that the newest verify found to differ, unless repaired.";
+    let differing = if bad { found.differing_blocks as f64 } else { 0.0 };
+    out.gauge("replicator_verify_differing_blocks", help, labels.clone(), differing);
+    let unreadable = found.unreadable_here_bytes + found.unreadable_there_bytes;
+    let unreadable = if bad { unreadable as f64 } else { 0.0 };
+    let help = "Bytes that the newest verify could not read on either side, unless repaired.";
+    out.gauge("replicator_verify_unreadable_bytes", help, labels.clone(), unreadable);
 }
 
 fn data_loop(out: &mut Families, resource: &str, status: &LoopStatus) {

@@ -20,6 +20,10 @@ pub fn kind(table: Table, name: &str) -> Option<&'static str> {
         (Table::Commands, "Invalidate=Already" | "ResyncFull=Already" | "Stop=Already") => {
             Some("it is done again, or refused")
         }
+        (Table::Commands, "Verify=Already" | "VerifyAndRepair=Already") => {
+            Some("one that runs is in the way of another")
+        }
+        (Table::Refusals, "peer_too_old") => Some("both ends run one build"),
         (Table::Inputs, "Decided" | "RegisterLearned" | "LeaseChanged")
         | (Table::Orders, "Propose")
         | (Table::Notes, "LeaseLapsed" | "LeaseBack" | "OfficeLost" | "RegisterWentBack")
