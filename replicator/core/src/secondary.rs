@@ -23,6 +23,8 @@ pub(crate) struct Following {
     pub(crate) ready: bool,
     /// An operator waits for its answer about a verify.
     pub(crate) verify_asked: Option<Ticket>,
+    /// Reads for verifies that failed in this session; the first are noted.
+    pub(crate) verify_failures: usize,
 }
 
 /// One frame being applied.

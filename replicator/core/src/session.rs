@@ -355,6 +355,7 @@ impl Replica {
             tenure: theirs.register.tenure,
             ready: false,
             verify_asked: None,
+            verify_failures: 0,
         });
         self.adopt(at, &theirs, effects);
         let session = self.peers[at].session;

@@ -286,7 +286,9 @@ impl Replica {
         effects: &mut Effects,
     ) {
         let at = usize::from(peer.0);
-        let digests = digests_of("verify read", range, result, effects);
+        let verify = self.peers[at].verify.as_ref();
+        let noted = verify.map_or(0, |verify| verify.findings.unreadable.len());
+        let digests = digests_of(("verify read", noted), range, result, effects);
         match self.step_of(at, number, range) {
             Some(step) => {
                 step.state = Reading::Done(digests);
@@ -359,7 +361,11 @@ impl Replica {
         effects: &mut Effects,
     ) {
         let range = self.applied_range(key);
-        let digests = digests_of("read for a verify", range, result, effects);
+        let noted = self.following.as_mut().map_or(0, |leader| {
+            leader.verify_failures += usize::from(result.is_err());
+            leader.verify_failures - usize::from(result.is_err())
+        });
+        let digests = digests_of(("read for a verify", noted), range, result, effects);
         let digests = digests.map(|digests| digests.into_vec()).unwrap_or_default();
         self.answer_applied(key, |seq| Message::VerifyDigests { seq, digests }, effects);
     }
@@ -480,8 +486,9 @@ impl Peer {
     }
 }
 
+/// A failure is for the record, unless so many were already.
 fn digests_of(
-    during: &'static str,
+    (during, noted): (&'static str, usize),
     range: ByteRange,
     result: Result<DiskOutcome, DiskFailure>,
     effects: &mut Effects,
@@ -490,7 +497,9 @@ fn digests_of(
         Ok(DiskOutcome::Digests(digests)) => Some(digests),
         Ok(_) => unreachable!("a digest was ordered"),
         Err(why) => {
-            effects.push(Effect::Note(Note::DiskFailed { during, range, why }));
+            if noted < VERIFY_RUNS_MAX {
+                effects.push(Effect::Note(Note::DiskFailed { during, range, why }));
+            }
             None
         }
     }

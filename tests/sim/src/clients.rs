@@ -275,6 +275,7 @@ impl World {
         self.clients.open.insert(id, open);
         let input = Box::new(Input::ClientRequested { request: RequestId(id), what });
         self.fact(node, life, input);
+        self.verify_beside(node, &what);
         id
     }
 

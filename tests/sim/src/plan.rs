@@ -8,6 +8,9 @@ use replicator_core::{Span, Timing};
 /// Extents of a wide volume: more than the log has slots.
 const EXTENTS: u64 = 72;
 
+/// Where a verify begins: what clients write there meets it when it is ordered beside that.
+pub const EARLY_BYTES: u64 = 256 << 10;
+
 /// A kind of trouble.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Fault {
@@ -378,6 +381,10 @@ impl Plan {
     pub fn draw_verifies(&mut self, draw: &mut Draw) {
         let every_ms = [200, 1_000, 5_000][draw.below(3) as usize];
         self.verify_every_ms = (draw.chance(15) && !self.is_wide).then_some(every_ms);
+        if self.verify_every_ms.is_some() {
+            // In the first steps of a verify.
+            self.spots[0] %= EARLY_BYTES;
+        }
     }
 
     /// Draws a plan for a cluster: as for a pair, with other troubles.

@@ -9,10 +9,11 @@
 use std::collections::BTreeSet;
 
 use replicator_core::block::DIRTY_BLOCK_BYTES;
-use replicator_core::{ByteRange, Command, Findings, Input, Note, Ticket, limits};
+use replicator_core::{ByteRange, ClientRequest, Command, Findings, Input, Note, Ticket, limits};
 
 use crate::failure::Kind;
 use crate::occasions::Occasion;
+use crate::plan::EARLY_BYTES;
 use crate::sectors::SECTOR_BYTES;
 use crate::tell;
 use crate::world::{Event, MS, World};
@@ -28,6 +29,8 @@ type BlockSet = BTreeSet<u64>;
 #[derive(Debug, Default)]
 pub struct Verifies {
     tickets: u64,
+    /// To be given to the primary when a client has asked it to write where a verify begins.
+    beside_a_write: Option<Command>,
     /// By the node whose copy it is.
     copies: [Copy; 2],
     /// One that repairs came to its end after all troubles.
@@ -69,10 +72,24 @@ impl World {
         let (node, command) = match self.draw.below(20) {
             0 => (primary, Command::CancelVerify),
             1..4 => (1 - primary, Command::Verify { repair }),
-            4..14 => (primary, Command::Verify { repair }),
+            4..8 => (primary, Command::Verify { repair }),
+            8..14 => {
+                self.verifies.beside_a_write = Some(Command::Verify { repair });
+                return;
+            }
             _ => return,
         };
         self.order_verify(node, command);
+    }
+
+    /// A client has asked for this.
+    pub fn verify_beside(&mut self, node: usize, what: &ClientRequest) {
+        let ClientRequest::Write { range, .. } = what else { return };
+        if range.start < EARLY_BYTES
+            && let Some(command) = self.verifies.beside_a_write.take()
+        {
+            self.order_verify(node, command);
+        }
     }
 
     fn order_verify(&mut self, node: usize, command: Command) {

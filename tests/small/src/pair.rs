@@ -127,6 +127,8 @@ pub struct Pair {
     timing: Timing,
     /// Who keeps the register.
     pub keeper: RegisterKeeper,
+    /// The protocol version of connections.
+    pub version: u8,
     data_bytes: u64,
     /// Replicas made so far; the number of the newest.
     pub replicas: u128,
@@ -152,6 +154,7 @@ impl Pair {
             now: Time(1_000_000_000),
             timing,
             keeper: RegisterKeeper::OwnSuperblock,
+            version: VERSIONS.1,
             data_bytes,
             replicas: 2,
             tickets: 0,
@@ -333,7 +336,8 @@ impl Pair {
                 assert_eq!(process.session, None, "a session begins in another");
                 process.session = Some(session);
                 let session = SessionId(session);
-                self.step(node, Input::PeerConnected { peer: PEER, session, version: VERSIONS.1 });
+                let version = self.version;
+                self.step(node, Input::PeerConnected { peer: PEER, session, version });
             }
             Parcel::Frame(session, message, payload) => {
                 if process.session == Some(session) {

@@ -22,6 +22,7 @@
 //!                                  tearing: of metadata under way the first sector lands
 //! N rots 0+4K                      the disk changes what it was given, and nobody knows
 //! N gets a new disk · N is used without us 0+4K · N loses log blocks
+//! protocol 4                       what is spoken from the next connection on
 //! fenced                           both nodes fence by themselves; before the first other command
 //! N take-fenced · N stand-back · N peer-is-off (for the session it waits for) · N peer-was-off S
 //! show                             roles, sets and contents
@@ -88,6 +89,9 @@ impl Stage {
             ["volume", size] => self.data_bytes = bytes(size)?,
             ["assumed", "equal"] => self.assume_equal = true,
             ["fenced"] => self.fenced = true,
+            ["protocol", version] => {
+                self.pair().version = version.parse().map_err(|_| "a version")?;
+            }
             ["start", node] => {
                 let node = number_of(node)?;
                 self.pair().start(node);

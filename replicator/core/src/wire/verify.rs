@@ -174,3 +174,32 @@ fn take_text(input: &mut Reader<'_>) -> Result<String, FrameError> {
     let length = usize::from(input.u16()?);
     Ok(String::from_utf8_lossy(input.slice(length)?).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{HEADER_BYTES, VERIFY_SINCE, encode};
+
+    /// The version that a frame bears.
+    fn version(message: &Message) -> u8 {
+        let (header, _): ([u8; HEADER_BYTES], _) = encode(message, 0, 0);
+        header[4]
+    }
+
+    #[test]
+    fn a_peer_of_version_4_can_read_every_frame_that_it_knows() {
+        let range = ByteRange::new(0, 4096);
+        let old = [
+            Message::Ping,
+            Message::Write { tenure: 1, seq: 1, range, fua: true },
+            Message::Echo { tenure: 1, seq: 1 },
+            Message::Replicas(Vec::new()),
+        ];
+        assert!(old.iter().all(|message| version(message) == 4));
+        let new = [
+            Message::Verify { tenure: 1, seq: 1, range },
+            Message::VerifyWanted { repair: true, cancel: false },
+        ];
+        assert!(new.iter().all(|message| version(message) == VERIFY_SINCE));
+    }
+}
