@@ -20,8 +20,8 @@ class Services(WithMachines):
     """alpha runs the unit, beta a command of the same name."""
 
     watchdog = "required"
-    # Where alpha mounts the device, before the unit starts.
-    mount = None
+    # Whether alpha has a block device, and where it mounts it before the unit starts.
+    attaches, mount = False, None
 
     def __init__(self):
         super().__init__(timing={"demote_after_ms": DEMOTE_AFTER_S * 1000})
@@ -40,6 +40,9 @@ class Services(WithMachines):
         at = next(at for at, line in enumerate(lines) if "command =" in line)
         lines[at] = (f'  {{ systemd = "{UNIT}", start_timeout_ms = {START_LIMIT_S * 1000}, '
                      f"stop_timeout_ms = {STOP_LIMIT_S * 1000}, restarts = 2 }},")
+        if self.attaches:
+            lines = [line for line in lines if "attach =" not in line]
+            at = next(at for at, line in enumerate(lines) if "systemd =" in line)
         if self.mount:
             lines.insert(at, f'  {{ filesystem = "{self.mount}", type = "ext4" }},')
         lines.insert(1, f'watchdog = "{self.watchdog}"')

@@ -12,8 +12,12 @@ def step_respawning(cluster):
     """V3: a unit of somebody else holds the file system, ignores SIGTERM, and systemd starts it again
     at once (Restart=always): a switchover names it, kills it, and the file system is gone from alpha,
     with the kernel's nbd device, before beta begins; then it can be mounted here again."""
+    cluster.serve_on("beta")
+    cluster.box.inside(f"modprobe -a nbd ext4; mkdir -p {PLACE}")
+    cluster.attaches = True
+    cluster.restart_alpha(cluster.watchdog)
     cluster.serve_on("alpha")
-    cluster.box.inside(f"modprobe ext4; mkfs.ext4 -q -F /dev/replicator/demo; mkdir -p {PLACE}")
+    cluster.box.inside("mkfs.ext4 -q /dev/replicator/demo")
     cluster.serve_on("beta")
     cluster.mount = PLACE
     cluster.restart_alpha(cluster.watchdog)
@@ -39,6 +43,6 @@ def step_respawning(cluster):
     expect(cluster.box.inside(f"findmnt -n -o SOURCE {PLACE}").strip() == source, "not mounted again")
     cluster.serve_on("beta")
     cluster.box.inside("systemctl -q kill -s KILL squatter; systemctl -q stop squatter || true")
-    cluster.mount = None
+    cluster.attaches, cluster.mount = False, None
     cluster.restart_alpha(cluster.watchdog)
     return f"let go {(gone[0] - since) / 1000:.1f} s after the order, which took {time.monotonic() - began:.0f} s in all"
