@@ -201,8 +201,10 @@ fn verify_ended(
         let first = findings.differing.first().map_or(0, |run| run.start);
         text += &format!("; {} blocks differ, from byte {first} on", findings.differing_blocks);
     }
-    let sides =
-        [("by the primary", findings.unreadable_here_bytes), ("there", findings.unreadable_there_bytes)];
+    let sides = [
+        ("by the primary", findings.unreadable_here_bytes),
+        ("there", findings.unreadable_there_bytes),
+    ];
     for (side, bytes) in sides.into_iter().filter(|(_, bytes)| *bytes > 0) {
         text += &format!("; {bytes} bytes cannot be read {side}");
     }

@@ -6,8 +6,9 @@
 //! - `REPLICATOR_EVENT`, one of
 //!   - of the office: `primary` (this node serves now), `not_primary`, `lease_lapsed` (its clients
 //!     wait), `lease_back`, `register_changed` (every node tells it)
-//!   - of the node: `disk_failed`, `verify_found` (copies differ or cannot be read), `majority_lost`,
-//!     `majority_back`, `guard_lost`, `guard_back`, `watchdog_lost`, `watchdog_back`
+//!   - of the node: `disk_failed`, `verify_found` (copies differ or cannot be read),
+//!     `majority_lost`, `majority_back`, `guard_lost`, `guard_back`, `watchdog_lost`,
+//!     `watchdog_back`
 //!   - of services: `services_running` (all of a resource, after a change of office too),
 //!     `service_failed`, `service_given_up` (nothing more is tried for a while),
 //!     `address_conflict` (somebody else has it), `stop_hangs` (only a reset ends it)

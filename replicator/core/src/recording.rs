@@ -720,7 +720,10 @@ mod tests {
             (Message::VerifyAnswer(Ok(Answer::Already)), None),
             (news(VerifyNews::Began { bytes: 1 << 30, repair: true }), None),
             (news(VerifyNews::Compared(Box::default())), None),
-            (news(VerifyNews::Ended { broken: Some("lost".into()), findings, repairs: true }), None),
+            (
+                news(VerifyNews::Ended { broken: Some("lost".into()), findings, repairs: true }),
+                None,
+            ),
             (news(VerifyNews::Repaired { bytes: 4096 }), None),
             (Message::Ack { seq: 12 }, None),
         ];

@@ -49,11 +49,21 @@ impl Applied {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 enum Apply {
-    Write { range: ByteRange, buf: BufId, fua: bool },
-    Zero { range: ByteRange, may_punch: bool, fua: bool },
+    Write {
+        range: ByteRange,
+        buf: BufId,
+        fua: bool,
+    },
+    Zero {
+        range: ByteRange,
+        may_punch: bool,
+        fua: bool,
+    },
     Flush,
     /// Read for a verify.
-    Digest { range: ByteRange },
+    Digest {
+        range: ByteRange,
+    },
 }
 
 impl Apply {

@@ -50,7 +50,11 @@ impl Replica {
     /// on its way to the disk (R2d).
     pub(crate) fn greet_waiting(&mut self, effects: &mut Effects) {
         let old_writes = !self.applied.is_empty() && !defect(Defect::SessionOverOldWrites);
-        if old_writes || self.change.is_some() || !self.majority.is_settled() || self.marks_unsaved() {
+        if old_writes
+            || self.change.is_some()
+            || !self.majority.is_settled()
+            || self.marks_unsaved()
+        {
             return;
         }
         if self.metadata_failed {

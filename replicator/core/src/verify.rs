@@ -187,8 +187,7 @@ impl Replica {
                     .into(),
             });
         }
-        let current: Vec<usize> =
-            (0..self.peers.len()).filter(|&at| self.may_verify(at)).collect();
+        let current: Vec<usize> = (0..self.peers.len()).filter(|&at| self.may_verify(at)).collect();
         if let Some(old) = current.iter().map(|&at| &self.peers[at]).find(|it| !it.can_verify()) {
             return Err(too_old(old));
         }
@@ -392,7 +391,7 @@ impl Replica {
         }
     }
 
-    /// Ends the verify of a peer before it is through. Clients' writes that waited for it may start.
+    /// Ends the verify of a peer before it is through. Writes that waited for it may start.
     pub(crate) fn end_verify(&mut self, at: usize, why: &'static str, effects: &mut Effects) {
         let Some(verify) = self.peers[at].verify.take() else { return };
         for step in verify.steps {

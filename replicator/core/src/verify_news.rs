@@ -107,7 +107,8 @@ impl Replica {
         effects: &mut Effects,
     ) {
         let leads = self.leads_us(at);
-        let ticket = self.following.as_mut().filter(|_| leads).and_then(|it| it.verify_asked.take());
+        let ticket =
+            self.following.as_mut().filter(|_| leads).and_then(|it| it.verify_asked.take());
         let Some(ticket) = ticket else {
             return self.misbehaved(PeerIndex(at as u8), "an answer to nothing", effects);
         };

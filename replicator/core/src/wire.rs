@@ -11,8 +11,8 @@
 //! - 3: a greeting counts when its sender says, in the same session, that it still holds (`Met`).
 //! - 4: with three and more replicas a primary names the others (`Replicas`) and tells which
 //!   extents are cold (`Cooled`).
-//! - 5: a primary has a member read and hash what it has (`Verify` and so on). A frame bears the version that
-//!   brought it, so a peer of version 4 reads all others.
+//! - 5: a primary has a member read and hash what it has (`Verify` and so on). A frame bears the
+//!   version that brought it, so a peer of version 4 reads all others.
 
 mod verify;
 
@@ -156,7 +156,7 @@ pub enum Message {
         /// The secondaries whose flush covered everything the primary sent them there.
         flushed: Vec<ReplicaId>,
     },
-    /// Primary to member: read this range, after what was written to it before, and hash its blocks.
+    /// Primary to member: read this range, after what was written to it before, and hash it.
     Verify {
         /// As for a write.
         tenure: u64,

@@ -7,10 +7,10 @@ use replicator_core::{PeerStatus, Span, Status};
 use super::in_cluster::DISK_HANGS_AFTER;
 use super::{Phase, Resource};
 use crate::data_loop::{ClientStatus, Counters, LoopStatus};
-use crate::report::{Repair, VerifyReport};
 use crate::report::{
     ClientReport, CountersReport, PeerReport, ReplicaReport, ResourceReport, WaitReport,
 };
+use crate::report::{Repair, VerifyReport};
 use crate::verdict;
 
 /// Events that a status carries.

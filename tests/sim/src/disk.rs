@@ -16,10 +16,10 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use history::draw::Draw;
+use replicator_core::block::DIRTY_BLOCK_BYTES;
 use replicator_core::metadata::{
     Image, SUPERBLOCK_BYTES, Superblock, fingerprint_samples, read_superblocks,
 };
-use replicator_core::block::DIRTY_BLOCK_BYTES;
 use replicator_core::{BlockDigest, BufId, ByteRange, DiskFailure, OpId};
 
 use crate::sectors::{Payload, SECTOR_BYTES, Sectors};

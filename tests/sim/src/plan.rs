@@ -376,8 +376,8 @@ impl Plan {
         self.timing.drops_window = Span::from_ms(window);
     }
 
-    /// Draws whether disks rot and verifies are ordered, from a sequence of its own too. Wide volumes
-    /// take long to compare.
+    /// Draws whether disks rot and verifies are ordered, from a sequence of its own too. Wide
+    /// volumes take long to compare.
     pub fn draw_verifies(&mut self, draw: &mut Draw) {
         let every_ms = [200, 1_000, 5_000][draw.below(3) as usize];
         self.verify_every_ms = (draw.chance(15) && !self.is_wide).then_some(every_ms);

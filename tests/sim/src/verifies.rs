@@ -1,6 +1,6 @@
 //! Bit rot, and the verify that finds it: in some seeds single sectors of a secondary's disk change
-//! while nobody writes them, and somebody orders verifies and repairs, from either node, also in the
-//! middle of other troubles. What a verify found must be exactly what had rotted, and nothing where
+//! while nobody writes them, and somebody orders verifies and repairs, from either node, also in
+//! the middle of other troubles. What a verify found must be exactly what had rotted, and nothing where
 //! nothing had; a repair mends it; at the end nothing is rotten.
 //!
 //! A node that takes an office is taken to have a sound disk again: what clients read is not what
@@ -146,8 +146,7 @@ impl World {
             Note::VerifyEnded { with, broken, findings, repairs, .. } if with == name => {
                 self.check_findings(1 - node, broken.is_none(), findings);
                 let is_done = broken.is_none();
-                let occasion =
-                    if is_done { Occasion::VerifyEnded } else { Occasion::VerifyBroken };
+                let occasion = if is_done { Occasion::VerifyEnded } else { Occasion::VerifyBroken };
                 self.happened(occasion);
                 if is_done && findings.differing_blocks > 0 {
                     self.happened(Occasion::RotFound);

@@ -6,8 +6,8 @@ use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
 use replicator_core::block::DIRTY_BLOCK_BYTES;
-use replicator_core::{BlockDigest, ByteRange};
 use replicator_core::metadata::{Image, SUPERBLOCK_BYTES, Superblock, fingerprint_samples};
+use replicator_core::{BlockDigest, ByteRange};
 
 use crate::hash::Fast;
 

@@ -168,8 +168,8 @@ differs, or cannot be read in places, leaves the in-sync set, gets these blocks 
 back; of several nodes one at a time. What the primary serves is never changed: when its disk is the
 bad one, move the office first (replctl switchover), then repair from there.
 It ends when a node is lost or the office moves. What it found stays in replctl status.
-Exit codes: 0 started, with --wait: all is the same or repaired; 1 refused, or it ended early; 4 with
---wait: copies differ or cannot be read.")]
+Exit codes: 0 started, with --wait: all is the same or repaired; 1 refused, or it ended early;
+4 with --wait: copies differ or cannot be read.")]
     Verify {
         /// Which.
         resource: String,

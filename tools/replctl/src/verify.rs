@@ -109,7 +109,8 @@ fn findings(report: &VerifyReport) -> String {
     let mut text = String::new();
     if report.differing_blocks > 0 {
         let blocks = if report.differing_blocks == 1 { "block differs" } else { "blocks differ" };
-        let _ = write!(text, " · {} {blocks}: {}", report.differing_blocks, runs(&report.differing));
+        let _ =
+            write!(text, " · {} {blocks}: {}", report.differing_blocks, runs(&report.differing));
     } else if report.state == "ended" {
         text += " · no block differs";
     }

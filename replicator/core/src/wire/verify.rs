@@ -38,7 +38,7 @@ impl Header {
 
     pub(super) fn put_wanted(&mut self, repair: bool, cancel: bool) {
         self.kind = kind::VERIFY_WANTED;
-        self.flags = u16::from(repair) * FLAG_REPAIR | u16::from(cancel) * FLAG_CANCEL;
+        self.flags = (u16::from(repair) * FLAG_REPAIR) | (u16::from(cancel) * FLAG_CANCEL);
     }
 
     pub(super) fn take_wanted(&self) -> Message {
@@ -46,11 +46,7 @@ impl Header {
         Message::VerifyWanted { repair, cancel }
     }
 
-    pub(super) fn put_answer(
-        &mut self,
-        result: &Result<Answer, Box<Refusal>>,
-        out: &mut Vec<u8>,
-    ) {
+    pub(super) fn put_answer(&mut self, result: &Result<Answer, Box<Refusal>>, out: &mut Vec<u8>) {
         self.kind = kind::VERIFY_ANSWER;
         self.flags = match result {
             Ok(Answer::Done) => DONE,
@@ -90,8 +86,8 @@ impl Header {
             }
             VerifyNews::Ended { broken, findings, repairs } => {
                 out.push(ENDED);
-                self.flags = u16::from(*repairs) * FLAG_REPAIR
-                    | u16::from(broken.is_some()) * FLAG_BROKEN;
+                self.flags =
+                    (u16::from(*repairs) * FLAG_REPAIR) | (u16::from(broken.is_some()) * FLAG_BROKEN);
                 put_findings(findings, out);
                 put_text(broken.as_deref().unwrap_or_default(), out);
             }

@@ -205,7 +205,10 @@ impl World {
             self.linked = true;
             for node in [ALPHA, BETA] {
                 let session = SessionId(self.session);
-                self.queue.push_back((node, Input::PeerConnected { peer: PEER, session, version: VERSIONS.1 }));
+                self.queue.push_back((
+                    node,
+                    Input::PeerConnected { peer: PEER, session, version: VERSIONS.1 },
+                ));
             }
             self.pump();
         }

@@ -115,6 +115,28 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// Digests of a range differ in the blocks whose contents do, and in no other.
+pub fn digests_differ_exactly_where_the_contents_do(nodes: &mut dyn Nodes) {
+    let mut bench = Bench::new(nodes);
+    let digests = |bench: &mut Bench<'_>, first| {
+        let range = blocks(first, 4);
+        match bench.run(|op| Effect::DigestDisk { op, range }) {
+            Ok(DiskOutcome::Digests(digests)) => digests.into_vec(),
+            other => panic!("{other:?} instead of digests"),
+        }
+    };
+    bench.write(10, &pattern(1, 4));
+    bench.write(20, &pattern(1, 4));
+    let here = digests(&mut bench, 10);
+    assert_eq!(here.len(), 4);
+    assert_eq!(here, digests(&mut bench, 20));
+    bench.write(22, &pattern(2, 1));
+    let there = digests(&mut bench, 20);
+    let differ: Vec<usize> = (0..4).filter(|&at| here[at] != there[at]).collect();
+    assert_eq!(differ, [2]);
+    assert!(here.iter().all(|digest| !digests(&mut bench, 30).contains(digest)), "zeroes");
+}
+
 /// A read after a write that is done returns it, in whole or in part; what is around it stays.
 pub fn a_read_returns_the_last_write_that_is_done(nodes: &mut dyn Nodes) {
     let mut bench = Bench::new(nodes);

@@ -342,7 +342,8 @@ impl Nodes for Real {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let stream = theirs.into();
-        let order = ToLoop::Peer { peer: FEEDER, session, version: 5, stream, leftover: Vec::new() };
+        let order =
+            ToLoop::Peer { peer: FEEDER, session, version: 5, stream, leftover: Vec::new() };
         handle.send(order).expect("a running loop");
         heard.take(|input| matches!(input, Input::PeerConnected { peer: FEEDER, .. }));
         let run = Run { handle, _events: events, feeder, feeder_session: session };
@@ -381,7 +382,8 @@ impl Nodes for Real {
         for (node, stream) in self.pair().into_iter().enumerate() {
             self.sessions += 1;
             let session = SessionId(self.sessions);
-            let order = ToLoop::Peer { peer: PEER, session, version: 5, stream, leftover: Vec::new() };
+            let order =
+                ToLoop::Peer { peer: PEER, session, version: 5, stream, leftover: Vec::new() };
             self.run(node).handle.send(order).expect("a running loop");
         }
         [0, 1].map(|node| await_connected(self, node))

@@ -67,6 +67,11 @@ fn at_least_as_bad_as(simulated: &[Vec<u64>], all: &[&'static str]) {
 }
 
 #[test]
+fn digests_differ_exactly_where_the_contents_do() {
+    everywhere(bodies::digests_differ_exactly_where_the_contents_do);
+}
+
+#[test]
 fn a_read_returns_the_last_write_that_is_done() {
     everywhere(bodies::a_read_returns_the_last_write_that_is_done);
 }

@@ -234,17 +234,16 @@ const PLANS: &[&str] = &[
 ];
 
 /// What a failed disk operation was for, in notes.
-const FAILED_DURING: &[&str] =
-    &[
-        "flush",
-        "metadata write",
-        "resync read",
-        "verify read",
-        "read for a verify",
-        "replicated write",
-        "write",
-        "read",
-    ];
+const FAILED_DURING: &[&str] = &[
+    "flush",
+    "metadata write",
+    "resync read",
+    "verify read",
+    "read for a verify",
+    "replicated write",
+    "write",
+    "read",
+];
 
 /// One thing that was seen: a table and the entry in it.
 pub type Seen = (Table, usize);

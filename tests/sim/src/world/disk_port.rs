@@ -54,9 +54,7 @@ impl World {
             Job::Read { .. }
             | Job::Edges { .. }
             | Job::ReadForResync { .. }
-            | Job::Digest { .. } => {
-                failing == Failing::Read
-            }
+            | Job::Digest { .. } => failing == Failing::Read,
             Job::Flush { .. } => failing == Failing::Flush,
             Job::Meta { .. } => failing == Failing::Meta,
             Job::Fingerprint | Job::Map => false,

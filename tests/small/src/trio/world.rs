@@ -456,7 +456,10 @@ impl World {
             Parcel::Open(session) => {
                 assert_eq!(*open, None, "a session begins in another");
                 *open = Some(session);
-                self.step(to, Input::PeerConnected { peer, session: SessionId(session), version: VERSIONS.1 });
+                self.step(
+                    to,
+                    Input::PeerConnected { peer, session: SessionId(session), version: VERSIONS.1 },
+                );
             }
             Parcel::Frame(session, message, payload) if *open == Some(session) => {
                 let data = payload.map(|numbers| process.take_buffer(numbers));
