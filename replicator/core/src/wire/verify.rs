@@ -86,8 +86,8 @@ impl Header {
             }
             VerifyNews::Ended { broken, findings, repairs } => {
                 out.push(ENDED);
-                self.flags =
-                    (u16::from(*repairs) * FLAG_REPAIR) | (u16::from(broken.is_some()) * FLAG_BROKEN);
+                self.flags = (u16::from(*repairs) * FLAG_REPAIR)
+                    | (u16::from(broken.is_some()) * FLAG_BROKEN);
                 put_findings(findings, out);
                 put_text(broken.as_deref().unwrap_or_default(), out);
             }
