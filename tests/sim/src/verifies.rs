@@ -1,7 +1,7 @@
 //! Bit rot, and the verify that finds it: in some seeds single sectors of a secondary's disk change
 //! while nobody writes them, and somebody orders verifies and repairs, from either node, also in
-//! the middle of other troubles. What a verify found must be exactly what had rotted, and nothing where
-//! nothing had; a repair mends it; at the end nothing is rotten.
+//! the middle of other troubles. What a verify found must be exactly what had rotted, and nothing
+//! where nothing had; a repair mends it; at the end nothing is rotten.
 //!
 //! A node that takes an office is taken to have a sound disk again: what clients read is not what
 //! this is about, and their history knows of no rot.
