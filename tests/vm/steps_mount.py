@@ -17,7 +17,7 @@ def step_respawning(cluster):
     cluster.attaches = True
     cluster.restart_alpha(cluster.watchdog)
     cluster.serve_on("alpha")
-    cluster.box.inside("mkfs.ext4 -q /dev/replicator/demo")
+    cluster.box.inside("mkfs.ext4 -q /var/lib/replicator/dev/demo")
     cluster.serve_on("beta")
     cluster.mount = PLACE
     cluster.restart_alpha(cluster.watchdog)
