@@ -289,6 +289,11 @@ impl Session {
         Ok(())
     }
 
+    /// The export has at least so many bytes from now on.
+    pub fn grow(&mut self, size_bytes: u64) {
+        self.size_bytes = self.size_bytes.max(size_bytes);
+    }
+
     fn writable(&self) -> Result<(), Breach> {
         if self.flags & TFLAG_READ_ONLY != 0 {
             return Err((WireError::NotPermitted, "the export is read-only"));

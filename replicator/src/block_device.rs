@@ -155,7 +155,7 @@ impl BlockDevice {
             told(format!("cannot write {}: {error}", self.tenure_path.display()));
         }
         let state = match attach::attach(&request, &self.keeper, serve) {
-            Ok(attached) => {
+            Ok(mut attached) => {
                 for leftover in attached.leftovers() {
                     told(leftover.to_string());
                 }
@@ -166,6 +166,8 @@ impl BlockDevice {
                     attached.kind(),
                     attached.device()
                 ));
+                // One that was continued has the size that it had.
+                resize(&mut attached, shape.size_bytes, told);
                 State::Attached(Box::new(attached))
             }
             Err(error) => {
@@ -308,6 +310,20 @@ impl BlockDevice {
         *self.lock() = left;
     }
 
+    /// Tells the kernel the size of a device that grew; whoever has it open sees it at once.
+    pub fn resize(&self, size_bytes: u64, told: Told<'_>) {
+        let _operation = self.operate();
+        let taken = std::mem::replace(&mut *self.lock(), State::Busy("growing"));
+        let left = match taken {
+            State::Attached(mut attached) => {
+                resize(&mut attached, size_bytes, told);
+                State::Attached(attached)
+            }
+            other => other,
+        };
+        *self.lock() = left;
+    }
+
     /// Whether there is an attached device.
     pub fn is_attached(&self) -> bool {
         matches!(*self.lock(), State::Attached(_))
@@ -339,6 +355,17 @@ impl BlockDevice {
 }
 
 /// Users in words; what keeps them from being told counts as one.
+fn resize(attached: &mut Attached, size_bytes: u64, told: Told<'_>) {
+    match attached.resize(size_bytes) {
+        Ok(()) => {}
+        Err(error) => told(format!(
+            "{} does not have its new size of {size_bytes} bytes: {error}; it has it when it is \
+             attached again: replctl switchover",
+            attached.path().display()
+        )),
+    }
+}
+
 fn in_words(users: Result<Vec<User>, AttachError>) -> Vec<String> {
     match users {
         Ok(users) => users.iter().map(ToString::to_string).collect(),

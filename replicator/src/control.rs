@@ -94,6 +94,13 @@ pub enum Order {
         /// Which.
         resource: String,
     },
+    /// Make the volume larger, while it is used.
+    Resize {
+        /// Which.
+        resource: String,
+        /// To this size; as far as all nodes have room by default.
+        size_bytes: Option<u64>,
+    },
     /// Give up what diverged here.
     DiscardDiverged {
         /// Which.

@@ -136,6 +136,7 @@ fn execute(daemon: &Daemon, order: Order) -> Reply {
         }
         Order::Verify { resource, repair } => with(&resource, &|it| it.verify(repair)),
         Order::CancelVerify { resource } => with(&resource, &|it| it.cancel_verify()),
+        Order::Resize { resource, size_bytes } => with(&resource, &|it| it.resize(size_bytes)),
         Order::DiscardDiverged { resource } => with(&resource, &|it| it.discard_diverged()),
         Order::Up { resource } => with(&resource, &|it| it.up()),
         Order::Down { resource } => with(&resource, &|it| it.down()),

@@ -289,6 +289,7 @@ pub fn create(request: &CreateRequest<'_>) -> Result<Created, CreateError> {
         internal: copy.metadata.is_none(),
         disk_bytes: disk.bytes,
         data_bytes: request.size_bytes,
+        room_bytes: None,
         block_bytes,
         log_extents: request.resource.log_extents,
         resource: name.clone(),

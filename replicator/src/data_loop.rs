@@ -33,8 +33,8 @@ use nbd_frontend::session::Session;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use replicator_core::register::RegisterState;
 use replicator_core::{
-    Answer, ByteRange, Command, Effects, Input, Note, PeerIndex, Refusal, Retry, SessionId, Span,
-    Status, Ticket, Time,
+    Answer, Command, Effects, Input, Note, PeerIndex, Refusal, Retry, SessionId, Span, Status,
+    Ticket, Time,
 };
 use thiserror::Error;
 
@@ -80,8 +80,6 @@ pub struct LoopConfig {
     pub client_timeout: Span,
     /// Until when this node may act as primary; none where no majority decides.
     pub lease: Option<Arc<LeaseCell>>,
-    /// What `Effect::TakeFingerprint` hashes: `metadata::fingerprint_samples(data_bytes)`.
-    pub fingerprint_samples: Vec<ByteRange>,
 }
 
 /// What the daemon tells the loop.
@@ -142,6 +140,13 @@ pub enum FromLoop {
     OpenDevice {
         /// The tenure this instance of the device belongs to.
         tenure: u64,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// The open device is larger from now on.
+    ResizeDevice {
+        /// Its size.
+        size_bytes: u64,
     },
     /// No client is served any more. The loop closes the client sockets itself: at once when
     /// forced, else when what they asked is answered.

@@ -15,6 +15,8 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Whence, lseek};
 use replicator_core::ByteRange;
+use replicator_core::metadata::SUPERBLOCK_BYTES;
+use replicator_core::room::MetaMove;
 use thiserror::Error;
 
 /// How often a lock that somebody else holds is tried again.
@@ -227,6 +229,35 @@ impl Disk {
         self.meta_part().bytes
     }
 
+    /// The metadata lie where their device ended before it was extended: what is behind them does
+    /// not exist for this replica before they have moved.
+    pub fn ends_at(&mut self, bytes: u64) {
+        self.meta.as_mut().unwrap_or(&mut self.data).bytes = bytes;
+    }
+
+    /// How large the devices of metadata and data are now.
+    pub fn measure(&self) -> io::Result<(u64, u64)> {
+        let size = |file: &File| Ok::<_, io::Error>(lseek(file, 0, Whence::SeekEnd)? as u64);
+        if self.test == TestBacking::NoDisk {
+            return Ok((self.meta_part().bytes, self.data.bytes));
+        }
+        Ok((size(self.meta_file())?, size(self.data_file())?))
+    }
+
+    /// A second handle on the metadata to move them in another thread.
+    pub(crate) fn mover(&self) -> io::Result<Mover> {
+        let meta = self.meta_part();
+        let part = Part { file: meta.file.try_clone()?, path: meta.path.clone(), ..*meta };
+        Ok(Mover { part, region_start: self.layout.region_start })
+    }
+
+    /// The metadata have moved.
+    pub(crate) fn meta_moved(&mut self, to: &MetaMove) {
+        self.ends_at(to.device_bytes);
+        self.layout.region_start = to.region_start;
+        self.layout.region_bytes = to.region_bytes;
+    }
+
     /// Whether the metadata lie behind the data on the same disk.
     pub fn is_internal(&self) -> bool {
         self.meta.is_none()
@@ -350,6 +381,64 @@ impl Disk {
 
     fn meta_part(&self) -> &Part {
         self.meta.as_ref().unwrap_or(&self.data)
+    }
+}
+
+/// Moves the metadata to the new end of their device; see `room.rs` of the core.
+#[derive(Debug)]
+pub(crate) struct Mover {
+    part: Part,
+    region_start: u64,
+}
+
+impl Mover {
+    /// Copies, then writes the superblock, then destroys the old ones; waits for the disk.
+    pub fn run(&self, to: &MetaMove) -> Result<(), DiskError> {
+        if let Err(error) = self.copy(to).and_then(|()| self.write_superblocks(to)) {
+            // What is there may be whole, and must not count. Should that fail too, what is
+            // written where the metadata lie from now on is newer, and counts.
+            let _ = self.zero_superblocks(to.superblocks.map(|at| to.region_start + at));
+            return Err(error);
+        }
+        // Those that stay are older, and zeroed with what is to be room.
+        if let Err(error) = self.zero_superblocks(to.old_superblocks) {
+            tracing::warn!(%error, "the old superblocks are not destroyed");
+        }
+        Ok(())
+    }
+
+    fn copy(&self, to: &MetaMove) -> Result<(), DiskError> {
+        self.part.write(to.region_start, to.region_bytes, |_, piece| piece.fill(0))?;
+        for (from, at) in &to.copies {
+            let mut done = from.start;
+            while done < from.end {
+                let length = STEP_BYTES.min(from.end - done);
+                let mut bytes = Vec::with_capacity(length as usize);
+                let take = |piece: &[u8]| bytes.extend_from_slice(piece);
+                self.part.read(self.region_start + done, length, take)?;
+                self.write(to.region_start + at + (done - from.start), &bytes)?;
+                done += length;
+            }
+        }
+        self.part.flush()
+    }
+
+    fn write_superblocks(&self, to: &MetaMove) -> Result<(), DiskError> {
+        to.superblocks.iter().try_for_each(|at| {
+            self.write(to.region_start + at, &to.superblock)?;
+            self.part.flush()
+        })
+    }
+
+    fn zero_superblocks(&self, places: [u64; 2]) -> Result<(), DiskError> {
+        places.iter().try_for_each(|&at| self.write(at, &[0; SUPERBLOCK_BYTES]))?;
+        self.part.flush()
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.part.write(at, bytes.len() as u64, |offset, piece| {
+            piece.copy_from_slice(&bytes[offset..offset + piece.len()]);
+        })
     }
 }
 

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use replicator_core::activity_log;
 use replicator_core::bitmap::DirtyBitmap;
 use replicator_core::block::DIRTY_BLOCK_BYTES;
-use replicator_core::metadata::{self, AttachError, Superblock};
+use replicator_core::metadata::{AttachError, SUPERBLOCK_BYTES, Superblock};
 use serde::Serialize;
 use thiserror::Error;
+
+use crate::metadata_end::{self, RememberedEnds};
 
 /// Everything that is worth showing.
 #[derive(Debug, Serialize)]
@@ -123,20 +125,19 @@ pub enum DumpError {
     },
 }
 
-/// Reads the metadata of a disk or metadata device.
-pub fn read(path: &Path) -> Result<Dump, DumpError> {
+/// Reads the metadata of a disk or metadata device; `remembered` says where they may lie when that
+/// was extended.
+pub fn read(path: &Path, remembered: &RememberedEnds) -> Result<Dump, DumpError> {
     let io = |source| DumpError::Io { path: path.to_owned(), source };
     let bad = |source| DumpError::Metadata { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;
     let bytes = file.seek(SeekFrom::End(0)).map_err(io)?;
-    let mut copies = [[0; metadata::SUPERBLOCK_BYTES]; 2];
-    for (copy, at) in copies.iter_mut().zip(metadata::superblock_offsets(bytes)) {
-        if at + metadata::SUPERBLOCK_BYTES as u64 <= bytes {
-            file.read_exact_at(copy, at).map_err(io)?;
-        }
-    }
-    let (superblock, single_copy) =
-        metadata::read_superblocks([&copies[0], &copies[1]]).map_err(bad)?;
+    let read = |at| {
+        let mut copy = vec![0; SUPERBLOCK_BYTES];
+        file.read_exact_at(&mut copy, at).map(|()| copy)
+    };
+    let found = metadata_end::find(bytes, remembered, read).map_err(io)?;
+    let (superblock, single_copy, _) = found.map_err(bad)?;
     let layout = superblock.layout();
     if layout.region_start + layout.region_bytes > bytes {
         return Err(bad(AttachError::SizeChanged(superblock.device_bytes, bytes)));

@@ -127,6 +127,14 @@ pub fn describe(note: &Note, peers: &[String]) -> (Weight, String) {
         Note::ResyncFinished { peer, sent_bytes } => {
             (Weight::Info, format!("resync with {} ended: {sent_bytes} bytes sent", name(peer)))
         }
+        Note::Resized { from, to } => {
+            (Weight::Info, format!("the volume grew from {from} to {to} bytes"))
+        }
+        Note::MetadataMoved { device_bytes } => {
+            let text = format!("the metadata lie at the end of the disk again, at {device_bytes}");
+            (Weight::Info, text)
+        }
+        Note::NoRoomMade { why } => (Weight::Warning, format!("no room is made: {why}")),
         Note::DiskFailed { during, range, why } => {
             let why = match why {
                 DiskFailure::Io(number) => std::io::Error::from_raw_os_error(*number).to_string(),

@@ -5,7 +5,8 @@
 //! The command gets its event in the environment:
 //! - `REPLICATOR_EVENT`, one of
 //!   - of the office: `primary` (this node serves now), `not_primary`, `lease_lapsed` (its clients
-//!     wait), `lease_back`, `register_changed` (every node tells it)
+//!     wait), `lease_back`, `resized` (the volume grew),
+//!     `register_changed` (every node tells it)
 //!   - of the node: `disk_failed`, `verify_found` (copies differ or cannot be read),
 //!     `majority_lost`, `majority_back`, `guard_lost`, `guard_back`, `watchdog_lost`,
 //!     `watchdog_back`
@@ -58,11 +59,12 @@ pub struct HookConfig {
 }
 
 /// The events there are.
-pub const EVENTS: [&str; 18] = [
+pub const EVENTS: [&str; 19] = [
     "primary",
     "not_primary",
     "lease_lapsed",
     "lease_back",
+    "resized",
     "register_changed",
     "disk_failed",
     "verify_found",

@@ -30,6 +30,7 @@ pub mod incarnation;
 pub mod key;
 pub mod latency;
 pub mod link;
+pub mod metadata_end;
 pub mod nbd_listen;
 mod nbd_port;
 mod peer_link;

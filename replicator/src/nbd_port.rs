@@ -48,6 +48,7 @@ pub(crate) struct NbdPort {
     /// Connections with replies of this turn.
     to_send: Vec<u32>,
     is_open: bool,
+    size_bytes: u64,
     block_bytes: u64,
     timeout: Span,
 }
@@ -192,14 +193,25 @@ impl NbdPort {
             stalled: VecDeque::new(),
             to_send: Vec::new(),
             is_open: false,
+            size_bytes: 0,
             block_bytes: u64::from(block_bytes),
             timeout,
         }
     }
 
-    /// Clients are served from now on.
-    pub fn open(&mut self) {
+    /// Clients are served from now on, with a device of this size.
+    pub fn open(&mut self, size_bytes: u64) {
         self.is_open = true;
+        self.size_bytes = size_bytes;
+    }
+
+    /// The device is larger from now on: who learns of that in another way (the kernel does) may
+    /// use all of it at once.
+    pub fn grow(&mut self, size_bytes: u64) {
+        self.size_bytes = size_bytes;
+        for connection in &mut self.connections {
+            connection.session.grow(size_bytes);
+        }
     }
 
     /// Takes over a connection in the transmission phase.
@@ -207,7 +219,7 @@ impl NbdPort {
         &mut self,
         io: &mut Io,
         stream: OwnedFd,
-        session: Session,
+        mut session: Session,
         leftover: &[u8],
         origin: String,
     ) {
@@ -224,6 +236,8 @@ impl NbdPort {
             tracing::warn!(origin, "client refused: {CLIENTS_MAX} connections are open");
             return;
         }
+        // It may have grown since this client was told its size.
+        session.grow(self.size_bytes);
         let mut inbox = vec![0; INBOX_BYTES.max(leftover.len())].into_boxed_slice();
         inbox[..leftover.len()].copy_from_slice(leftover);
         let connection = Connection {

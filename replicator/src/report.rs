@@ -118,8 +118,20 @@ pub struct ReplicaReport {
     pub data: String,
     /// Random id of this replica.
     pub id: String,
-    /// Size of the data area.
+    /// Size of the data area, as clients see it.
     pub size_bytes: u64,
+    /// How far it may grow here (`replctl resize`).
+    #[serde(default)]
+    pub room_bytes: u64,
+    /// How far when what was added to the disk is zeroed; none while nothing is.
+    #[serde(default)]
+    pub making_room_to: Option<u64>,
+    /// The size it is growing to.
+    #[serde(default)]
+    pub resizing_to: Option<u64>,
+    /// Bytes that were added to the backing disk and are not made use of yet.
+    #[serde(default)]
+    pub added_bytes: u64,
     /// Block size.
     pub block_bytes: u32,
     /// Generation of the register copy.
@@ -191,6 +203,12 @@ pub struct PeerReport {
     pub dirty_bytes: u64,
     /// Blocks that differ because lineages diverged.
     pub diverged_blocks: u64,
+    /// Size of its data area, and how far that may grow there; 0 when not connected.
+    #[serde(default)]
+    pub size_bytes: u64,
+    /// See there.
+    #[serde(default)]
+    pub room_bytes: u64,
     /// Bytes to copy when the present resync began; 0 when none runs.
     pub resync_total_bytes: u64,
     /// Bytes still to copy.

@@ -323,7 +323,8 @@ impl Resource {
                     let _ = operator.send(result);
                 }
             }
-            FromLoop::OpenDevice { tenure } => self.open_device(tenure),
+            FromLoop::OpenDevice { tenure, size_bytes } => self.open_device(tenure, size_bytes),
+            FromLoop::ResizeDevice { size_bytes } => self.resize_device(size_bytes),
             FromLoop::CloseDevice { forced } => self.close_device(forced),
             FromLoop::SessionEnded { peer, session, retry, why } => {
                 self.session_ended(peer, session, retry, &why);
@@ -331,6 +332,9 @@ impl Resource {
             FromLoop::Note(note) => {
                 let (weight, text) = describe(&note, &self.peers);
                 self.note_verify(&note);
+                if let Note::MetadataMoved { device_bytes } = note {
+                    self.remember_end(device_bytes);
+                }
                 let event = match note {
                     Note::DiskFailed { .. } => Some("disk_failed"),
                     Note::LeaseLapsed => Some("lease_lapsed"),
@@ -364,12 +368,13 @@ impl Resource {
         }
     }
 
-    fn open_device(self: &Arc<Self>, tenure: u64) {
+    fn open_device(self: &Arc<Self>, tenure: u64, size_bytes: u64) {
         let shape = {
             let mut state = self.lock();
             let Some(run) = &mut state.run else { return };
             run.serving = Some(tenure);
             run.is_retiring = false;
+            run.shape.size_bytes = size_bytes;
             run.shape.clone()
         };
         self.changed.notify_all();
@@ -391,6 +396,17 @@ impl Resource {
                 resource.device.fail(Some(tenure), &mut told);
             }
             resource.changed.notify_all();
+        });
+    }
+
+    fn resize_device(self: &Arc<Self>, size_bytes: u64) {
+        if let Some(run) = &mut self.lock().run {
+            run.shape.size_bytes = size_bytes;
+        }
+        self.tell_hooks("resized", &format!("the volume has {size_bytes} bytes"));
+        self.in_helper_or_here("resize", move |resource| {
+            let mut told = |text| resource.emit(Weight::Warning, text);
+            resource.device.resize(size_bytes, &mut told);
         });
     }
 

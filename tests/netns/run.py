@@ -17,6 +17,7 @@ import bad_input
 import etcd_register
 import fencing
 import floating_address
+import growing
 import kills
 import many_clusters
 import networks
@@ -43,7 +44,7 @@ import trio_services
 import verify
 from cluster import Refused, Skip, TestFailed, binaries, die_with_parent
 
-SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + networks.SCENARIOS
+SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + growing.SCENARIOS + networks.SCENARIOS
              + bad_input.SCENARIOS + recordings.SCENARIOS + fencing.SCENARIOS + floating_address.SCENARIOS
              + trio_network.SCENARIOS + trio_hosts.SCENARIOS + trio_operation.SCENARIOS
              + trio_explain.SCENARIOS + trio_members.SCENARIOS + three.SCENARIOS

@@ -109,6 +109,11 @@ impl ActivityLog {
         }
     }
 
+    /// The volume has so many bytes from now on.
+    pub fn grow(&mut self, volume_bytes: u64) {
+        self.slot_of_extent.resize(volume_bytes.div_ceil(EXTENT_BYTES) as usize, NO_SLOT);
+    }
+
     /// Extents in use (hot, or about to be), and slots in all.
     pub fn fill_level(&self) -> (u32, u32) {
         (self.hot, self.slots.len() as u32)

@@ -21,6 +21,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::defect::{Defect, defect};
+
 /// Blocks one sector of the bitmap stands for.
 pub const SECTOR_BLOCKS: u64 = 3840;
 const SECTOR_BYTES: usize = 512;
@@ -47,6 +49,13 @@ impl Blocks {
     /// An empty set over so many blocks.
     pub fn new(blocks: u64) -> Self {
         Self { words: vec![0; blocks.div_ceil(64) as usize], blocks, count: 0 }
+    }
+
+    /// The set may have so many blocks from now on; the new ones are not in it.
+    pub fn grow(&mut self, blocks: u64) {
+        assert!(blocks >= self.blocks, "a set of {} blocks shrinks to {blocks}", self.blocks);
+        self.words.resize(blocks.div_ceil(64) as usize, 0);
+        self.blocks = blocks;
     }
 
     /// How many blocks are in the set.
@@ -224,6 +233,15 @@ impl DirtyBitmap {
         bitmap
     }
 
+    /// The volume has so many blocks from now on; the new ones are clean.
+    pub fn grow(&mut self, blocks: u64) {
+        if defect(Defect::BitsLostByResize) {
+            self.dirty.clear();
+        }
+        self.dirty.grow(blocks);
+        self.unsaved_pages.grow(blocks.div_ceil(PAGE_BLOCKS));
+    }
+
     fn sector_state(&self, number: u32, sector: &[u8]) -> SectorState {
         if sector.iter().all(|&byte| byte == 0) {
             return SectorState::Empty;
@@ -372,5 +390,23 @@ mod tests {
         let loaded = DirtyBitmap::load(PAGE_BLOCKS, 1, 1, &page);
         assert_eq!(loaded.blocks().count(), 1 + SECTOR_BLOCKS);
         assert!(loaded.blocks().contains_all(SECTOR_BLOCKS..2 * SECTOR_BLOCKS));
+    }
+
+    #[test]
+    fn a_bitmap_that_grows_keeps_its_bits_and_its_new_part_is_clean() {
+        let (old, new) = (3841, PAGE_BLOCKS + 70);
+        let mut bitmap = DirtyBitmap::new(old, 1, 1);
+        bitmap.insert(3839..3841);
+        bitmap.grow(new);
+        assert_eq!(bitmap.blocks().next_run(0, new), Some(3839..3841));
+        bitmap.insert(new - 1..new);
+        let mut region = vec![0; region_bytes(new) as usize];
+        while let Some((page, bytes)) = bitmap.take_unsaved_page(&(0..new)) {
+            let at = page as usize * PAGE_BYTES;
+            region[at..at + PAGE_BYTES].copy_from_slice(&bytes);
+        }
+        let loaded = DirtyBitmap::load(new, 1, 1, &region);
+        assert_eq!(loaded.blocks().count(), 3);
+        assert!(loaded.blocks().contains(new - 1));
     }
 }

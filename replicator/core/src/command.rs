@@ -46,6 +46,9 @@ pub enum Command {
     },
     /// End a verify that is under way.
     CancelVerify,
+    /// Make the volume larger, while clients use it (on the primary): to this size in bytes, or as
+    /// far as every replica that is here has room.
+    Resize(Option<u64>),
     /// Leave orderly: tell the primary, flush, mark the disk clean; then
     /// [`Effect::Stopped`](crate::Effect::Stopped).
     Stop,
@@ -80,9 +83,11 @@ pub const REFUSAL_CODES: &[&str] = &[
     "disk_hangs",
     "last_copy",
     "lost_the_race",
+    "member_missing",
     "no_disk",
     "no_lease",
     "no_member_to_verify",
+    "no_room",
     "not_diverged",
     "not_now",
     "not_primary",
@@ -96,6 +101,7 @@ pub const REFUSAL_CODES: &[&str] = &[
     "power_was_lost",
     "register_unknown",
     "register_went_back",
+    "shrinks",
     "sole_primary",
     "stands_back",
     "verify_runs",
@@ -115,6 +121,7 @@ mod tests {
             include_str!("office/release.rs"),
             include_str!("office/stop.rs"),
             include_str!("verify.rs"),
+            include_str!("resize.rs"),
         ];
         let made = sources.iter().flat_map(|source| source.split("code: \"").skip(1));
         let mut made: alloc::vec::Vec<&str> =

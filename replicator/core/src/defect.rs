@@ -186,6 +186,20 @@ defects! {
     TrimOnOneSide,
     /// R17: a long zeroing is done at once.
     ZeroesNotSliced,
+    /// Resize: clients see the new end before every member has it.
+    ResizedBeforeMembers,
+    /// Resize: a follower says that it has the new end before that is durable.
+    ResizedBeforeDurable,
+    /// Resize: a release does not wait until all members have one size.
+    ReleasedWhileResizing,
+    /// Resize: what peers lack is forgotten.
+    BitsLostByResize,
+    /// Resize: what was added to the disk counts as zeroes.
+    RoomNotZeroed,
+    /// Resize: room counts before its zeroes are durable.
+    RoomNotFlushed,
+    /// Resize: metadata are written while they move.
+    MovedWhileWritten,
     /// Overlapping writes run together on the primary.
     OverlapOnPrimary,
     /// Overlapping writes run together on the secondary.

@@ -59,6 +59,8 @@ impl Replica {
             stop_flushing,
             recovery_due,
             recovered_extents,
+            sizes,
+            room,
         } = self;
         (now, started_at, started_from, role, register, change, change_number).hash(state);
         majority.hash(state);
@@ -68,7 +70,7 @@ impl Replica {
         (lost_in_office, demotion_ticket, releasing, deposing, following).hash(state);
         (awaits_fence, takes_fenced).hash(state);
         (applied_order, applied_waiting, arrivals, early, stopping, stop_flushing).hash(state);
-        (recovery_due, recovered_extents, mirror).hash(state);
+        (recovery_due, recovered_extents, mirror, sizes, room).hash(state);
         requests.iter().for_each(|entry| entry.hash(state));
         applied.iter().for_each(|entry| entry.hash(state));
     }

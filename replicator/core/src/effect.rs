@@ -8,6 +8,7 @@ use crate::block::{BufId, ByteRange, OpId, PeerIndex, RequestId, SessionId, Tick
 use crate::command::{Answer, Refusal};
 use crate::note::Note;
 use crate::register::RegisterState;
+use crate::room::MetaMove;
 use crate::wire::Message;
 
 /// An order to the driver.
@@ -89,11 +90,28 @@ pub enum Effect {
         /// What.
         bytes: Box<[u8]>,
     },
+    /// Look how large the disk is now; the outcome is
+    /// [`DiskOutcome::Measured`](crate::DiskOutcome).
+    MeasureDisk {
+        /// Comes back in `DiskDone`.
+        op: OpId,
+    },
+    /// Move the metadata to the end of a disk that was extended. Nothing else of them is written
+    /// meanwhile; from a good answer on, their region is the new one. A failure means that
+    /// nothing has changed.
+    MoveMeta {
+        /// Comes back in `DiskDone`.
+        op: OpId,
+        /// What goes where.
+        to: Box<MetaMove>,
+    },
     /// Hash the ends and samples of the data area (R12):
-    /// [`superblock::fingerprint_samples`](crate::superblock::fingerprint_samples) says which.
+    /// [`metadata::fingerprint_samples`](crate::metadata::fingerprint_samples) says which.
     TakeFingerprint {
         /// Comes back in `DiskDone` with `DiskOutcome::Fingerprint`.
         op: OpId,
+        /// Size of the data area.
+        size_bytes: u64,
     },
     /// Read a range and hash each of its blocks of
     /// [`DIRTY_BLOCK_BYTES`](crate::block::DIRTY_BLOCK_BYTES), for a verify. The outcome is
@@ -149,6 +167,13 @@ pub enum Effect {
     OpenDevice {
         /// The tenure this instance of the device belongs to.
         tenure: u64,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// The open device is larger from now on: tell those who use it.
+    ResizeDevice {
+        /// Its size.
+        size_bytes: u64,
     },
     /// No client is served any more: refuse new requests, fail the device. Requests still open
     /// have been or will be answered by `ReplyClient`.

@@ -26,6 +26,8 @@ pub(crate) enum FlushWaiter {
     Promotion,
     /// Before the log of a deposed primary is emptied.
     Deposed,
+    /// More room is zeroed, up to this end.
+    Room(u64),
     /// Before the replica stops.
     Stop,
 }
@@ -110,6 +112,7 @@ impl Replica {
             FlushWaiter::Shrink => self.shrink_flushed(result, effects),
             FlushWaiter::Promotion => self.promotion_flushed(result, effects),
             FlushWaiter::Deposed => self.deposed_flushed(effects),
+            FlushWaiter::Room(end) => self.room_flushed(end, result, effects),
             FlushWaiter::Stop => self.stop_flushed(result, effects),
         }
     }

@@ -9,6 +9,7 @@
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::String;
 
 use crate::block::ReplicaId;
 use crate::defect::{Defect, defect};
@@ -174,14 +175,8 @@ fn mismatch(mine: &Hello, theirs: &Hello) -> Option<(Cause, Box<str>)> {
             mine.replica.0
         );
         (Cause::OneId, text)
-    } else if mine.size_bytes != theirs.size_bytes {
-        let text = format!(
-            "its data area has {} bytes, this one {}; create the larger one anew with --size {}",
-            theirs.size_bytes,
-            mine.size_bytes,
-            mine.size_bytes.min(theirs.size_bytes)
-        );
-        (Cause::Sizes, text)
+    } else if !may_have_one_size(mine, theirs) {
+        (Cause::Sizes, sizes_differ(mine, theirs))
     } else if mine.block_bytes != theirs.block_bytes {
         let text = format!(
             "its block size is {} bytes, this one's {}; create both with --block-size {}",
@@ -199,6 +194,31 @@ fn mismatch(mine: &Hello, theirs: &Hello) -> Option<(Cause, Box<str>)> {
         return None;
     };
     Some((cause, text.into()))
+}
+
+/// The smaller one can grow to the size of the larger one.
+fn may_have_one_size(mine: &Hello, theirs: &Hello) -> bool {
+    mine.size_bytes == theirs.size_bytes
+        || mine.room_bytes.min(theirs.room_bytes) >= mine.size_bytes.max(theirs.size_bytes)
+}
+
+fn sizes_differ(mine: &Hello, theirs: &Hello) -> String {
+    let sizes = (theirs.size_bytes, mine.size_bytes);
+    let (smaller, room, larger) = match sizes.0 < sizes.1 {
+        true => ("its", theirs.room_bytes, sizes.1),
+        false => ("this one's", mine.room_bytes, sizes.0),
+    };
+    let how = match room {
+        0 => "it runs a build that cannot grow a volume: upgrade it".into(),
+        _ => format!("extend {smaller} disk to hold {larger} bytes: replctl resize --help"),
+    };
+    format!(
+        "its data area has {} bytes, this one {}; {how}; or, if the larger one holds nothing yet, \
+         create it anew with --size {}",
+        sizes.0,
+        sizes.1,
+        sizes.0.min(sizes.1)
+    )
 }
 
 /// How a follower is brought up to date.
@@ -235,6 +255,7 @@ pub fn plan(leader: &Hello, follower: &Hello, known: &PeerRecord, dirty_blocks: 
     {
         Plan::Full("its bitmap does not continue this one's")
     } else if (dirty_blocks == 0 || defect(Defect::CurrentWithBits))
+        && follower.size_bytes >= leader.size_bytes
         && !follower.syncing
         && leader.register.member(follower.replica).is_some_and(|member| {
             member.incarnation == follower.incarnation || defect(Defect::MemberKeptAfterRestart)
@@ -397,5 +418,51 @@ mod tests {
         assert!(full(Hello { knows_you_as: BETA, ..follower.clone() }, &known), "new leader");
         let left = PeerRecord { floor: 41, ..known };
         assert!(full(follower, &left), "restored from a copy made before it left");
+    }
+
+    #[test]
+    fn sizes_may_differ_where_the_smaller_one_has_room() {
+        let sized = |replica, size_bytes, room_bytes| Hello {
+            size_bytes,
+            room_bytes,
+            ..hello(replica, register(8, &[ALPHA, BETA]))
+        };
+        let primary = |hello: Hello| {
+            let mut register = hello.register.clone();
+            register.primary = Some(hello.replica);
+            register.generation += 1;
+            Hello { is_primary: true, register, ..hello }
+        };
+        let verdict = |mine: &Hello, theirs: &Hello| match relation(mine, theirs) {
+            Relation::Refuse { cause, reason, .. } => Err((cause, reason)),
+            other => Ok(other),
+        };
+        let small = sized(BETA, 10, 20);
+        let large = primary(sized(ALPHA, 20, 20));
+        assert_eq!(verdict(&large, &small), Ok(Relation::Lead));
+        assert_eq!(relation(&small, &large), Relation::Follow);
+        assert_eq!(relation(&primary(small), &sized(ALPHA, 20, 30)), Relation::Lead);
+        for (short, says) in
+            [(sized(BETA, 10, 19), "extend its disk"), (sized(BETA, 10, 0), "upgrade")]
+        {
+            let (cause, reason) = verdict(&large, &short).unwrap_err();
+            assert_eq!(cause, Cause::Sizes);
+            assert!(reason.contains(says), "{reason}");
+            assert_eq!(verdict(&short, &large).unwrap_err().0, Cause::Sizes);
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_smaller_is_not_current() {
+        let known = PeerRecord { replica: BETA, base: 5, ..PeerRecord::default() };
+        let leader = hello(ALPHA, register(8, &[ALPHA, BETA]));
+        let follower = |size_bytes| Hello {
+            size_bytes,
+            knows_you_as: ALPHA,
+            ..hello(BETA, register(8, &[ALPHA, BETA]))
+        };
+        let leader = Hello { size_bytes: 20, ..leader };
+        assert_eq!(plan(&leader, &follower(20), &known, 0), Plan::Current);
+        assert_eq!(plan(&leader, &follower(10), &known, 0), Plan::Partial);
     }
 }

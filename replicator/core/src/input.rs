@@ -145,6 +145,13 @@ pub enum DiskOutcome {
         /// The data; none is held when they are all zeroes.
         data: Option<BufId>,
     },
+    /// How large the disk is now, see [`Effect::MeasureDisk`](crate::Effect).
+    Measured {
+        /// Bytes of the device that holds the metadata.
+        device_bytes: u64,
+        /// Bytes of the disk that holds the data.
+        disk_bytes: u64,
+    },
     /// A fingerprint of the data area, see [`Effect::TakeFingerprint`](crate::Effect).
     Fingerprint([u8; 32]),
     /// The hashes of the blocks of a range, see [`Effect::DigestDisk`](crate::Effect).

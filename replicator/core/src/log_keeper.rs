@@ -34,6 +34,7 @@ impl Replica {
             return;
         }
         if !self.log_keeper.writing
+            && !self.holds_metadata()
             && let Some((offset, bytes)) = self.log.next_block()
         {
             self.log_keeper.writing = true;

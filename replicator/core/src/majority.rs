@@ -622,7 +622,7 @@ impl Replica {
         if was == Some(Change::Release) {
             self.releasing = false;
             self.set_role(Role::Primary, effects);
-            effects.push(Effect::OpenDevice { tenure: self.register.tenure });
+            self.open_device(effects);
         }
         self.answer_held(effects);
     }

@@ -34,9 +34,13 @@ use crate::wire::{FrameError, Reader, put_register, take_register};
 /// Bytes of one superblock copy.
 pub const SUPERBLOCK_BYTES: usize = 4096;
 /// Version of the layout; a change that old builds cannot read raises it.
-pub const FORMAT_VERSION: u32 = 3;
+///
+/// 4 has room behind the data area; without any the older form says the same, and is written.
+pub const FORMAT_VERSION: u32 = 4;
 /// Bytes of a name (node, resource) at most.
 pub const NAME_BYTES_MAX: usize = 63;
+/// The last version that has no room.
+const WITHOUT_ROOM: u32 = 3;
 const MAGIC: u64 = u64::from_le_bytes(*b"REPLICA1");
 pub(crate) const COPY_DISTANCE: u64 = 1 << 20;
 /// Slots for bitmaps that fresh metadata get at least: a third replica finds room.
@@ -82,6 +86,11 @@ pub struct Superblock {
     pub incarnation: Incarnation,
     /// Bytes of the data area; it starts at offset 0 of the disk.
     pub data_bytes: u64,
+    /// Bytes it may have without more ado; what is behind its end reads as zeroes.
+    pub room_bytes: u64,
+    /// Bytes it may have without moving the metadata: the bitmaps are long enough for that. What
+    /// is behind the room is no metadata, and is still to be zeroed (`room.rs`).
+    pub bitmaps_for_bytes: u64,
     /// Bytes of the device that holds the metadata when they were made.
     pub device_bytes: u64,
     /// Whether that device is the disk itself.
@@ -197,10 +206,11 @@ pub fn superblock_offsets(device_bytes: u64) -> [u64; 2] {
 }
 
 impl Layout {
-    /// The layout of a region at the end of a device.
-    pub fn new(device_bytes: u64, data_bytes: u64, bitmap_slots: usize) -> Self {
+    /// The layout of a region at the end of a device, with bitmaps for a data area that may reach
+    /// so far.
+    pub fn new(device_bytes: u64, room_bytes: u64, bitmap_slots: usize) -> Self {
         let end = device_bytes & !(SUPERBLOCK_BYTES as u64 - 1);
-        let bitmap = bitmap::region_bytes(data_bytes.div_ceil(DIRTY_BLOCK_BYTES));
+        let bitmap = bitmap::region_bytes(room_bytes.div_ceil(DIRTY_BLOCK_BYTES));
         let bitmaps_bytes = bitmap * bitmap_slots as u64;
         let region_bytes = bitmaps_bytes + COPY_DISTANCE + SUPERBLOCK_BYTES as u64;
         let log_start = bitmaps_bytes + SUPERBLOCK_BYTES as u64;
@@ -249,7 +259,7 @@ pub fn read_superblocks(copies: [&[u8]; 2]) -> Result<(Superblock, bool), Attach
 impl Superblock {
     /// Where everything lies.
     pub fn layout(&self) -> Layout {
-        Layout::new(self.device_bytes, self.data_bytes, usize::from(self.bitmap_slots))
+        Layout::new(self.device_bytes, self.bitmaps_for_bytes, usize::from(self.bitmap_slots))
     }
 
     /// Dirty blocks the data area has.
@@ -264,7 +274,7 @@ impl Superblock {
 
     fn check(&self) -> Result<(), AttachError> {
         let layout_fits = self.layout();
-        let behind_data = if self.internal { self.data_bytes } else { 0 };
+        let behind_data = if self.internal { self.bitmaps_for_bytes } else { 0 };
         let wrong =
             if !self.block_bytes.is_power_of_two() || !(512..=4096).contains(&self.block_bytes) {
                 "block size"
@@ -274,6 +284,11 @@ impl Superblock {
                 || !self.data_bytes.is_multiple_of(u64::from(self.block_bytes))
             {
                 "size of the data area"
+            } else if self.room_bytes < self.data_bytes
+                || self.bitmaps_for_bytes < self.room_bytes
+                || !self.room_bytes.is_multiple_of(u64::from(self.block_bytes))
+            {
+                "room of the data area"
             } else if layout_fits.region_start < behind_data
                 || layout_fits.region_bytes > self.device_bytes
             {
@@ -299,7 +314,9 @@ impl Superblock {
     pub fn encode(&self) -> Box<[u8]> {
         let mut out = Vec::with_capacity(SUPERBLOCK_BYTES);
         out.extend_from_slice(&MAGIC.to_le_bytes());
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        let has_room = self.bitmaps_for_bytes != self.data_bytes;
+        let version = if has_room { FORMAT_VERSION } else { WITHOUT_ROOM };
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&self.sequence.to_le_bytes());
         for id in [self.resource_id, self.replica.0, self.incarnation.0] {
             out.extend_from_slice(&id.to_le_bytes());
@@ -326,6 +343,10 @@ impl Superblock {
             out.extend_from_slice(&peer.base.to_le_bytes());
             out.extend_from_slice(&peer.floor.to_le_bytes());
             out.push(u8::from(peer.all_dirty));
+        }
+        if has_room {
+            out.extend_from_slice(&self.room_bytes.to_le_bytes());
+            out.extend_from_slice(&self.bitmaps_for_bytes.to_le_bytes());
         }
         assert!(out.len() <= SUPERBLOCK_BYTES - 4, "superblock of {} bytes", out.len());
         out.resize(SUPERBLOCK_BYTES - 4, 0);
@@ -397,7 +418,7 @@ impl Superblock {
         }
         let version = input.u32().map_err(|_| AttachError::Damaged)?;
         // 1 had no register that says `sole`; it reads as one that does not. Up to 2 there was a
-        // bitmap for each peer, in their order, and no other.
+        // bitmap for each peer, in their order, and no other. Up to 3 there was no room.
         if !(1..=FORMAT_VERSION).contains(&version) {
             return Err(AttachError::Version(version));
         }
@@ -449,6 +470,10 @@ impl Superblock {
                 all_dirty: input.u8()? != 0,
             });
         }
+        (superblock.room_bytes, superblock.bitmaps_for_bytes) = match version > WITHOUT_ROOM {
+            true => (input.u64()?, input.u64()?),
+            false => (superblock.data_bytes, superblock.data_bytes),
+        };
         Ok(superblock)
     }
 }
@@ -504,6 +529,8 @@ pub struct FormatRequest {
     pub disk_bytes: u64,
     /// Wanted size of the data area; `None`: as large as the disk allows.
     pub data_bytes: Option<u64>,
+    /// How far it may grow without more ado; `None`: not at all.
+    pub room_bytes: Option<u64>,
     /// Block size of the resource.
     pub block_bytes: u32,
     /// Slots of the activity log.
@@ -578,6 +605,8 @@ pub struct Formatted {
     pub layout: Layout,
     /// Bytes of the data area.
     pub data_bytes: u64,
+    /// The range of the disk behind the data area that it may grow into: to be zeroed first.
+    pub room: Range<u64>,
     /// The absolute range of the metadata device to be zeroed first.
     pub zero: Range<u64>,
     /// Then these, absolute; each durable before the next.
@@ -600,9 +629,13 @@ pub fn format(request: &FormatRequest) -> Result<Formatted, FormatError> {
     if request.slots() > PEERS_MAX {
         return Err(FormatError::Peers(request.slots()));
     }
-    let data_bytes = data_area(request)?;
-    let layout = Layout::new(request.device_bytes, data_bytes, request.slots());
-    let superblock = fresh_superblock(request, data_bytes).encode();
+    let data_bytes = data_area(request, request.data_bytes)?;
+    let room_bytes = match request.room_bytes {
+        Some(room) => data_area(request, Some(room.max(data_bytes)))?,
+        None => data_bytes,
+    };
+    let layout = Layout::new(request.device_bytes, room_bytes, request.slots());
+    let superblock = fresh_superblock(request, data_bytes, room_bytes).encode();
     let [first, second] = layout.superblocks.map(|at| layout.region_start + at);
     let start = layout.region_start;
     Ok(Formatted {
@@ -610,10 +643,12 @@ pub fn format(request: &FormatRequest) -> Result<Formatted, FormatError> {
         writes: vec![(first, superblock.clone()), (second, superblock)],
         layout,
         data_bytes,
+        room: data_bytes..room_bytes,
     })
 }
 
-fn data_area(request: &FormatRequest) -> Result<u64, FormatError> {
+/// The data area of a wanted size, or the largest there is a place for.
+fn data_area(request: &FormatRequest, wanted: Option<u64>) -> Result<u64, FormatError> {
     let slots = request.slots();
     let room = if request.internal {
         // The bitmaps for the whole device are at least as large as those for the data area.
@@ -622,7 +657,7 @@ fn data_area(request: &FormatRequest) -> Result<u64, FormatError> {
     } else {
         request.disk_bytes
     };
-    let wanted = request.data_bytes.unwrap_or(room & !4095);
+    let wanted = wanted.unwrap_or(room & !4095);
     let region = Layout::new(u64::MAX / 2, wanted, slots).region_bytes;
     if wanted > room || wanted < DATA_BYTES_MIN {
         let needs = wanted.max(DATA_BYTES_MIN) + if request.internal { region } else { 0 };
@@ -634,7 +669,7 @@ fn data_area(request: &FormatRequest) -> Result<u64, FormatError> {
     Ok(wanted & !4095)
 }
 
-fn fresh_superblock(request: &FormatRequest, data_bytes: u64) -> Superblock {
+fn fresh_superblock(request: &FormatRequest, data_bytes: u64, room_bytes: u64) -> Superblock {
     let mut register = RegisterState::default();
     if request.origin {
         register = register.with(request.replica, request.incarnation);
@@ -656,6 +691,8 @@ fn fresh_superblock(request: &FormatRequest, data_bytes: u64) -> Superblock {
         replica: request.replica,
         incarnation: request.incarnation,
         data_bytes,
+        room_bytes,
+        bitmaps_for_bytes: room_bytes,
         device_bytes: request.device_bytes,
         internal: request.internal,
         block_bytes: request.block_bytes,

@@ -65,6 +65,23 @@ pub enum Note {
         /// How long it is to be heard from now on.
         left: Span,
     },
+    /// The data area is larger from now on.
+    Resized {
+        /// Before, in bytes.
+        from: u64,
+        /// Now.
+        to: u64,
+    },
+    /// The metadata lie at the end of a disk that was extended.
+    MetadataMoved {
+        /// Bytes of the disk.
+        device_bytes: u64,
+    },
+    /// There is no room to be made of what was added to the disk, or not yet.
+    NoRoomMade {
+        /// Why, in words.
+        why: String,
+    },
     /// A resync ended and the peer is a member.
     ResyncFinished {
         /// Of whom.

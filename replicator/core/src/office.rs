@@ -59,6 +59,7 @@ impl Replica {
             Command::DiscardDiverged => self.discard_diverged(ticket, effects),
             Command::Verify { repair } => self.order_verify(ticket, Some(repair), effects),
             Command::CancelVerify => self.order_verify(ticket, None, effects),
+            Command::Resize(size) => self.resize(ticket, size, effects),
             Command::Stop => self.stop(ticket, effects),
         };
         match result {

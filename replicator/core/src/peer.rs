@@ -86,6 +86,17 @@ pub(crate) enum Join {
     Proposed,
 }
 
+/// What a peer says of its room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub(crate) enum RoomThere {
+    /// It has what its greeting says.
+    NotAsked,
+    /// It makes more.
+    Comes,
+    /// It has made what it can.
+    Made,
+}
+
 /// A frame that was sent and not acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub(crate) struct Outstanding {
@@ -158,6 +169,10 @@ pub(crate) struct Peer {
     pub(crate) mending_blocks: u64,
     /// Their bits are on their way to the disk.
     pub(crate) marks_unsaved: bool,
+    /// Since when it is to make a larger data area durable.
+    pub(crate) resize_asked: Option<Time>,
+    /// Whether it has made what room it can for a growth of the volume.
+    pub(crate) room: RoomThere,
     pub(crate) flapping: Flapping,
     next_seq: u64,
     first_seq: u64,
@@ -201,6 +216,8 @@ impl Peer {
             told: Vec::new(),
             mending_blocks: 0,
             marks_unsaved: false,
+            resize_asked: None,
+            room: RoomThere::NotAsked,
             flapping: Flapping::default(),
             next_seq: 1,
             first_seq: 1,

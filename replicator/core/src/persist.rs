@@ -35,6 +35,10 @@ pub(crate) enum After {
     SyncReady(crate::SessionId),
     /// Told the leader of this session that the coming generation is durable.
     GrowReady(crate::SessionId, u64),
+    /// The data area has so many bytes; tell the leader of this session, if it asked.
+    SizeSaved(Option<crate::SessionId>, u64),
+    /// More of the disk is known to be zeroes.
+    RoomSaved(u64),
     /// A leader's plan for a full resync is recorded; tell the follower.
     FullPlanned(crate::PeerIndex, crate::SessionId),
     /// The peer's register was taken over.
@@ -108,7 +112,7 @@ impl Replica {
             return self.cannot_persist(after, effects);
         }
         self.superblock_writer.queued.push(after);
-        if !self.superblock_writer.is_busy() {
+        if !self.superblock_writer.is_busy() && !self.holds_metadata() {
             self.start_superblock(effects);
         }
     }
@@ -175,7 +179,7 @@ impl Replica {
             return;
         }
         let waiting = core::mem::take(&mut writer.waiting);
-        if !writer.queued.is_empty() {
+        if !writer.queued.is_empty() && !self.holds_metadata() {
             self.start_superblock(effects);
         }
         for after in waiting {
@@ -200,6 +204,9 @@ impl Replica {
     }
 
     fn start_pages(&mut self, effects: &mut Effects) {
+        if self.holds_metadata() {
+            return;
+        }
         let Some((blocks, after)) = self.pages.queued.pop_front() else { return };
         self.pages.present = Some(after);
         for (record, peer) in self.superblock.peers.iter().zip(&mut self.peers) {
@@ -237,6 +244,32 @@ impl Replica {
         if self.pages.present.is_none() {
             self.start_pages(effects);
         }
+    }
+
+    /// Whether nothing of the metadata but a block of the log is on its way to the disk.
+    pub(crate) fn metadata_rests(&self) -> bool {
+        !self.superblock_writer.is_busy() && self.pages.present.is_none()
+    }
+
+    /// The superblock as it would be written next, and where its copies lie: for one who writes
+    /// both himself, somewhere else.
+    pub(crate) fn next_superblock(&mut self) -> alloc::boxed::Box<[u8]> {
+        self.superblock_writer.sequence += 1;
+        self.superblock.sequence = self.superblock_writer.sequence;
+        self.superblock.encode()
+    }
+
+    /// The region lies elsewhere from now on, or the metadata may be written again where they are.
+    pub(crate) fn metadata_go_on(&mut self, layout: Layout, effects: &mut Effects) {
+        self.superblock_writer.places = layout.superblocks;
+        self.layout = layout;
+        if !self.superblock_writer.is_busy() && !self.superblock_writer.queued.is_empty() {
+            self.start_superblock(effects);
+        }
+        if self.pages.present.is_none() {
+            self.start_pages(effects);
+        }
+        self.keep_log(effects);
     }
 
     /// The superblock, for those who only look.

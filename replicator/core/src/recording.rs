@@ -540,6 +540,11 @@ fn put_result(out: &mut Vec<u8>, result: &Result<DiskOutcome, DiskFailure>) {
             put_u32(out, *error as u32);
         }
         Err(DiskFailure::NoSpace) => out.push(5),
+        Ok(DiskOutcome::Measured { device_bytes, disk_bytes }) => {
+            out.push(7);
+            put_u64(out, *device_bytes);
+            put_u64(out, *disk_bytes);
+        }
     }
 }
 
@@ -561,6 +566,10 @@ fn take_result(from: &mut Reader<'_>) -> Result<Result<DiskOutcome, DiskFailure>
         }
         4 => Err(DiskFailure::Io(from.u32()? as i32)),
         5 => Err(DiskFailure::NoSpace),
+        7 => {
+            let (device_bytes, disk_bytes) = (from.u64()?, from.u64()?);
+            Ok(DiskOutcome::Measured { device_bytes, disk_bytes })
+        }
         _ => return Err(RecordError::Contents),
     })
 }
@@ -587,6 +596,10 @@ fn put_command(out: &mut Vec<u8>, command: Command) {
         Command::StandBack => out.push(11),
         Command::Verify { repair } => out.extend_from_slice(&[40, u8::from(repair)]),
         Command::CancelVerify => out.push(41),
+        Command::Resize(size) => {
+            out.extend_from_slice(&[20, u8::from(size.is_some())]);
+            put_u64(out, size.unwrap_or(0));
+        }
     }
 }
 
@@ -609,6 +622,10 @@ fn take_command(from: &mut Reader<'_>) -> Result<Command, RecordError> {
         11 => Command::StandBack,
         40 => Command::Verify { repair: take_bool(from)? },
         41 => Command::CancelVerify,
+        20 => {
+            let (is_given, size) = (take_bool(from)?, from.u64()?);
+            Command::Resize(is_given.then_some(size))
+        }
         _ => return Err(RecordError::Contents),
     })
 }
@@ -698,6 +715,7 @@ mod tests {
             Ok(DiskOutcome::Digests(Box::new([[7; 32], [8; 32]]))),
             Err(DiskFailure::Io(-5)),
             Err(DiskFailure::NoSpace),
+            Ok(DiskOutcome::Measured { device_bytes: 8, disk_bytes: 9 }),
         ];
         let news = |news| Message::VerifyNews { copy: "beta".into(), news };
         let findings = Box::new(Findings {
@@ -707,7 +725,14 @@ mod tests {
             ..Findings::default()
         });
         let messages = [
-            (Message::Hello(Box::new(Hello { resource_id: 4, ..Hello::default() })), None),
+            (
+                Message::Hello(Box::new(Hello {
+                    resource_id: 4,
+                    room_bytes: 9,
+                    ..Hello::default()
+                })),
+                None,
+            ),
             (Message::Met, None),
             (Message::Bitmap(vec![(1, 2), (9, 100)]), None),
             (Message::Refused { reason: "because".into(), diverged_blocks: 8 }, None),
@@ -726,6 +751,10 @@ mod tests {
             ),
             (news(VerifyNews::Repaired { bytes: 4096 }), None),
             (Message::Ack { seq: 12 }, None),
+            (Message::Resize { size_bytes: 1 << 40 }, None),
+            (Message::Resized { size_bytes: 1 << 40 }, None),
+            (Message::MakeRoom, None),
+            (Message::Room { room_bytes: 1 << 41, is_growing: true }, None),
         ];
         let losses = [LinkLoss::Closed, LinkLoss::Io(104), LinkLoss::Garbled, LinkLoss::Silent];
         let promote =
@@ -744,6 +773,8 @@ mod tests {
             Command::StandBack,
             Command::Verify { repair: true },
             Command::CancelVerify,
+            Command::Resize(None),
+            Command::Resize(Some(1 << 40)),
         ];
         let request = RequestId(1 << 40);
         let mut all = vec![Input::TimePassed, Input::PeerConnected { peer, session, version: 5 }];

@@ -28,6 +28,8 @@ use crate::peer::{Lead, Link, Peer};
 use crate::persist::{After, PageWriter, SuperblockWriter};
 use crate::register::RegisterState;
 use crate::request::{ActiveRanges, Request};
+use crate::resize::Sizes;
+use crate::room::Room;
 use crate::secondary::{Applied, Arrivals, Following};
 use crate::status::{PeerStatus, Status};
 use crate::time::{Span, Time};
@@ -98,6 +100,8 @@ pub(crate) enum Purpose {
     BitmapPage,
     LogBlock,
     Fingerprint,
+    /// A step on the way to more room.
+    Room,
 }
 
 /// Disk operations under way.
@@ -137,6 +141,8 @@ pub struct Replica {
     pub(crate) superblock_writer: SuperblockWriter,
     pub(crate) pages: PageWriter,
     pub(crate) layout: Layout,
+    pub(crate) sizes: Sizes,
+    pub(crate) room: Room,
     pub(crate) peers: Vec<Peer>,
     pub(crate) ops: Ops,
     pub(crate) disk_failed: bool,
@@ -188,8 +194,8 @@ impl Replica {
         if superblock.device_bytes != image.device_bytes {
             return Err(AttachError::SizeChanged(superblock.device_bytes, image.device_bytes));
         }
-        if image.disk_bytes < superblock.data_bytes {
-            return Err(AttachError::SizeChanged(superblock.data_bytes, image.disk_bytes));
+        if image.disk_bytes < superblock.room_bytes {
+            return Err(AttachError::SizeChanged(superblock.room_bytes, image.disk_bytes));
         }
         let names: Vec<&str> = config.peers.iter().map(|peer| peer.node.as_str()).collect();
         superblock.take_peers(&names)?;
@@ -247,6 +253,8 @@ impl Replica {
             majority: Majority::new(config.register, announced),
             superblock_writer: SuperblockWriter::new(&layout, superblock.sequence, newest),
             pages: PageWriter::default(),
+            sizes: Sizes::new(superblock.data_bytes),
+            room: Room::default(),
             peers,
             ops: Ops::default(),
             disk_failed: false,
@@ -312,6 +320,8 @@ impl Replica {
         if self.resync_may_go_on {
             self.go_on_with_resync(effects);
         }
+        self.go_on_with_room(effects);
+        self.go_on_with_resize(effects);
     }
 
     fn disk_done(
@@ -344,6 +354,7 @@ impl Replica {
                 }
             }
             Purpose::Fingerprint => self.fingerprint_taken(result, effects),
+            Purpose::Room => self.room_step_done(result, effects),
             Purpose::Superblock | Purpose::BitmapPage | Purpose::LogBlock => match plain {
                 Ok(()) => match purpose {
                     Purpose::Superblock => self.superblock_written(effects),
@@ -377,6 +388,8 @@ impl Replica {
                 let message = crate::wire::Message::GrowReady { generation };
                 self.say_to_leader(session, message, effects);
             }
+            After::RoomSaved(end) => self.room_saved(end, effects),
+            After::SizeSaved(session, size) => self.size_saved(session, size, effects),
             After::FullPlanned(peer, session) => self.full_planned(peer, session, effects),
             After::Adopted => self.resume_office(effects),
             After::AnswerAndReconnect(ticket) => self.answer_and_reconnect(ticket, effects),
@@ -389,7 +402,7 @@ impl Replica {
         }
     }
 
-    fn say_to_leader(
+    pub(crate) fn say_to_leader(
         &mut self,
         session: SessionId,
         message: crate::wire::Message,
@@ -516,7 +529,7 @@ impl Replica {
             }
             at(self.last_heard(index) + timing.peer_silence);
             at(peer.last_sent + timing.ping_interval);
-            if let Some(sent) = peer.oldest_outstanding() {
+            for sent in peer.oldest_outstanding().into_iter().chain(peer.resize_asked) {
                 at(sent + timing.ack_limit);
             }
             if peer.volatile_len() > 0 && self.barriers.is_empty() {
@@ -556,11 +569,6 @@ impl Replica {
         u64::from(self.superblock.block_bytes)
     }
 
-    /// Bytes of the data area.
-    pub fn data_bytes(&self) -> u64 {
-        self.superblock.data_bytes
-    }
-
     /// A snapshot for people and metrics.
     pub fn status(&self, now: Time) -> Status {
         Status {
@@ -570,7 +578,10 @@ impl Replica {
             hindrance: self.promotion_hindrance(),
             register: self.register.clone(),
             replica: self.superblock.replica.0,
-            size_bytes: self.superblock.data_bytes,
+            size_bytes: self.size_bytes(),
+            room_bytes: self.superblock.room_bytes,
+            resizing_to: self.sizes.resizing_to(),
+            making_room_to: self.making_room_to(),
             requests: self.requests.len(),
             waits: self.waits(now),
             awaits_fence: self.fence_wait(now),
@@ -616,6 +627,10 @@ impl Replica {
             is_member: self.register.contains(replica),
             dirty_bytes: dirty_bytes(peer.bitmap.blocks().count()),
             diverged_blocks: peer.diverged_blocks,
+            size_and_room_bytes: peer
+                .hello
+                .as_ref()
+                .map_or((0, 0), |hello| (hello.size_bytes, hello.room_bytes)),
             resync_bytes: peer
                 .resync
                 .as_ref()
@@ -655,6 +670,7 @@ impl Replica {
             }
         }
         assert!(self.superblock.tenure >= self.register.tenure, "tenure went back");
+        self.check_sizes();
         assert!(self.held.len() <= self.requests.len());
         assert!(self.nobody_waits_for_nothing(), "a write waits for extents that are hot");
         let waiting = self.applied.iter().filter(|(_, frame)| frame.waits()).count();

@@ -156,7 +156,7 @@ impl Replica {
             ClientRequest::Trim { range, .. } => self.trim_range(range),
             ClientRequest::WriteZeroes { range, .. } => self.slice_zeroes(range),
         };
-        assert!(range.end() <= self.data_bytes(), "request {id:?} beyond the end: {range:?}");
+        assert!(range.end() <= self.sizes.served, "request {id:?} beyond the end: {range:?}");
         let key = self.requests.insert(Request {
             id,
             what,

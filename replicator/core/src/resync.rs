@@ -56,6 +56,11 @@ impl Resync {
         }
     }
 
+    /// The volume has so many blocks from now on; the new ones need no copying.
+    pub(crate) fn grow(&mut self, blocks: u64) {
+        self.to_copy.grow(blocks);
+    }
+
     /// Whether all of these blocks are still to be copied: then a write to them need not be sent.
     pub(crate) fn will_copy(&self, blocks: Range<u64>) -> bool {
         !self.to_copy.is_empty() && self.to_copy.contains_all(blocks)
@@ -93,7 +98,7 @@ impl Replica {
 
     fn start_steps(&mut self, at: usize, effects: &mut Effects) {
         let now = self.now;
-        let data_bytes = self.data_bytes();
+        let data_bytes = self.superblock.data_bytes;
         let most_blocks = RESYNC_STEP_BYTES / DIRTY_BLOCK_BYTES;
         let window = match self.requests.is_empty() {
             true => RESYNC_WINDOW_BYTES,

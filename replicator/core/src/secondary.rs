@@ -135,7 +135,7 @@ impl Replica {
         };
         let follows = self.follows(peer, session, tenure);
         let range = what.range();
-        let fits = range.end() <= self.data_bytes() && range.is_aligned(self.block_bytes());
+        let fits = range.end() <= self.sizes.durable && range.is_aligned(self.block_bytes());
         let floods = self.applied.len() >= crate::limits::PEER_WINDOW_FRAMES;
         if !follows || !fits || floods {
             if let Some(buf) = data {

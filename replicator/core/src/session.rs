@@ -8,11 +8,11 @@ use alloc::vec::Vec;
 use crate::block::{BufId, PeerIndex, ReplicaId, SessionId};
 use crate::defect::{Defect, defect};
 use crate::effect::{Effect, Effects, Retry};
-use crate::handshake::{self, Diverged, Plan, Relation};
+use crate::handshake::{self, Cause, Diverged, Plan, Relation};
 use crate::input::LinkLoss;
 use crate::membership::Change;
 use crate::note::{Note, dirty_bytes};
-use crate::peer::{FlushPurpose, Join, Lead, Link, Sent};
+use crate::peer::{FlushPurpose, Join, Lead, Link, RoomThere, Sent};
 use crate::persist::After;
 use crate::register::RegisterState;
 use crate::replica::{Replica, Role};
@@ -57,6 +57,9 @@ impl Replica {
         {
             return;
         }
+        if self.sizes.durable != self.superblock.data_bytes {
+            return;
+        }
         if self.metadata_failed {
             // What was being written may not be durable, and must not be told: an authority that
             // moves is durable at the giver first ("No witness").
@@ -91,6 +94,7 @@ impl Replica {
             replica: self.superblock.replica,
             incarnation: self.config.incarnation,
             size_bytes: self.superblock.data_bytes,
+            room_bytes: self.superblock.room_bytes,
             block_bytes: self.superblock.block_bytes,
             can_punch: self.config.can_punch,
             is_primary: matches!(self.role, Role::Primary),
@@ -146,6 +150,12 @@ impl Replica {
             Message::Ack { seq } => self.acknowledged(at, seq, effects),
             Message::Echo { tenure, seq } => self.echo_asked(peer, session, (tenure, seq), effects),
             Message::Ping => {}
+            Message::Resize { size_bytes } => self.resize_asked(at, size_bytes, effects),
+            Message::Resized { size_bytes } => self.resized(at, size_bytes, effects),
+            Message::MakeRoom => self.room_wanted(at, effects),
+            Message::Room { room_bytes, is_growing } => {
+                self.room_told(at, room_bytes, is_growing, effects);
+            }
             Message::Hello(hello) => self.greeted(at, hello, effects),
             Message::Met => self.met(at, effects),
             Message::Refused { reason, diverged_blocks } => {
@@ -197,7 +207,9 @@ impl Replica {
 
     /// What we said must still hold, or the two sides would decide differently.
     fn still_holds(&self, mine: &Hello) -> bool {
-        mine.register == self.register && mine.is_primary == matches!(self.role, Role::Primary)
+        mine.register == self.register
+            && mine.is_primary == matches!(self.role, Role::Primary)
+            && mine.size_bytes == self.superblock.data_bytes
     }
 
     /// Their greeting holds, and they have read ours: both sides decide from the same two.
@@ -221,7 +233,11 @@ impl Replica {
             return self.close(at, Retry::Later, effects);
         }
         match handshake::relation(&mine, &theirs) {
-            Relation::Refuse { reason, diverged, .. } => {
+            Relation::Refuse { cause, reason, diverged } => {
+                if cause == Cause::Sizes && mine.size_bytes < theirs.size_bytes {
+                    // The volume grew while this replica was away; its disk may have been extended.
+                    self.extend_room(effects);
+                }
                 let blocks = match diverged {
                     Some(Diverged::Mine) => mine.dirty_blocks,
                     Some(Diverged::Theirs) => theirs.dirty_blocks,
@@ -237,7 +253,8 @@ impl Replica {
                 }
                 self.refused(at, &reason, blocks, effects);
             }
-            Relation::Lead => self.begin_leading(at, effects),
+            Relation::Lead if self.takes_up_size_of(at, effects) => self.begin_leading(at, effects),
+            Relation::Lead => {}
             Relation::Follow => self.begin_following(at, *theirs, effects),
             Relation::Idle { adopt } => self.begin_idle(at, adopt, *theirs, effects),
             // It only learned of our commit before we did.
@@ -249,7 +266,13 @@ impl Replica {
         }
     }
 
-    fn refused(&mut self, at: usize, reason: &str, diverged_blocks: u64, effects: &mut Effects) {
+    pub(crate) fn refused(
+        &mut self,
+        at: usize,
+        reason: &str,
+        diverged_blocks: u64,
+        effects: &mut Effects,
+    ) {
         let peer = &mut self.peers[at];
         peer.why = reason.to_string();
         peer.refused = true;
@@ -514,7 +537,8 @@ impl Replica {
             self.peers[at].link = Link::Leading(Lead::AwaitShrink);
             return;
         }
-        let mine = self.hello(at);
+        self.tell_size(at, effects);
+        let mine = Hello { size_bytes: self.sizes.served, ..self.hello(at) };
         let theirs = self.peers[at].hello.clone().expect("a follower has greeted");
         let dirty = self.peers[at].bitmap.blocks().count();
         let plan = handshake::plan(&mine, &theirs, &self.superblock.peers[at], dirty);
@@ -707,6 +731,8 @@ impl Replica {
         self.peers[at].hello = None;
         self.peers[at].resync = None;
         self.end_verify(at, "the connection was lost", effects);
+        self.peers[at].resize_asked = None;
+        self.peers[at].room = RoomThere::NotAsked;
         match was {
             Link::Following => {
                 self.end_told_verifies(at, effects);
@@ -781,7 +807,9 @@ impl Replica {
             let index = PeerIndex(at as u8);
             let hung = peer
                 .oldest_outstanding()
-                .is_some_and(|sent| self.now.since(sent) >= timing.ack_limit);
+                .into_iter()
+                .chain(peer.resize_asked)
+                .any(|sent| self.now.since(sent) >= timing.ack_limit);
             if self.now.since(self.last_heard(at)) >= timing.peer_silence || hung {
                 let why = if hung { "it did not acknowledge in time" } else { "it was silent" };
                 self.peers[at].why = why.into();

@@ -26,8 +26,14 @@ pub struct Status {
     pub register: RegisterState,
     /// This replica's id.
     pub replica: u128,
-    /// Size of the data area in bytes.
+    /// Size of the data area in bytes, as clients see it.
     pub size_bytes: u64,
+    /// How far it may grow here.
+    pub room_bytes: u64,
+    /// How far that will be when what was added to the disk is zeroed.
+    pub making_room_to: Option<u64>,
+    /// The size that it is growing to.
+    pub resizing_to: Option<u64>,
     /// Client requests inside.
     pub requests: usize,
     /// Why requests wait, the longest wait first; empty when nothing waits.
@@ -144,6 +150,8 @@ pub struct PeerStatus {
     pub dirty_bytes: u64,
     /// Blocks that differ because lineages diverged (R11d).
     pub diverged_blocks: u64,
+    /// The size of its data area, and how far that may grow; 0 when not connected.
+    pub size_and_room_bytes: (u64, u64),
     /// Bytes to copy when the present resync began, and still to copy.
     pub resync_bytes: (u64, u64),
     /// Payload bytes sent to it for resyncs, and for live writes, since the start.

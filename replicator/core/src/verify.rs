@@ -200,7 +200,7 @@ impl Replica {
             });
         }
         for at in current {
-            let total_bytes = self.data_bytes();
+            let total_bytes = self.sizes.served;
             let to_mend = Blocks::new(self.superblock.blocks());
             let peer = &mut self.peers[at];
             peer.verifies += 1;

@@ -40,6 +40,7 @@ impl Replica {
             add(self.request_wait(key, request, now));
         }
         self.role_waits().into_iter().for_each(&mut add);
+        self.resize_waits().into_iter().for_each(&mut add);
         self.resync_waits(now).into_iter().for_each(&mut add);
         self.majority_waits(now).into_iter().for_each(&mut add);
         pending.sort_by_key(|wait| wait.since);
@@ -108,7 +109,8 @@ impl Replica {
         let timing = &self.config.timing;
         let heard = self.last_heard(at);
         let silent = heard + timing.peer_silence;
-        let hung = peer.oldest_outstanding().map(|sent| sent + timing.ack_limit);
+        let asked = peer.oldest_outstanding().into_iter().chain(peer.resize_asked).min();
+        let hung = asked.map(|sent| sent + timing.ack_limit);
         // Signs of life put the end of its patience off: it counts once one did not come.
         let is_heard = self.now.since(heard) <= Span(timing.ping_interval.0 * 3 / 2);
         Pending {
@@ -225,6 +227,29 @@ impl Replica {
             }
         }
         waits
+    }
+
+    /// A growth of the volume.
+    fn resize_waits(&self) -> Option<Pending> {
+        if let Some((since, peer)) = self.order_awaits() {
+            let node = peer.map_or(&self.config.node, |at| &self.peers[at].node);
+            return Some(Pending {
+                party: if peer.is_some() { Party::Peer } else { Party::Disk },
+                what: format!("{node} to make room of what was added to its disk"),
+                since,
+                until: None,
+                then: "the volume grows when every replica has made what room it can".into(),
+            });
+        }
+        let (since, peer) = self.resize_awaits()?;
+        let waits = |at: usize| Pending {
+            party: Party::Peer,
+            what: format!("{} to make the new size durable", self.peers[at].node),
+            then: format!("{} counts as lost; the volume grows without it", self.peers[at].node),
+            ..self.peer_wait(at, since)
+        };
+        let then = "the volume grows when every member has the new size".into();
+        Some(peer.map_or_else(|| Pending { then, ..self.disk_wait(since) }, waits))
     }
 
     fn lease_wait(&self, now: Time) -> Pending {

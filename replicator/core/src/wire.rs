@@ -11,8 +11,10 @@
 //! - 3: a greeting counts when its sender says, in the same session, that it still holds (`Met`).
 //! - 4: with three and more replicas a primary names the others (`Replicas`) and tells which
 //!   extents are cold (`Cooled`).
-//! - 5: a primary has a member read and hash what it has (`Verify` and so on). A frame bears the
-//!   version that brought it, so a peer of version 4 reads all others.
+//! - 5: a primary has a member read and hash what it has (`Verify` and so on). A volume may grow
+//!   (`Resize`, `Resized`); a greeting says how much room there is, and more is made of a disk that
+//!   was extended (`MakeRoom`, `Room`). A frame bears the version that brought it, so a peer of
+//!   version 4 reads all others.
 
 mod verify;
 
@@ -188,6 +190,26 @@ pub enum Message {
     },
     /// The answer to that.
     VerifyAnswer(Result<Answer, Box<Refusal>>),
+    /// Primary to secondary: the data area is to have so many bytes; what is beyond the old end
+    /// reads as zeroes on both.
+    Resize {
+        /// The new size.
+        size_bytes: u64,
+    },
+    /// The data area has so many bytes here, durably.
+    Resized {
+        /// The new size.
+        size_bytes: u64,
+    },
+    /// Primary to secondary: a volume is to grow; make room of what was added to the backing disk.
+    MakeRoom,
+    /// The room here. One that was asked says so when no more will come soon.
+    Room {
+        /// How far the data area may grow.
+        room_bytes: u64,
+        /// Whether more is being made.
+        is_growing: bool,
+    },
     /// I am here.
     Ping,
     /// Primary to member: acknowledge this if the sender is still the one you follow (R5e).
@@ -210,6 +232,8 @@ pub struct Hello {
     pub incarnation: Incarnation,
     /// Size of its data area in bytes.
     pub size_bytes: u64,
+    /// How far that may grow, in bytes; 0 from a peer that does not know growing (version 4).
+    pub room_bytes: u64,
     /// Its block size in bytes.
     pub block_bytes: u32,
     /// Whether zeroes can be punched there (R17).
@@ -328,6 +352,10 @@ mod kind {
     pub const VERIFY_NEWS: u8 = 42;
     pub const VERIFY_WANTED: u8 = 43;
     pub const VERIFY_ANSWER: u8 = 44;
+    pub const RESIZE: u8 = 50;
+    pub const RESIZED: u8 = 51;
+    pub const MAKE_ROOM: u8 = 52;
+    pub const ROOM: u8 = 53;
 
     /// The protocol version that brought a message; 4 is the oldest that is spoken.
     pub fn version(kind: u8) -> u8 {
@@ -340,6 +368,7 @@ const NUMBER_MAX: u64 = 1 << 62;
 const FLAG_FUA: u16 = 1;
 const FLAG_PUNCH: u16 = 2;
 const FLAG_FULL: u16 = 4;
+const FLAG_GROWING: u16 = 8;
 /// Runs one `Bitmap` message holds at most.
 pub const BITMAP_RUNS_MAX: usize = CONTROL_BYTES_MAX / 16;
 
@@ -471,7 +500,8 @@ impl Header {
     fn fill(&mut self, message: &Message, out: &mut Vec<u8>) {
         match message {
             Message::Hello(hello) => {
-                self.kind = kind::HELLO;
+                // Version 4 looks at no number of the head here.
+                (self.kind, self.start) = (kind::HELLO, hello.room_bytes);
                 hello.put(out);
             }
             Message::Met => self.kind = kind::MET,
@@ -551,6 +581,17 @@ impl Header {
             Message::VerifyNews { copy, news } => self.put_news(copy, news, out),
             Message::VerifyWanted { repair, cancel } => self.put_wanted(*repair, *cancel),
             Message::VerifyAnswer(result) => self.put_answer(result, out),
+            Message::Resize { size_bytes } => {
+                (self.kind, self.start) = (kind::RESIZE, *size_bytes);
+            }
+            Message::Resized { size_bytes } => {
+                (self.kind, self.start) = (kind::RESIZED, *size_bytes);
+            }
+            Message::MakeRoom => self.kind = kind::MAKE_ROOM,
+            Message::Room { room_bytes, is_growing } => {
+                (self.kind, self.start) = (kind::ROOM, *room_bytes);
+                self.flags = u16::from(*is_growing) * FLAG_GROWING;
+            }
             Message::Ping => self.kind = kind::PING,
             Message::Echo { tenure, seq } => {
                 (self.kind, self.tenure, self.seq) = (kind::ECHO, *tenure, *seq);
@@ -569,7 +610,10 @@ impl Header {
         let fua = self.flags & FLAG_FUA != 0;
         let may_punch = self.flags & FLAG_PUNCH != 0;
         Ok(match self.kind {
-            kind::HELLO => Message::Hello(Box::new(Hello::take(input)?)),
+            kind::HELLO => {
+                let hello = Hello { room_bytes: self.start, ..Hello::take(input)? };
+                Message::Hello(Box::new(hello))
+            }
             kind::MET => Message::Met,
             kind::IN_SYNC => Message::InSync,
             kind::REFUSED => Message::Refused { reason: input.rest_text(), diverged_blocks: seq },
@@ -605,6 +649,12 @@ impl Header {
             kind::VERIFY_NEWS => self.take_news(input)?,
             kind::VERIFY_WANTED => self.take_wanted(),
             kind::VERIFY_ANSWER => self.take_answer(input)?,
+            kind::RESIZE => Message::Resize { size_bytes: self.start },
+            kind::RESIZED => Message::Resized { size_bytes: self.start },
+            kind::MAKE_ROOM => Message::MakeRoom,
+            kind::ROOM => {
+                Message::Room { room_bytes: self.start, is_growing: self.flags & FLAG_GROWING != 0 }
+            }
             kind::PING => Message::Ping,
             kind::ECHO => Message::Echo { tenure, seq },
             other => return Err(FrameError::Kind(other)),
@@ -796,5 +846,45 @@ impl Reader<'_> {
         let text = alloc::string::String::from_utf8_lossy(self.bytes).into_owned();
         self.bytes = &[];
         text.into_boxed_str()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The version byte of a frame, after it was read back.
+    fn version(message: Message) -> u8 {
+        let (bytes, control) = encode(&message, 0, 0);
+        let header = Header::decode(&bytes).expect("a good header");
+        assert_eq!(decode(&header, &control), Ok(message));
+        bytes[4]
+    }
+
+    #[test]
+    fn a_frame_has_the_version_in_which_its_message_came() {
+        assert_eq!(version(Message::Ping), 4);
+        let hello = Hello { size_bytes: 7, room_bytes: 9, ..Hello::default() };
+        assert_eq!(version(Message::Hello(Box::new(hello))), 4);
+        for message in [
+            Message::Resize { size_bytes: 1 << 40 },
+            Message::Resized { size_bytes: 1 << 40 },
+            Message::MakeRoom,
+            Message::Room { room_bytes: 1 << 41, is_growing: true },
+            Message::Room { room_bytes: 1 << 41, is_growing: false },
+        ] {
+            assert_eq!(version(message), 5);
+        }
+    }
+
+    #[test]
+    fn a_greeting_of_version_4_has_no_room() {
+        // What version 4 left in the head of a greeting: nothing.
+        let hello = Hello { size_bytes: 7, room_bytes: 0, ..Hello::default() };
+        let (bytes, control) = encode(&Message::Hello(Box::new(hello)), 0, 0);
+        assert_eq!(bytes[32..40], [0; 8]);
+        let header = Header::decode(&bytes).expect("a good header");
+        let Ok(Message::Hello(hello)) = decode(&header, &control) else { panic!("no greeting") };
+        assert_eq!((hello.size_bytes, hello.room_bytes), (7, 0));
     }
 }

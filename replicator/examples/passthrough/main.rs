@@ -56,7 +56,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         pool_bytes: POOL_BYTES_DEFAULT,
         client_timeout: Span::from_ms(60_000),
         lease: None,
-        fingerprint_samples: Vec::new(),
     };
     let (events, event_receiver) = mpsc::channel();
     let data_loop = spawn(config, core, events)?;

@@ -126,7 +126,8 @@ impl Core for Single {
             }
             Input::TimePassed if !self.started => {
                 self.started = true;
-                effects.push(Effect::OpenDevice { tenure: 1 });
+                // Its clients know the size from their negotiation.
+                effects.push(Effect::OpenDevice { tenure: 1, size_bytes: 0 });
             }
             Input::Ordered { ticket, .. } => {
                 effects.push(Effect::CloseDevice { forced: false });

@@ -100,11 +100,8 @@ impl ControlPlane {
         let Some(target) = entry.wanted else {
             return Reply::Already(format!("no switchover of {resource} is under way"));
         };
-        let change = Change::Want {
-            resource: resource.to_owned(),
-            node: None,
-            force: Force::default(),
-        };
+        let change =
+            Change::Want { resource: resource.to_owned(), node: None, force: Force::default() };
         if let Err(refusal) = self.order(change, &format!("switchover to {target} cancelled")) {
             return Reply::Refused(refusal);
         }

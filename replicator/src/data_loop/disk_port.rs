@@ -11,12 +11,14 @@ use std::thread;
 use nix::sys::eventfd::EventFd;
 use replicator_core::block::DIRTY_BLOCK_BYTES;
 use replicator_core::metadata::SUPERBLOCK_BYTES;
+use replicator_core::metadata::fingerprint_samples;
+use replicator_core::room::MetaMove;
 use replicator_core::{BufId, ByteRange, DiskFailure, DiskOutcome, Input, OpId, Time, limits};
 
 use super::volatile_cache::VolatileCache;
 use super::{Io, Token};
 use crate::buffers::{Pool, Share};
-use crate::disk::{Disk, TestBacking};
+use crate::disk::{Disk, DiskError, TestBacking};
 
 /// Size of the buffer of zeroes for disks that cannot zero by themselves.
 const ZEROES_BYTES: usize = 64 << 10;
@@ -85,8 +87,8 @@ enum Waiting {
     Meta { op: OpId, offset: u64, bytes: Box<[u8]> },
 }
 
-/// A fingerprint that a helper thread took.
-type Fingerprint = (OpId, Result<DiskOutcome, DiskFailure>);
+/// What a helper thread has done.
+type Helped = (OpId, Result<DiskOutcome, DiskFailure>);
 
 /// The disk of a running loop.
 pub(crate) struct DiskPort {
@@ -102,13 +104,14 @@ pub(crate) struct DiskPort {
     scratch: Vec<u8>,
     /// For [`TestBacking::Volatile`].
     volatile: VolatileCache,
-    samples: Vec<ByteRange>,
-    fingerprints: (mpsc::Sender<Fingerprint>, mpsc::Receiver<Fingerprint>),
+    helpers: (mpsc::Sender<Helped>, mpsc::Receiver<Helped>),
+    /// The metadata are on their way to the end of their device.
+    moving: Option<(OpId, Box<MetaMove>)>,
     bell: Arc<EventFd>,
 }
 
 impl DiskPort {
-    pub fn new(disk: Disk, samples: Vec<ByteRange>, bell: Arc<EventFd>, pool: &mut Pool) -> Self {
+    pub fn new(disk: Disk, bell: Arc<EventFd>, pool: &mut Pool) -> Self {
         let zeroes = pool.take(Share::Internal, ZEROES_BYTES).expect("the pool is new");
         pool.bytes_mut(zeroes, 0..ZEROES_BYTES).fill(0);
         let volatile = VolatileCache::new(disk.layout().block_bytes, bell.clone());
@@ -123,8 +126,8 @@ impl DiskPort {
             zeroes,
             scratch: Vec::new(),
             volatile,
-            samples,
-            fingerprints: mpsc::channel(),
+            helpers: mpsc::channel(),
+            moving: None,
             bell,
         }
     }
@@ -238,13 +241,54 @@ impl DiskPort {
     }
 
     /// Takes a fingerprint in a thread of its own, since it reads many places one by one.
-    pub fn take_fingerprint(&mut self, io: &mut Io, op: OpId) {
-        let sender = self.fingerprints.0.clone();
-        let bell = self.bell.clone();
-        let started = self.disk.fingerprinter(self.samples.clone()).and_then(|fingerprinter| {
-            thread::Builder::new().name("fingerprint".to_owned()).spawn(move || {
-                let result = fingerprinter.take().map(DiskOutcome::Fingerprint).map_err(|error| {
-                    tracing::error!(%error, "no fingerprint of the data");
+    pub fn take_fingerprint(&mut self, io: &mut Io, op: OpId, size_bytes: u64) {
+        let prepared = self.disk.fingerprinter(fingerprint_samples(size_bytes));
+        self.in_helper(io, op, "fingerprint", prepared, |fingerprinter| {
+            fingerprinter.take().map(DiskOutcome::Fingerprint)
+        });
+    }
+
+    /// Says how large the disk is now.
+    pub fn measure(&self, io: &mut Io, op: OpId) {
+        let measured = self.disk.measure().map_err(failure);
+        tell(
+            io,
+            op,
+            measured.map(|(device_bytes, disk_bytes)| DiskOutcome::Measured {
+                device_bytes,
+                disk_bytes,
+            }),
+        );
+    }
+
+    /// Bytes that were added to the disk and that this replica makes no use of yet.
+    pub fn added_bytes(&self) -> u64 {
+        let used = self.disk.meta_device_bytes();
+        self.disk.measure().map_or(0, |(device_bytes, _)| device_bytes.saturating_sub(used))
+    }
+
+    /// Moves the metadata, in a thread of its own.
+    pub fn move_meta(&mut self, io: &mut Io, op: OpId, to: Box<MetaMove>) {
+        let prepared = self.disk.mover();
+        self.moving = Some((op, to.clone()));
+        self.in_helper(io, op, "move metadata", prepared, move |mover| {
+            mover.run(&to).map(|()| DiskOutcome::Done)
+        });
+    }
+
+    fn in_helper<T: Send + 'static>(
+        &self,
+        io: &mut Io,
+        op: OpId,
+        name: &'static str,
+        prepared: io::Result<T>,
+        act: impl FnOnce(T) -> Result<DiskOutcome, DiskError> + Send + 'static,
+    ) {
+        let (sender, bell) = (self.helpers.0.clone(), self.bell.clone());
+        let started = prepared.and_then(|handle| {
+            thread::Builder::new().name(name.to_owned()).spawn(move || {
+                let result = act(handle).map_err(|error| {
+                    tracing::error!(%error, "{name}");
                     DiskFailure::Io(libc::EIO)
                 });
                 // Both fail only when the loop is gone.
@@ -259,7 +303,12 @@ impl DiskPort {
 
     /// Passes on what helper threads have done; the bell rang.
     pub fn helpers_done(&mut self, io: &mut Io) {
-        while let Ok((op, result)) = self.fingerprints.1.try_recv() {
+        while let Ok((op, result)) = self.helpers.1.try_recv() {
+            if let Some((_, to)) = self.moving.take_if(|(moving, _)| *moving == op)
+                && result.is_ok()
+            {
+                self.disk.meta_moved(&to);
+            }
             tell(io, op, result);
         }
         while let Some((op, result)) = self.volatile.landed() {

@@ -21,6 +21,8 @@ pub struct LoopStatus {
     pub counters: Counters,
     /// For people: memory that could not be locked, and the like.
     pub warnings: Vec<String>,
+    /// Bytes that were added to the disk and are not made use of.
+    pub added_bytes: u64,
 }
 
 /// One client.

@@ -99,7 +99,7 @@ impl<C: Core> DataLoop<C> {
         }
         let ring = Ring::new(&pool)?;
         let bell = orders.bell.clone();
-        let disk = DiskPort::new(config.disk, config.fingerprint_samples, bell, &mut pool);
+        let disk = DiskPort::new(config.disk, bell, &mut pool);
         let clients = NbdPort::new(disk.block_bytes(), config.client_timeout);
         let io = Io {
             ring,
@@ -264,13 +264,21 @@ impl<C: Core> DataLoop<C> {
                 });
                 io.tell(Input::DiskDone { op, result });
             }
-            Effect::TakeFingerprint { op } => self.disk.take_fingerprint(io, op),
+            Effect::MeasureDisk { op } => self.disk.measure(io, op),
+            Effect::MoveMeta { op, to } => self.disk.move_meta(io, op, to),
+            Effect::TakeFingerprint { op, size_bytes } => {
+                self.disk.take_fingerprint(io, op, size_bytes);
+            }
             Effect::ClosePeer { peer, session, retry } => {
                 self.peers.close(io, peer, session, retry);
             }
-            Effect::OpenDevice { tenure } => {
-                self.clients.open();
-                tell_daemon(&self.events, FromLoop::OpenDevice { tenure });
+            Effect::OpenDevice { tenure, size_bytes } => {
+                self.clients.open(size_bytes);
+                tell_daemon(&self.events, FromLoop::OpenDevice { tenure, size_bytes });
+            }
+            Effect::ResizeDevice { size_bytes } => {
+                self.clients.grow(size_bytes);
+                tell_daemon(&self.events, FromLoop::ResizeDevice { size_bytes });
             }
             Effect::CloseDevice { forced } => {
                 self.clients.close(io, forced);
@@ -332,6 +340,7 @@ impl<C: Core> DataLoop<C> {
             disk_operations: self.disk.in_flight(),
             counters: self.io.counters.clone(),
             warnings: pool.unlocked_because.iter().cloned().collect(),
+            added_bytes: self.disk.added_bytes(),
         }
     }
 

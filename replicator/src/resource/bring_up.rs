@@ -18,13 +18,14 @@ use crate::data_loop::{self, FromLoop, LoopConfig, ToLoop};
 use crate::disk::{Disk, DiskLayout, Opening, TestBacking};
 use crate::events::Weight;
 use crate::incarnation;
+use crate::metadata_end::{self, RememberedEnds};
 use crate::recording::{Recorded, Recorder};
 
 impl Resource {
     /// Opens, checks, starts. The error is for people.
     pub(super) fn bring_up(&self, events: mpsc::Sender<FromLoop>) -> Result<(), String> {
         let mut disk = self.open_disk()?;
-        let superblock = self.read_superblock(&disk)?;
+        let superblock = self.read_superblock(&mut disk)?;
         let layout = superblock.layout();
         disk.use_layout(DiskLayout {
             data_bytes: superblock.data_bytes,
@@ -35,8 +36,8 @@ impl Resource {
         })
         .map_err(|error| error.to_string())?;
 
-        let samples = metadata::fingerprint_samples(superblock.data_bytes);
         let fingerprint = if superblock.clean {
+            let samples = metadata::fingerprint_samples(superblock.data_bytes);
             Some(disk.fingerprint(&samples).map_err(|error| error.to_string())?)
         } else {
             None
@@ -70,7 +71,8 @@ impl Resource {
         let replica = Replica::attach(config, image, now).map_err(|error| {
             format!("{}: {error}", self.disk_paths().1.unwrap_or(self.disk_paths().0).display())
         })?;
-        self.start_loop(disk, superblock, samples, (replica, recorder), events)
+        self.remember_end(superblock.device_bytes);
+        self.start_loop(disk, superblock, (replica, recorder), events)
     }
 
     /// The recorder of the coming core, when the operator wants one.
@@ -118,16 +120,14 @@ impl Resource {
         disk.map_err(|error| error.to_string())
     }
 
-    fn read_superblock(&self, disk: &Disk) -> Result<Superblock, String> {
+    fn read_superblock(&self, disk: &mut Disk) -> Result<Superblock, String> {
         let (data, metadata) = self.disk_paths();
         let path = metadata.unwrap_or(data);
-        let mut copies = Vec::new();
-        for at in metadata::superblock_offsets(disk.meta_device_bytes()) {
-            let copy = disk.read_meta(at, metadata::SUPERBLOCK_BYTES);
-            copies.push(copy.map_err(|error| error.to_string())?);
-        }
-        let (superblock, _) = metadata::read_superblocks([&copies[0], &copies[1]])
-            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let read = |at| disk.read_meta(at, metadata::SUPERBLOCK_BYTES);
+        let found = metadata_end::find(disk.meta_device_bytes(), &self.remembered_ends(), read)
+            .map_err(|error| error.to_string())?;
+        let (superblock, _, end) = found.map_err(|error| format!("{}: {error}", path.display()))?;
+        disk.ends_at(end);
         if superblock.resource != self.name() || superblock.node != self.node.name {
             return Err(format!(
                 "{} is the replica of resource {} on node {}, not of {} on {}; were two disks \
@@ -140,6 +140,21 @@ impl Resource {
             ));
         }
         Ok(superblock)
+    }
+
+    fn remembered_ends(&self) -> RememberedEnds {
+        RememberedEnds::of(&self.node.state_dir, self.name())
+    }
+
+    /// So that the metadata are found when their device is extended.
+    pub(super) fn remember_end(&self, end: u64) {
+        if let Err(error) = self.remembered_ends().remember(end) {
+            let text = format!(
+                "cannot remember where the metadata end, at {end}: {error}; do not extend the disk \
+                 while this is so"
+            );
+            self.emit(Weight::Warning, text);
+        }
     }
 
     /// The boot id; with a volatile test disk, whose cache dies with the process, a number of
@@ -157,7 +172,6 @@ impl Resource {
         &self,
         disk: Disk,
         superblock: Superblock,
-        fingerprint_samples: Vec<replicator_core::ByteRange>,
         (replica, recorder): (Replica, Option<Recorder>),
         events: mpsc::Sender<FromLoop>,
     ) -> Result<(), String> {
@@ -179,7 +193,6 @@ impl Resource {
             pool_bytes: self.config.pool_bytes,
             client_timeout: Span::from_ms(self.config.client_timeout_ms),
             lease: self.is_in_cluster().then(|| self.lease.clone()),
-            fingerprint_samples,
         };
         // Held while the loop starts, so that its first event finds the run in its place.
         let mut state = self.lock();

@@ -245,10 +245,11 @@ impl Resource {
     /// After a refused demotion the device comes back.
     fn resume_device(self: &Arc<Self>) {
         self.set_retiring(false);
-        if let Some(tenure) = self.serving()
+        let shape = self.lock().run.as_ref().map(|run| run.shape.clone());
+        if let (Some(tenure), Some(shape)) = (self.serving(), shape)
             && !self.device.is_attached()
         {
-            self.open_device(tenure);
+            self.open_device(tenure, shape.size_bytes);
         }
     }
 
@@ -429,6 +430,20 @@ impl Resource {
     /// Ends a verify that is under way.
     pub fn cancel_verify(&self) -> Reply {
         self.order(Command::CancelVerify, SHORT_PATIENCE)
+    }
+
+    /// Makes the volume larger.
+    pub fn resize(&self, size_bytes: Option<u64>) -> Reply {
+        let reply = self.order(Command::Resize(size_bytes), ROLE_PATIENCE);
+        let size = self.loop_status().map_or(0, |status| status.core.size_bytes);
+        match reply {
+            Reply::Done(_) => Reply::Done(format!("{} has {size} bytes", self.name())),
+            Reply::Already(_) => Reply::Already(format!(
+                "{} has {size} bytes already, as far as every node has room",
+                self.name()
+            )),
+            refused => refused,
+        }
     }
 
     /// Gives up what diverged here.

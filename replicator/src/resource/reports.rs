@@ -70,7 +70,9 @@ impl Resource {
     }
 
     fn add_status(&self, report: &mut ResourceReport, status: &LoopStatus, block_bytes: u32) {
-        report.replica = Some(self.replica_report(&status.core, block_bytes));
+        let mut replica = self.replica_report(&status.core, block_bytes);
+        replica.added_bytes = status.added_bytes;
+        report.replica = Some(replica);
         report.clients = status.clients.iter().map(client_report).collect();
         report.disk_operations = status.disk_operations;
         report.counters = counters_report(&status.counters);
@@ -121,6 +123,10 @@ impl Resource {
             data: core.data.to_owned(),
             id: format!("{:032x}", core.replica),
             size_bytes: core.size_bytes,
+            room_bytes: core.room_bytes,
+            making_room_to: core.making_room_to,
+            resizing_to: core.resizing_to,
+            added_bytes: 0,
             block_bytes,
             generation: register.generation,
             tenure: register.tenure,
@@ -191,6 +197,8 @@ impl Resource {
             is_member: peer.is_member,
             dirty_bytes: peer.dirty_bytes,
             diverged_blocks: peer.diverged_blocks,
+            size_bytes: peer.size_and_room_bytes.0,
+            room_bytes: peer.size_and_room_bytes.1,
             resync_total_bytes: peer.resync_bytes.0,
             resync_left_bytes: peer.resync_bytes.1,
             sent_bytes: peer.sent_bytes,

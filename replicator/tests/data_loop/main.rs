@@ -22,7 +22,7 @@ use replicator::data_loop::{
     Core, FromLoop, LoopConfig, LoopHandle, LoopStatus, POOL_BYTES_DEFAULT, ToLoop, spawn,
 };
 use replicator::disk::{Disk, Opening, TestBacking};
-use replicator_core::{ByteRange, Span};
+use replicator_core::Span;
 
 /// Nothing here takes longer, unless it is broken.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -78,7 +78,6 @@ impl Running {
             pool_bytes: POOL_BYTES_DEFAULT,
             client_timeout,
             lease: None,
-            fingerprint_samples: vec![ByteRange::new(0, 4096)],
         };
         let (sender, events) = mpsc::channel();
         let handle = spawn(config, core, sender).expect("a loop");
@@ -91,7 +90,8 @@ impl Running {
         let disk = backing.open(test);
         let core = single::Single::new(disk.layout().block_bytes, disk.can_punch());
         let running = Self::start(disk, core, client_timeout);
-        running.until(|event| matches!(event, FromLoop::OpenDevice { tenure: 1 }).then_some(()));
+        running
+            .until(|event| matches!(event, FromLoop::OpenDevice { tenure: 1, .. }).then_some(()));
         running
     }
 

@@ -3,7 +3,7 @@
 
 use history::draw::Draw;
 use replicator_core::metadata::Superblock;
-use replicator_core::{LinkLoss, Note};
+use replicator_core::{Command, LinkLoss, Note};
 
 use crate::disk::Job;
 use crate::host::Failing;
@@ -35,6 +35,12 @@ pub enum Moment {
     Acknowledged,
     /// A client makes a request.
     Requested,
+    /// A follower hears that the volume grows.
+    ResizeAsked,
+    /// The primary hears that a follower has the new size.
+    ResizeAnswered,
+    /// A replica has grown.
+    Resized,
 }
 
 /// What happens then.
@@ -87,6 +93,16 @@ pub enum Strike {
     },
     /// The disk of the node that does not serve hangs.
     Hang,
+    /// This node releases the office, and takes it up again soon.
+    GiveBack {
+        /// Which.
+        node: usize,
+    },
+    /// This node is to take the office, if that is free.
+    TakeUp {
+        /// Which.
+        node: usize,
+    },
 }
 
 /// An ambush that is laid.
@@ -127,6 +143,27 @@ impl Ambush {
             ),
             // R14: the outcome of a proposal is unknown.
             _ => (Moment::Proposal, vec![(Strike::Primary { power }, 20_000)]),
+        };
+        Self { waits_for, strikes, draw: Draw::new(draw.number()) }
+    }
+
+    /// Lays one that waits for a growth of the volume.
+    pub fn at_growth(draw: &mut Draw) -> Self {
+        let moments = [Moment::ResizeAsked, Moment::ResizeAnswered, Moment::Resized];
+        let waits_for = moments[draw.below(3) as usize];
+        let window = [300, 2_000, 20_000, 300_000][draw.below(4) as usize];
+        let power = draw.chance(50);
+        let over = Strike::PingPong { left: 1 };
+        let strikes = match draw.below(12) {
+            0 | 1 => vec![(Strike::Primary { power }, window)],
+            2 => vec![(Strike::Secondary { power }, window)],
+            3 => vec![(Strike::Both, window)],
+            4 | 5 => vec![(Strike::Doom, window)],
+            6 | 7 => vec![(Strike::Cut, window), (over, window + 300_000)],
+            8 => vec![(over, window)],
+            9 => vec![(Strike::Blink, window)],
+            10 => vec![(Strike::Secondary { power }, window), (Strike::Primary { power }, window)],
+            _ => vec![(Strike::Reset, window)],
         };
         Self { waits_for, strikes, draw: Draw::new(draw.number()) }
     }
@@ -187,6 +224,7 @@ impl World {
             Note::ResyncStarted { .. } => Moment::ResyncStart,
             Note::PeerJoined { .. } => Moment::Joined,
             Note::PeerLost { .. } => Moment::Lost,
+            Note::Resized { .. } => Moment::Resized,
             Note::RoleChanged { role: "promoting", .. } => Moment::Promotion,
             Note::RoleChanged { .. } => Moment::Role,
             _ => return,
@@ -274,6 +312,18 @@ impl World {
                 }
             }
             Strike::Kill { node } => self.fall(node, back_after, false),
+            Strike::GiveBack { node } => {
+                self.order_besides(node, Command::Demote);
+                for _ in 0..4 {
+                    let delay = (20 + self.draw.below(1_000)) * MS;
+                    self.after(delay, Event::Strike { strike: Strike::TakeUp { node } });
+                }
+            }
+            Strike::TakeUp { node } => {
+                let (old_primary_is_off, allow_data_loss, alone) = (false, false, false);
+                let promote = Command::Promote { old_primary_is_off, allow_data_loss, alone };
+                self.order_besides(node, promote);
+            }
             Strike::Flicker => self.fall(1 - primary, MS, true),
             Strike::Sicken => {
                 let there = &mut self.nodes[primary];

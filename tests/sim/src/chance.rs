@@ -51,6 +51,7 @@ impl World {
             Event::Cluster(_) => (16, 0, at),
             Event::Fencing(_) => (17, 0, at),
             Event::Verify => (18, 0, at),
+            Event::Growth => (19, 0, at),
         };
         self.draw = sequence(self.seed, kind, place as u64, number);
     }

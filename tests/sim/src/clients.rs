@@ -59,7 +59,8 @@ impl Clients {
     /// Clients with nothing done yet.
     pub fn new(plan: &Plan) -> Self {
         let config = history::Config {
-            units: plan.data_bytes / SECTOR_BYTES,
+            // As far as it goes may be a little farther.
+            units: (plan.room_bytes + (64 << 20)) / SECTOR_BYTES,
             initial_value: 0,
             members: 2,
             acks_are_instant: true,
@@ -144,7 +145,8 @@ impl World {
         }
         self.clients.left -= 1;
         self.begin_request(number);
-        let what = self.draw_request();
+        let size = self.nodes[node].process.as_ref().map_or(0, |process| process.size_bytes);
+        let what = self.draw_request(number, size);
         if !self.parts.requests.has(number) {
             let think = self.draw.below(self.plan.think_ms + 1) * MS;
             return self.after(think + MS, Event::Client { worker });
@@ -178,7 +180,7 @@ impl World {
         Some(if oldest != newest && self.draw.chance(30) { oldest } else { newest })
     }
 
-    fn draw_request(&mut self) -> Ask {
+    fn draw_request(&mut self, number: u64, size: u64) -> Ask {
         let plan = &self.plan;
         let draw = &mut self.draw;
         let spot = if draw.chance(plan.percent_again) {
@@ -200,6 +202,8 @@ impl World {
         }
         let end = range.end().min(plan.data_bytes);
         let range = ByteRange::new(range.start, end - range.start);
+        let range = self.in_the_new_part(number, range, size);
+        let (plan, draw) = (&self.plan, &mut self.draw);
         let dice = draw.below(100);
         let (read, flush) = (plan.percent_read, plan.percent_flush);
         let zero = plan.percent_zero;

@@ -20,6 +20,7 @@ use replicator_core::block::DIRTY_BLOCK_BYTES;
 use replicator_core::metadata::{
     Image, SUPERBLOCK_BYTES, Superblock, fingerprint_samples, read_superblocks,
 };
+use replicator_core::room::MetaMove;
 use replicator_core::{BlockDigest, BufId, ByteRange, DiskFailure, OpId};
 
 use crate::sectors::{Payload, SECTOR_BYTES, Sectors};
@@ -57,11 +58,18 @@ pub enum Job {
     Flush { before: u64 },
     /// Write metadata.
     Meta { offset: u64, bytes: Box<[u8]> },
-    /// Hash samples of the data.
-    Fingerprint,
+    /// Say how large the disk is.
+    Measure,
+    /// Move the metadata to the end of the disk.
+    Move { to: Box<MetaMove> },
+    /// Hash samples of a data area of so many bytes.
+    Fingerprint { size_bytes: u64 },
     /// Look for holes; nothing to do here.
     Map,
 }
+
+/// What no client wrote.
+const LEFT_BEHIND: u64 = u64::MAX - 1;
 
 #[derive(Clone, Debug)]
 struct Volatile {
@@ -107,18 +115,19 @@ pub struct Disk {
     copies: OnceCell<Copies>,
     changes: u64,
     device_bytes: u64,
-    data_bytes: u64,
+    /// The same with what was added since the metadata were put at its end.
+    actual_bytes: u64,
     /// Operations under way.
     pub working: BTreeMap<u64, Working>,
     next_key: u64,
 }
 
 impl Disk {
-    /// An empty disk with the given metadata (offsets from the start of the region).
-    pub fn new(data_bytes: u64, device_bytes: u64, region_bytes: u64) -> Self {
+    /// An empty disk.
+    pub fn new(device_bytes: u64, region_bytes: u64) -> Self {
         Self {
-            live: Sectors::new(data_bytes),
-            durable: Sectors::new(data_bytes),
+            live: Sectors::new(device_bytes),
+            durable: Sectors::new(device_bytes),
             rotten: BTreeSet::new(),
             volatile: Vec::new(),
             next_stamp: 1,
@@ -126,7 +135,7 @@ impl Disk {
             copies: OnceCell::new(),
             changes: 0,
             device_bytes,
-            data_bytes,
+            actual_bytes: device_bytes,
             working: BTreeMap::new(),
             next_key: 1,
         }
@@ -147,6 +156,45 @@ impl Disk {
     fn copies_at(&self) -> [Range<usize>; 2] {
         let last = self.region.len() - SUPERBLOCK_BYTES;
         [last, last - (1 << 20)].map(|at| at..at + SUPERBLOCK_BYTES)
+    }
+
+    /// The metadata lie at the end of the disk now, with so many copies of the superblock. What
+    /// they leave is anything but zeroes.
+    fn move_meta(&mut self, to: &MetaMove, superblocks: usize) {
+        let mut region = vec![0; to.region_bytes as usize];
+        for (from, at) in &to.copies {
+            let bytes = &self.region[from.start as usize..from.end as usize];
+            region[*at as usize..*at as usize + bytes.len()].copy_from_slice(bytes);
+        }
+        for at in &to.superblocks[..superblocks] {
+            let at = *at as usize;
+            region[at..at + SUPERBLOCK_BYTES].copy_from_slice(&to.superblock);
+        }
+        let left = to.region_start.min(self.device_bytes) / SECTOR_BYTES;
+        let first = (self.device_bytes - self.region.len() as u64) / SECTOR_BYTES;
+        for sector in (first..left).step_by(61) {
+            self.scribble(sector, LEFT_BEHIND);
+        }
+        self.region = region;
+        self.device_bytes = to.device_bytes;
+        self.copies.take();
+        self.changes += 1;
+    }
+
+    /// Makes the disk larger; what is added is anything but zeroes.
+    pub fn extend_to(&mut self, bytes: u64) {
+        let old = self.actual_bytes;
+        self.actual_bytes = old.max(bytes);
+        self.live.grow(self.actual_bytes);
+        self.durable.grow(self.actual_bytes);
+        for sector in (old / SECTOR_BYTES..self.actual_bytes / SECTOR_BYTES).step_by(1009) {
+            self.scribble(sector, LEFT_BEHIND);
+        }
+    }
+
+    /// How large it is.
+    pub fn actual_bytes(&self) -> u64 {
+        self.actual_bytes
     }
 
     /// Part of the metadata region.
@@ -212,10 +260,15 @@ impl Disk {
         range.dirty_blocks().map(digest).collect()
     }
 
-    /// The hash that `TakeFingerprint` yields.
+    /// The hash that `TakeFingerprint` would yield now.
     pub fn fingerprint(&self) -> [u8; 32] {
+        self.superblock().map_or([0; 32], |superblock| self.fingerprint_of(superblock.data_bytes))
+    }
+
+    /// The hash that `TakeFingerprint` yields for a data area of this size.
+    pub fn fingerprint_of(&self, data_bytes: u64) -> [u8; 32] {
         let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        for sample in fingerprint_samples(self.data_bytes) {
+        for sample in fingerprint_samples(data_bytes) {
             let first = sample.start / SECTOR_BYTES;
             for sector in first..first + sample.length / SECTOR_BYTES {
                 hash = (hash ^ self.live.get(sector)).wrapping_mul(0x0000_0100_0000_01b3);
@@ -262,6 +315,7 @@ impl Disk {
             }
             (Job::Write { range, payload }, Err(_)) => self.land_some(draw, *range, payload, 50),
             (Job::Flush { before }, Ok(())) => self.settle(*before),
+            (Job::Move { to }, Ok(())) => self.move_meta(to, 2),
             (Job::Meta { offset, bytes }, Ok(())) => self.write_meta(*offset, bytes),
             (Job::Meta { offset, bytes }, Err(_)) => {
                 let (offset, bytes) = (*offset, bytes.clone());
@@ -288,6 +342,13 @@ impl Disk {
                 Job::Write { range, payload } => {
                     let percent = 25 * draw.below(5);
                     self.land_some(draw, range, &payload, percent);
+                }
+                Job::Move { to } => {
+                    // Nothing, or one copy of the superblock, or all of it.
+                    let copies = draw.below(3) as usize;
+                    if copies > 0 {
+                        self.move_meta(&to, copies);
+                    }
                 }
                 Job::Meta { offset, bytes } => self.cut_meta(draw, offset, &bytes, &mut torn),
                 _ => {}

@@ -96,6 +96,8 @@ pub struct Process {
     pub buffers: Buffers,
     /// The device is open: the number of its office.
     pub device: Option<u64>,
+    /// Its size, as clients see it.
+    pub size_bytes: u64,
     /// When the next time-out is due (world time); events for other times are void.
     pub timer_at: u64,
     /// The session the driver has with the peer.
@@ -145,12 +147,14 @@ fn first_boot(number: usize) -> u128 {
 
 /// An empty disk with fresh metadata.
 pub fn fresh_disk(number: usize, plan: &Plan, draw: &mut Draw, origin: bool) -> Disk {
-    let device_bytes = plan.data_bytes + (4 << 20);
+    let room_bytes = if plan.extends { plan.data_bytes } else { plan.room_bytes };
+    let device_bytes = room_bytes + (4 << 20);
     let formatted = metadata::format(&FormatRequest {
         device_bytes,
         internal: true,
         disk_bytes: device_bytes,
         data_bytes: Some(plan.data_bytes),
+        room_bytes: Some(room_bytes),
         block_bytes: plan.block_bytes,
         log_extents: LOG_EXTENTS,
         resource: "sim".into(),
@@ -165,7 +169,7 @@ pub fn fresh_disk(number: usize, plan: &Plan, draw: &mut Draw, origin: bool) -> 
     })
     .expect("a plan that fits");
     let layout = &formatted.layout;
-    let mut disk = Disk::new(formatted.data_bytes, device_bytes, layout.region_bytes);
+    let mut disk = Disk::new(device_bytes, layout.region_bytes);
     for (offset, bytes) in &formatted.writes {
         disk.write_meta(offset - layout.region_start, bytes);
     }

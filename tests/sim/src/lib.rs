@@ -13,6 +13,7 @@ pub mod disk;
 pub mod failure;
 pub mod faults;
 pub mod fencing;
+pub mod growth;
 pub mod host;
 pub mod minimise;
 pub mod mode;

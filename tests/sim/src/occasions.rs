@@ -108,6 +108,14 @@ pub enum Occasion {
     SwitchoverUnderLoad,
     SwitchoverTargetDied,
     ClientReconnected,
+    GrewUnderLoad,
+    GrewInResync,
+    GrowthCutOff,
+    FollowersSizeTakenUp,
+    FollowerGrewLater,
+    PrimaryMadeRoom,
+    SecondaryMadeRoom,
+    MoveCutOff,
     // Clusters.
     OldRecordRefused,
     OldMemory,
@@ -173,7 +181,7 @@ impl World {
         }
     }
 
-    fn happened_to(&mut self, node: usize, primary: Occasion, secondary: Occasion) {
+    pub(crate) fn happened_to(&mut self, node: usize, primary: Occasion, secondary: Occasion) {
         let serves = self.serves(node);
         self.happened(if serves { primary } else { secondary });
     }
@@ -208,6 +216,9 @@ impl World {
 
     /// A process or machine is about to fall.
     pub fn occasions_of_fall(&mut self, node: usize, power: bool) {
+        let moves = |job: &Job| matches!(job, Job::Move { .. });
+        let is_moving = self.nodes[node].disk.working.values().any(|one| moves(&one.job));
+        self.happened_if(is_moving, Occasion::MoveCutOff);
         use Occasion::*;
         if self.nodes[node].process.is_none() {
             return;

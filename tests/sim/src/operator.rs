@@ -159,7 +159,7 @@ impl World {
         let node = if lossy { usize::from(self.superblock(0).invalid) } else { node };
         if lossy {
             tell!(self, "the operator accepts the loss of data");
-            self.clients.history.data_loss_allowed();
+            self.accept_loss();
         }
         // The authority went to a disk that was exchanged before it heard of that.
         let (one, two) = (self.superblock(0), self.superblock(1));
@@ -214,7 +214,7 @@ impl World {
         self.nodes[1 - node].held = true;
         if lossy {
             tell!(self, "the operator accepts the loss of data");
-            self.clients.history.data_loss_allowed();
+            self.accept_loss();
         }
         // Who holds the authority need only know that nobody took it meanwhile.
         let mine = self.superblock(node);

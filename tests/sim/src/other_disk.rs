@@ -71,6 +71,7 @@ impl World {
         } else {
             let mut plan = self.plan.clone();
             plan.data_bytes -= 4 << 20;
+            plan.room_bytes = plan.data_bytes;
             fresh_disk(node, &plan, &mut self.draw, false)
         };
         self.nodes[node].impostor = Some(Impostor { since: self.now, refused: false });
@@ -112,6 +113,7 @@ impl World {
         self.checkers.given_up(node);
         self.nodes[node].impostor = None;
         self.nodes[node].disk = fresh_disk(node, &self.plan, &mut self.draw, false);
+        self.extend_disks();
         self.scene.other_disk[node] = Some(Occasion::NewDiskResynced);
     }
 
@@ -244,6 +246,7 @@ impl World {
             self.cut_power(node);
             self.checkers.given_up(node);
             self.nodes[node].disk = *self.nodes[node].older_copy.take().expect("just seen");
+            self.extend_disks();
             self.scene.other_disk[node] = Some(Occasion::RestoredDiskResynced);
             self.start_in(node, 10 * MS);
         } else {

@@ -244,8 +244,14 @@ pub fn all_faults() -> impl Iterator<Item = Fault> {
 /// Everything a seed decides before it runs.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Bytes of the volume.
+    /// Bytes of the volume at the beginning.
     pub data_bytes: u64,
+    /// How far it may grow.
+    pub room_bytes: u64,
+    /// Whether there is no room until the disks are extended for it.
+    pub extends: bool,
+    /// When it is to grow, in milliseconds, and to which size.
+    pub growths: Vec<(u64, u64)>,
     /// Block size of the resource.
     pub block_bytes: u32,
     /// Places where clients write, as byte offsets: few, so that requests overlap.
@@ -329,6 +335,9 @@ impl Plan {
         let requests = 40 + draw.below(120) + if wide { 100 } else { 0 };
         Self {
             data_bytes,
+            room_bytes: data_bytes,
+            extends: false,
+            growths: Vec::new(),
             block_bytes,
             spots,
             is_wide: wide,

@@ -229,6 +229,21 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     scenario("O7", "a data node is replaced", "NewDisk", &[NewDiskResynced]),
     scenario(
+        "O9",
+        "online grow of the volume during load and during resync, cut off in between",
+        "every fourth seed's plan, ambushes: ResizeAsked, ResizeAnswered, Resized",
+        &[
+            GrewUnderLoad,
+            GrewInResync,
+            GrowthCutOff,
+            FollowersSizeTakenUp,
+            FollowerGrewLater,
+            PrimaryMadeRoom,
+            SecondaryMadeRoom,
+            MoveCutOff,
+        ],
+    ),
+    scenario(
         "R5b",
         "a client is gone while its requests are under way, and comes back",
         "ClientGone",
@@ -239,13 +254,12 @@ pub const SCENARIOS: &[Scenario] = &[
 /// Those of the pair's that clusters must meet too.
 const ALSO_OF_CLUSTERS: &[&str] = &[
     "D1", "D2", "D3", "D4", "D9", "D10", "D11", "D14", "D15", "D16", "D17", "D18", "D19", "D21",
-    "D22",
+    "D22", "O9",
 ];
 
 /// Those that are not the pair's, or come about in another way. Of SCENARIOS.md's marked S there is
 /// not here: D6, D7, D20 (drawn for pairs alone), V1 and V2 (services have a simulator of their
-/// own), O8 (ten thousand failovers in a row: a campaign has more, not in one world) and O9 (no
-/// volume grows).
+/// own) and O8 (ten thousand failovers in a row: a campaign has more, not in one world).
 pub const SCENARIOS_OF_CLUSTERS: &[Scenario] = &[
     scenario(
         "D5",

@@ -24,6 +24,14 @@ impl Sectors {
         Self { pages: vec![None; pages as usize] }
     }
 
+    /// The area has at least so many bytes from now on.
+    pub fn grow(&mut self, bytes: u64) {
+        let pages = bytes.div_ceil(PAGE_SECTORS * SECTOR_BYTES) as usize;
+        if pages > self.pages.len() {
+            self.pages.resize(pages, None);
+        }
+    }
+
     /// One sector.
     pub fn get(&self, sector: u64) -> u64 {
         let page = &self.pages[(sector / PAGE_SECTORS) as usize];

@@ -15,6 +15,7 @@ use crate::cluster::{Cluster, Happening};
 use crate::coverage::{Coverage, Observed};
 use crate::failure::{Failure, Kind};
 use crate::fencing::{self, Fencing};
+use crate::growth::Growth;
 use crate::host::Node;
 use crate::network::{Connection, Weather};
 use crate::occasions::{Occasion, Scene};
@@ -72,6 +73,8 @@ pub enum Event {
     Flap { times: u64, period_ms: u64 },
     /// Something rots, or a verify is ordered.
     Verify,
+    /// The operator sees to the growth of the volume.
+    Growth,
     /// Something happens in the cluster around the pair.
     Cluster(Happening),
     /// Something happens in the fencing of a pair.
@@ -150,6 +153,8 @@ pub struct World {
     pub clients: Clients,
     /// The operator.
     pub operator: Operator,
+    /// The growth of the volume.
+    pub growth: Growth,
     /// The checkers.
     pub checkers: Checkers,
     /// Trouble that waits for its moment.
@@ -218,6 +223,7 @@ impl World {
     ) -> Self {
         plan.draw_delays(&mut Draw::new(mix(seed ^ 0xf1a9)));
         plan.draw_verifies(&mut Draw::new(mix(seed ^ 0xb17)));
+        plan.draw_growth(&mut Draw::new(mix(seed ^ 0x9203)));
         let nodes = [0, 1].map(|node| Node::new(node, &plan, &mut draw));
         let clients = Clients::new(&plan);
         let mut world = Self {
@@ -234,6 +240,7 @@ impl World {
             weather: [Weather::default(); 2],
             clients,
             operator: Operator::default(),
+            growth: Growth::default(),
             checkers: Checkers::default(),
             ambush: None,
             parts: Parts::default(),
@@ -271,6 +278,9 @@ impl World {
         }
         if world.plan.verify_every_ms.is_some() {
             world.after(first * MS, Event::Verify);
+        }
+        if !world.plan.growths.is_empty() {
+            world.after(first * MS, Event::Growth);
         }
         for worker in 0..world.plan.workers {
             world.after(5 * MS, Event::Client { worker });
@@ -340,6 +350,7 @@ impl World {
             Event::Restore { node } => self.restore_disk(node),
             Event::Verify => self.verify_turn(),
             Event::Flap { times, period_ms } => self.flap(times, period_ms),
+            Event::Growth => self.growth_turn(),
             Event::Cluster(happening) => self.happen_in_cluster(happening),
             Event::Fencing(happening) => self.happen_in_fencing(happening),
         }

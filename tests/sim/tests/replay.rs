@@ -37,6 +37,7 @@ impl Story {
             internal: true,
             disk_bytes: device_bytes,
             data_bytes: None,
+            room_bytes: None,
             block_bytes: 4096,
             log_extents: 64,
             resource: "demo".into(),
@@ -95,7 +96,7 @@ impl Story {
                     | Effect::FlushDisk { op }
                     | Effect::ReadDisk { op, .. }
                     | Effect::WriteMeta { op, .. } => (op, DiskOutcome::Done),
-                    Effect::TakeFingerprint { op } => (op, DiskOutcome::Fingerprint([8; 32])),
+                    Effect::TakeFingerprint { op, .. } => (op, DiskOutcome::Fingerprint([8; 32])),
                     Effect::Stopped => {
                         self.is_stopped = true;
                         continue;

@@ -243,7 +243,7 @@ impl Pair {
             Effect::AnswerOperator { result, .. } => {
                 self.happened.push(Happened::Answered(node, result));
             }
-            Effect::OpenDevice { tenure } => {
+            Effect::OpenDevice { tenure, .. } => {
                 self.node_mut(node).process.as_mut().expect("it serves").device = Some(tenure);
                 self.happened.push(Happened::Opened(node, tenure));
             }
@@ -529,7 +529,7 @@ impl Node {
             Effect::WriteMeta { op, offset, bytes } => {
                 (op, Job::Meta { offset, bytes: bytes.into() })
             }
-            Effect::TakeFingerprint { op } => (op, Job::Fingerprint),
+            Effect::TakeFingerprint { op, .. } => (op, Job::Fingerprint),
             other => unreachable!("no disk operation: {other:?}"),
         };
         self.ops.push(Op { id, job });
@@ -620,6 +620,7 @@ fn fresh_node(
         internal: true,
         disk_bytes: data_bytes + region_bytes,
         data_bytes: Some(data_bytes),
+        room_bytes: None,
         block_bytes: BLOCK_BYTES as u32,
         log_extents: LOG_EXTENTS,
         resource: "small".into(),

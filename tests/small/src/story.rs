@@ -26,6 +26,8 @@ pub fn effect(effect: &Effect, node: &Node) -> Option<String> {
         Effect::WriteMeta { offset, bytes, .. } => {
             format!("disk     {}", meta(node, *offset, bytes))
         }
+        Effect::MeasureDisk { .. } => "disk     measure".into(),
+        Effect::MoveMeta { to, .. } => format!("disk     metadata to {}", size(to.region_start)),
         Effect::TakeFingerprint { .. } => "disk     fingerprint".into(),
         Effect::SendPeer { message, .. } => format!("send     {}", frame(message)),
         Effect::ClosePeer { retry, .. } => format!("close    {}", again(*retry)),
@@ -35,7 +37,8 @@ pub fn effect(effect: &Effect, node: &Node) -> Option<String> {
         },
         Effect::ReleaseBuf { .. } => return None,
         Effect::AnswerOperator { result, .. } => format!("answer   {}", answer(result)),
-        Effect::OpenDevice { tenure } => format!("device   open, tenure {tenure}"),
+        Effect::OpenDevice { tenure, .. } => format!("device   open, tenure {tenure}"),
+        Effect::ResizeDevice { size_bytes } => format!("device   has {}", size(*size_bytes)),
         Effect::CloseDevice { forced: false } => "device   closed".into(),
         Effect::CloseDevice { forced: true } => "device   taken away".into(),
         Effect::Propose { number, next, .. } => {
@@ -92,6 +95,9 @@ fn note(note: &Note) -> String {
         }
         Note::VerifyEnded { broken, findings, .. } => verified(broken.as_deref(), findings),
         Note::VerifyRepaired { bytes, .. } => format!("repaired {}", size(*bytes)),
+        Note::MetadataMoved { .. } => "the metadata moved".into(),
+        Note::NoRoomMade { why } => format!("no room: {why}"),
+        Note::Resized { from, to } => format!("grew from {} to {}", size(*from), size(*to)),
         Note::DiskFailed { during, .. } => format!("the disk failed during a {during}"),
         Note::FenceAwaited { .. } => "waits for the fence of the peer".into(),
         Note::LeaseLapsed => "the lease ended".into(),
@@ -234,6 +240,12 @@ pub fn frame(message: &Message) -> String {
         Message::VerifyWanted { .. } => "verify-wanted".into(),
         Message::VerifyAnswer(result) => format!("verify-answer {}", answer(result)),
         Message::Ping => "ping".into(),
+        Message::MakeRoom => "make room".into(),
+        Message::Room { room_bytes, is_growing } => {
+            format!("room {}{}", size(*room_bytes), if *is_growing { ", more comes" } else { "" })
+        }
+        Message::Resize { size_bytes } => format!("resize to {}", size(*size_bytes)),
+        Message::Resized { size_bytes } => format!("resized to {}", size(*size_bytes)),
         Message::Echo { seq, .. } => format!("echo {seq}"),
     }
 }

@@ -183,6 +183,27 @@ Exit codes: 0 started, with --wait: all is the same or repaired; 1 refused, or i
         #[arg(long)]
         wait: bool,
     },
+    /// Make a volume larger, while it is used.
+    #[command(after_help = "\
+Extend the backing disk on every data node, then say it once, on the primary:
+  alpha# lvextend -L +100G vg/mariadb         beta# lvextend -L +100G vg/mariadb
+  alpha# replctl resize mariadb               as far as both have room
+  alpha# resize2fs /dev/replicator/mariadb    what is on it grows like on any disk
+Each node moves its metadata to the new end of its disk and zeroes what was added; then clients see
+the new size, without a pause and without a resync. Status shows how far it is. A node that is away
+meanwhile does its part when it is back, if its disk was extended too. A volume never shrinks.
+  --dry-run    say how large the volume is and how much room every node has
+  --size 200G  only to this size")]
+    Resize {
+        /// Which.
+        resource: String,
+        /// To this size: bytes, or with K, M, G, T. As far as every node has room by default.
+        #[arg(long, value_parser = bytes)]
+        size: Option<u64>,
+        /// Change nothing, say what there is.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Move a resource to another node, without loss.
     #[command(after_help = "\
 Examples:

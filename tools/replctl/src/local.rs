@@ -11,6 +11,7 @@ use replicator::dump;
 use replicator::fence::agent;
 use replicator::hooks;
 use replicator::key::ClusterKey;
+use replicator::metadata_end::RememberedEnds;
 use serde_json::json;
 
 use crate::arguments::{Arguments, Create};
@@ -184,7 +185,9 @@ pub fn dump(
 ) -> Result<u8, Failure> {
     refuse_witness(node)?;
     let copy = find(config, resource)?.copy_on(&node.name);
-    let dump = dump::read(copy.metadata.as_deref().unwrap_or(&copy.disk)).map_err(refused)?;
+    let remembered = RememberedEnds::of(&node.state_dir, resource);
+    let path = copy.metadata.as_deref().unwrap_or(&copy.disk);
+    let dump = dump::read(path, &remembered).map_err(refused)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&dump).expect("plain values"));
     } else {

@@ -5,6 +5,7 @@ mod arguments;
 mod local;
 mod progress;
 mod remote;
+mod resize;
 mod show;
 mod show_cluster;
 mod show_fence;

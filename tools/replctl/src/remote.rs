@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::arguments::{Arguments, Command, NodeAction};
 use crate::progress;
+use crate::resize;
 use crate::show;
 use crate::show_cluster;
 use crate::show_fence;
@@ -50,6 +51,9 @@ pub fn run(
         Command::Dump { resource, .. } => status(socket, Some(resource), true),
         Command::Apply { dry_run } => apply(socket, config, *dry_run, arguments.json),
         Command::Events { follow } => events(socket, *follow, arguments.json),
+        Command::Resize { resource, size, dry_run } => {
+            resize::run(socket, resource, *size, *dry_run, arguments.json)
+        }
         Command::Resync { resource, full, discard, peer, wait, timeout_s } => {
             let order = resync_order(resource, *full, *discard, peer.as_deref());
             let code = match order {
@@ -202,7 +206,7 @@ fn fence(socket: &Path, node: &str, is_off: bool, wants_json: bool) -> Result<u8
     say(&reply, wants_json)
 }
 
-fn say(reply: &Reply, wants_json: bool) -> Result<u8, Failure> {
+pub fn say(reply: &Reply, wants_json: bool) -> Result<u8, Failure> {
     if let Reply::Refused(refusal) = reply {
         return Err(refusal_failure(refusal));
     }

@@ -16,6 +16,24 @@ use crate::show_fence;
 use crate::show_services;
 use crate::verify;
 
+/// The size of a volume, with what there is to say of its growth.
+fn size_of(replica: &ReplicaReport) -> String {
+    let size = bytes(replica.size_bytes);
+    match (replica.resizing_to, replica.making_room_to) {
+        (Some(to), _) => format!("{size}, growing to {}", bytes(to)),
+        (None, Some(to)) => {
+            format!("{size}, room for {}, zeroing up to {}", bytes(replica.room_bytes), bytes(to))
+        }
+        _ if replica.added_bytes > 0 => {
+            format!("{size}, its disk has {} more: replctl resize", bytes(replica.added_bytes))
+        }
+        _ if replica.room_bytes > replica.size_bytes => {
+            format!("{size}, room for {}", bytes(replica.room_bytes))
+        }
+        _ => size,
+    }
+}
+
 /// A size with a unit.
 pub fn bytes(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -165,7 +183,7 @@ fn one_resource(
                 "{} · generation {} · {} · in sync: {in_sync}",
                 resource.name,
                 replica.generation,
-                bytes(replica.size_bytes)
+                size_of(replica)
             );
             own_line(out, resource, replica, node);
             if let Some(office) = office {

@@ -99,6 +99,7 @@ fn a_disk_of_format_2_has_a_bitmap_for_each_peer_and_no_other() {
         internal: true,
         disk_bytes: 64 << 20,
         data_bytes: None,
+        room_bytes: None,
         block_bytes: 512,
         log_extents: 64,
         resource: "r".into(),
@@ -113,4 +114,45 @@ fn a_disk_of_format_2_has_a_bitmap_for_each_peer_and_no_other() {
     };
     let spare = super::format(&format).unwrap();
     assert_eq!(spare.layout.bitmaps.len(), 2, "a third replica finds room");
+}
+
+fn grown(data_bytes: u64, room_bytes: u64, bitmaps_for_bytes: u64) -> Superblock {
+    Superblock {
+        data_bytes,
+        room_bytes,
+        bitmaps_for_bytes,
+        device_bytes: 64 << 20,
+        internal: true,
+        block_bytes: 4096,
+        log_extents: 64,
+        replica: ReplicaId(1),
+        ..with_slots(1, &[("beta", 0)])
+    }
+}
+
+#[test]
+fn room_needs_format_4_and_a_disk_without_any_keeps_the_older_one() {
+    let version = |superblock: &Superblock| {
+        let bytes = superblock.encode();
+        assert_eq!(Superblock::decode(&bytes).as_ref(), Ok(superblock));
+        bytes[8]
+    };
+    let mib = 1 << 20;
+    assert_eq!(version(&grown(8 * mib, 8 * mib, 8 * mib)), 3);
+    assert_eq!(version(&grown(8 * mib, 16 * mib, 16 * mib)), 4);
+    assert_eq!(version(&grown(8 * mib, 8 * mib, 16 * mib)), 4, "moved, and nothing zeroed yet");
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let mib = 1 << 20;
+    assert!(grown(8 * mib, 16 * mib, 32 * mib).check().is_ok());
+    for (what, wrong) in [
+        ("room of the data area", grown(8 * mib, 4 * mib, 32 * mib)),
+        ("room of the data area", grown(8 * mib, 16 * mib, 12 * mib)),
+        ("room of the data area", grown(8 * mib, 16 * mib + 512, 32 * mib)),
+        ("size of the device", grown(8 * mib, 16 * mib, 64 * mib)),
+    ] {
+        assert_eq!(wrong.check(), Err(AttachError::Bounds(what)), "{wrong:?}");
+    }
 }

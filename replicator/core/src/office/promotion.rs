@@ -467,7 +467,7 @@ impl Replica {
         self.lost_in_office = false;
         self.peers.iter_mut().for_each(|peer| peer.flapping = Flapping::default());
         self.set_role(Role::Primary, effects);
-        effects.push(Effect::OpenDevice { tenure: self.register.tenure });
+        self.open_device(effects);
         if let Some(ticket) = promotion.ticket {
             effects.push(Effect::AnswerOperator { ticket, result: Ok(Answer::Done) });
         }

@@ -56,6 +56,7 @@ impl Replica {
             Role::Demoting
                 if !self.releasing
                     && self.members_complete()
+                    && self.members_have_one_size()
                     && self.change.is_none()
                     && !self.majority.is_busy() =>
             {
@@ -79,7 +80,8 @@ impl Replica {
         if self.role != Role::Demoting {
             return;
         }
-        if !self.members_complete() || self.change.is_some() || self.log_is_writing() {
+        let is_complete = self.members_complete() && self.members_have_one_size();
+        if !is_complete || self.change.is_some() || self.log_is_writing() {
             // A member was lost meanwhile: once more when it is out of the set.
             self.releasing = false;
             return;

@@ -86,7 +86,7 @@ impl Replica {
     /// an office that was lost while it was written.
     pub(crate) fn stop_drained(&mut self, effects: &mut Effects) {
         let log_rests = !self.log_is_writing() || self.metadata_failed;
-        let rests = self.applied.is_empty() && log_rests;
+        let rests = self.applied.is_empty() && log_rests && !self.room.is_on_disk();
         if self.role == Role::Stopping && rests && !self.stop_flushing {
             self.stop_flushing = true;
             self.flush_disk(FlushWaiter::Stop, effects);
@@ -96,7 +96,8 @@ impl Replica {
     pub(crate) fn stop_flushed(&mut self, result: Result<(), DiskFailure>, effects: &mut Effects) {
         if result.is_ok() && !self.disk_failed {
             let op = self.ops.begin(Purpose::Fingerprint);
-            effects.push(Effect::TakeFingerprint { op });
+            let size_bytes = self.superblock.data_bytes;
+            effects.push(Effect::TakeFingerprint { op, size_bytes });
         } else {
             self.stop_uncleanly(effects);
         }

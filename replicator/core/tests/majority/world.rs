@@ -89,6 +89,7 @@ impl World {
                 internal: false,
                 disk_bytes: DISK_BYTES,
                 data_bytes: Some(DISK_BYTES),
+                room_bytes: None,
                 block_bytes: 4096,
                 log_extents: 64,
                 resource: "r".into(),
@@ -386,7 +387,7 @@ impl World {
             | Effect::MapDisk { op, .. }
             | Effect::FlushDisk { op } => (op, data),
             Effect::ReadForResync { op, .. } => (op, Ok(DiskOutcome::Read { data: None })),
-            Effect::TakeFingerprint { op } => (op, Ok(DiskOutcome::Fingerprint([0; 32]))),
+            Effect::TakeFingerprint { op, .. } => (op, Ok(DiskOutcome::Fingerprint([0; 32]))),
             Effect::WriteMeta { op, offset, bytes } => {
                 let offset = offset as usize;
                 there.region[offset..offset + bytes.len()].copy_from_slice(&bytes);
@@ -424,7 +425,7 @@ impl World {
             Effect::AnswerOperator { ticket, result } => {
                 there.answers.push((ticket.0, result.map_err(|refusal| *refusal)));
             }
-            Effect::OpenDevice { tenure } => {
+            Effect::OpenDevice { tenure, .. } => {
                 assert!(there.replica.holds_lease(self.now), "R2c: served before the lease");
                 there.opened.push(tenure);
                 there.is_open = true;

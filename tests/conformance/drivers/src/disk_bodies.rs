@@ -95,7 +95,8 @@ impl<'a> Bench<'a> {
     }
 
     fn fingerprint(&mut self) -> [u8; 32] {
-        match self.run(|op| Effect::TakeFingerprint { op }) {
+        let size_bytes = self.nodes.data_bytes();
+        match self.run(|op| Effect::TakeFingerprint { op, size_bytes }) {
             Ok(DiskOutcome::Fingerprint(hash)) => hash,
             other => panic!("{other:?} instead of a fingerprint"),
         }
@@ -176,6 +177,7 @@ pub fn every_order_is_answered_once(nodes: &mut dyn Nodes) {
     let mut bench = Bench::new(nodes);
     let meta = bench.nodes.spare_meta();
     let bufs: Vec<BufId> = (0..24).map(|at| bench.nodes.give(NODE, &pattern(at, 1))).collect();
+    let size_bytes = bench.nodes.data_bytes();
     let mut effects = Vec::new();
     for (at, &buf) in bufs.iter().enumerate() {
         let at = at as u64;
@@ -191,7 +193,7 @@ pub fn every_order_is_answered_once(nodes: &mut dyn Nodes) {
             2 => Effect::ZeroDisk { op, range, may_punch: false },
             3 => Effect::ReadForResync { op, range },
             4 => Effect::WriteMeta { op, offset: meta, bytes: [5; 4096].into() },
-            _ => Effect::TakeFingerprint { op },
+            _ => Effect::TakeFingerprint { op, size_bytes },
         });
     }
     let count = effects.len();

@@ -98,7 +98,7 @@ impl Probe {
             | Effect::ZeroDisk { op, .. }
             | Effect::FlushDisk { op }
             | Effect::WriteMeta { op, .. }
-            | Effect::TakeFingerprint { op } => {
+            | Effect::TakeFingerprint { op, .. } => {
                 assert!(self.open_ops.insert(*op), "a test uses {op:?} twice");
             }
             Effect::ClosePeer { peer, session, .. } if self.open.get(peer) == Some(session) => {

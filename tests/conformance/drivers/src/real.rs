@@ -18,7 +18,6 @@ use replicator::data_loop::{
     Core, FromLoop, LoopConfig, LoopHandle, LoopStatus, POOL_BYTES_DEFAULT, ToLoop, spawn,
 };
 use replicator::disk::{Disk, DiskLayout, Opening, TestBacking};
-use replicator_core::metadata::fingerprint_samples;
 use replicator_core::wire::{self, HEADER_BYTES, Header, Message};
 use replicator_core::{
     BufId, ByteRange, Command, Effect, Effects, Input, PeerIndex, SessionId, Span, Status, Ticket,
@@ -331,7 +330,6 @@ impl Nodes for Real {
             pool_bytes: POOL_BYTES_DEFAULT,
             client_timeout: Span::from_ms(60_000),
             lease: None,
-            fingerprint_samples: fingerprint_samples(DATA_BYTES),
         };
         let (sender, events) = mpsc::channel();
         let heard = self.nodes[node].heard.clone();

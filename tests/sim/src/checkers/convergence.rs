@@ -54,6 +54,9 @@ impl World {
         if let Some(why) = self.why_rotten() {
             return Some(why);
         }
+        if let Some(why) = self.why_not_grown() {
+            return Some(why);
+        }
         let mut primaries = 0;
         for node in 0..2 {
             let there = &self.nodes[node];
@@ -102,17 +105,22 @@ impl World {
         let mut places = self.plan.spots.clone();
         places.sort_unstable();
         places.dedup();
-        for spot in places {
+        let size = self.nodes[node].process.as_ref().map_or(0, |process| process.size_bytes);
+        let known = places.iter().map(|&spot| {
             let end = (spot + 128 * SECTOR_BYTES).min(self.plan.data_bytes);
+            ByteRange::new(spot, end - spot)
+        });
+        for range in known.chain(self.grown_places(size)).collect::<Vec<_>>() {
             if self.failure.is_none() {
-                let range = ByteRange::new(spot, end - spot);
                 self.request(None, node, tenure, Ask::Read(range));
             }
         }
     }
 
     fn check_equal(&mut self) {
-        let differ = self.nodes[0].disk.live.differences(&self.nodes[1].disk.live);
+        let mut differ = self.nodes[0].disk.live.differences(&self.nodes[1].disk.live);
+        let end = self.superblock(0).data_bytes / SECTOR_BYTES;
+        differ.retain(|&sector| sector < end);
         if let Some(&sector) = differ.first() {
             let values = [0, 1].map(|node| self.nodes[node].disk.live.get(sector));
             let text = format!(

@@ -60,8 +60,20 @@ impl World {
 
     fn differing_blocks(&self) -> Vec<u64> {
         let differences = self.nodes[0].disk.live.differences(&self.nodes[1].disk.live);
-        let mut blocks: Vec<u64> =
-            differences.into_iter().map(|sector| sector / SECTORS_PER_BLOCK).collect();
+        // Behind its room a replica has anything: nobody has written there, it counts as zeroes.
+        let rooms = [0, 1].map(|node| self.superblock(node).room_bytes / SECTOR_BYTES);
+        let differs = |sector: &u64| {
+            let known = |node: usize| match *sector < rooms[node] {
+                true => self.nodes[node].disk.live.get(*sector),
+                false => 0,
+            };
+            known(0) != known(1)
+        };
+        let mut blocks: Vec<u64> = differences
+            .into_iter()
+            .filter(differs)
+            .map(|sector| sector / SECTORS_PER_BLOCK)
+            .collect();
         blocks.dedup();
         blocks
     }
@@ -88,6 +100,7 @@ fn needs_full(one: &Superblock, two: &Superblock) -> bool {
 /// What one disk knows to differ.
 struct Known {
     bitmap: DirtyBitmap,
+    blocks: u64,
     hot: Vec<ByteRange>,
 }
 
@@ -102,12 +115,13 @@ impl Known {
             Replay::Unreadable => vec![ByteRange::new(0, superblock.data_bytes)],
             Replay::Hot(ranges) => ranges,
         };
-        Self { bitmap, hot }
+        Self { bitmap, blocks: superblock.blocks(), hot }
     }
 
     fn contains(&self, block: u64) -> bool {
         let at = block * DIRTY_BLOCK_BYTES;
-        self.bitmap.blocks().contains(block)
+        // A replica that has not grown yet knows nothing of what is behind its end: zeroes.
+        block < self.blocks && self.bitmap.blocks().contains(block)
             || self.hot.iter().any(|range| range.start <= at && at < range.end())
     }
 }

@@ -66,7 +66,7 @@ impl World {
             self.nodes[1 - target].held = true;
         }
         tell!(self, "the operator accepts the loss of data; the other one is off: {holds}");
-        self.clients.history.data_loss_allowed();
+        self.accept_loss();
         let force = Force { allow_data_loss: true, old_primary_is_off: holds };
         let node = Some(name(target));
         self.cluster_mut().forcing = Some(Forcing { target, since: self.now, holds });
@@ -118,7 +118,7 @@ impl World {
         }
         tell!(self, "a new lineage begins");
         self.happened(Occasion::ForcedFailover);
-        self.clients.history.data_loss_allowed();
+        self.accept_loss();
         let replicas = [0, 1].map(|node| self.superblock(node).replica);
         let Some(taker) = (0..2).find(|node| now.state.primary == Some(replicas[*node])) else {
             return;

@@ -100,6 +100,7 @@ pub(super) fn quiet_plan(draw: &mut Draw) -> Plan {
     let drawn = Plan::draw(draw);
     Plan {
         data_bytes: 16 << 20,
+        room_bytes: 16 << 20,
         block_bytes: 4096,
         spots: (1..9).map(|spot| spot << 20).collect(),
         is_wide: false,

@@ -43,6 +43,7 @@ kinds! { DiskAnswer of Result<DiskOutcome, DiskFailure>:
     Done = Ok(DiskOutcome::Done),
     ReadData = Ok(DiskOutcome::Read { data: Some(_) }),
     ReadZeroes = Ok(DiskOutcome::Read { data: None }),
+    Measured = Ok(DiskOutcome::Measured { .. }),
     Fingerprint = Ok(DiskOutcome::Fingerprint(_)),
     Digests = Ok(DiskOutcome::Digests(_)),
     Failed = Err(DiskFailure::Io(_)),
@@ -67,6 +68,8 @@ kinds! { Order of Effect:
     FlushDisk = Effect::FlushDisk { .. },
     WriteMeta = Effect::WriteMeta { .. },
     DigestDisk = Effect::DigestDisk { .. },
+    MeasureDisk = Effect::MeasureDisk { .. },
+    MoveMeta = Effect::MoveMeta { .. },
     TakeFingerprint = Effect::TakeFingerprint { .. },
     SendPeer = Effect::SendPeer { .. },
     CloseRetryNow = Effect::ClosePeer { retry: Retry::Now, .. },
@@ -77,6 +80,7 @@ kinds! { Order of Effect:
     ReleaseBuf = Effect::ReleaseBuf { .. },
     AnswerOperator = Effect::AnswerOperator { .. },
     OpenDevice = Effect::OpenDevice { .. },
+    ResizeDevice = Effect::ResizeDevice { .. },
     CloseDevice = Effect::CloseDevice { forced: false },
     CloseDeviceByForce = Effect::CloseDevice { forced: true },
     Note = Effect::Note(_),
@@ -93,6 +97,9 @@ kinds! { NoteKind of Note:
     ResyncStarted = Note::ResyncStarted { .. },
     HeldBack = Note::HeldBack { .. },
     ResyncFinished = Note::ResyncFinished { .. },
+    Resized = Note::Resized { .. },
+    MetadataMoved = Note::MetadataMoved { .. },
+    NoRoomMade = Note::NoRoomMade { .. },
     DiskFailed = Note::DiskFailed { .. },
     HotExtentsMarked = Note::HotExtentsMarked { .. },
     FenceAwaited = Note::FenceAwaited { .. },
@@ -135,6 +142,11 @@ kinds! { Frame of Message:
     AuthorityRefused = Message::AuthorityRefused { .. },
     Replicas = Message::Replicas(_),
     Cooled = Message::Cooled { .. },
+    MakeRoom = Message::MakeRoom,
+    RoomComes = Message::Room { is_growing: true, .. },
+    RoomMade = Message::Room { is_growing: false, .. },
+    Resize = Message::Resize { .. },
+    Resized = Message::Resized { .. },
     Ping = Message::Ping,
     Echo = Message::Echo { .. },
     Verify = Message::Verify { .. },
@@ -204,6 +216,8 @@ kinds! { CommandKind of Command:
     Verify = Command::Verify { repair: false },
     VerifyAndRepair = Command::Verify { repair: true },
     CancelVerify = Command::CancelVerify,
+    Resize = Command::Resize(Some(_)),
+    ResizeAsFarAsItGoes = Command::Resize(None),
 }
 
 kinds! { AnswerKind of Result<Answer, Box<Refusal>>:
@@ -243,6 +257,8 @@ const FAILED_DURING: &[&str] = &[
     "replicated write",
     "write",
     "read",
+    "zeroing",
+    "move of metadata",
 ];
 
 /// One thing that was seen: a table and the entry in it.

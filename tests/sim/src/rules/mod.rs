@@ -102,7 +102,7 @@ impl World {
             broken = broken.or(verdict.err());
             process.view.ordered(effect);
         }
-        if let Effect::OpenDevice { tenure } = effect_of_office(effects) {
+        if let Effect::OpenDevice { tenure, .. } = effect_of_office(effects) {
             let held = &mut self.checkers.held[node];
             broken = broken.or(fence::office(&process.view, disk, *tenure, held).err());
         }

@@ -32,6 +32,8 @@ pub enum Op {
     Flush { since: Step },
     /// A copy of the superblock with this sequence.
     Superblock { sequence: u64 },
+    /// The metadata move, with both copies of the superblock with this sequence.
+    Move { sequence: u64, before: Box<Layout> },
     /// A block of the activity log: the slots it names.
     Log { slots: Vec<(usize, u32)> },
     /// Anything else.
@@ -456,6 +458,14 @@ impl View {
             }
             Op::Flush { since } if ok => self.flushed = self.flushed.max(since),
             Op::Superblock { sequence } if ok => self.copy_written(sequence),
+            Op::Move { sequence, .. } if ok => {
+                self.copies_written += 1;
+                self.copy_written(sequence);
+            }
+            Op::Move { before, .. } => {
+                self.layout = *before;
+                self.proposed = None;
+            }
             Op::Log { slots } if ok => {
                 for (slot, extent) in slots {
                     self.log[slot] = extent;
@@ -595,10 +605,18 @@ impl View {
                 self.begin(*op, Op::Flush { since: self.step });
             }
             Effect::WriteMeta { op, offset, bytes } => self.writes_meta(*op, *offset, bytes),
+            Effect::MoveMeta { op, to } => {
+                let superblock = Superblock::decode(&to.superblock).expect("our own superblock");
+                let (sequence, new) = (superblock.sequence, superblock.layout());
+                let before = std::mem::replace(&mut self.layout, new);
+                self.begin(*op, Op::Move { sequence, before: Box::new(before) });
+                self.superblock_goes_out(superblock);
+            }
             Effect::ReadDisk { op, .. }
             | Effect::ReadEdges { op, .. }
             | Effect::DigestDisk { op, .. }
-            | Effect::TakeFingerprint { op }
+            | Effect::TakeFingerprint { op, .. }
+            | Effect::MeasureDisk { op }
             | Effect::MapDisk { op, .. } => self.begin(*op, Op::Other),
             Effect::SendPeer { session, message, .. } => {
                 if session.0 == self.session.id {
@@ -619,6 +637,7 @@ impl View {
             Effect::CloseDevice { forced } => self.device_closed(*forced),
             Effect::ReleaseBuf { .. }
             | Effect::AnswerOperator { .. }
+            | Effect::ResizeDevice { .. }
             | Effect::Propose { .. }
             | Effect::Note(_)
             | Effect::Stopped => {}
@@ -685,9 +704,14 @@ impl View {
         if !self.is_superblock(offset) {
             return self.begin(op, Op::Other);
         }
-        let superblock = Box::new(Superblock::decode(bytes).expect("our own superblock"));
+        let superblock = Superblock::decode(bytes).expect("our own superblock");
         let sequence = superblock.sequence;
         self.begin(op, Op::Superblock { sequence });
+        self.superblock_goes_out(superblock);
+    }
+
+    fn superblock_goes_out(&mut self, superblock: Superblock) {
+        let sequence = superblock.sequence;
         if self.proposed.as_ref().is_some_and(|proposed| proposed.sequence == sequence) {
             return;
         }
@@ -706,7 +730,7 @@ impl View {
             self.hot_when_lost.clear();
         }
         self.copies_written = 0;
-        self.proposed = Some(superblock);
+        self.proposed = Some(Box::new(superblock));
     }
 
     /// Whether this update proposes that this replica takes the office.

@@ -33,8 +33,10 @@ impl World {
             Effect::DigestDisk { op, range } => (op, Job::Digest { range }),
             Effect::FlushDisk { op } => (op, Job::Flush { before: 0 }),
             Effect::WriteMeta { op, offset, bytes } => (op, Job::Meta { offset, bytes }),
-            Effect::TakeFingerprint { op } => (op, Job::Fingerprint),
+            Effect::TakeFingerprint { op, size_bytes } => (op, Job::Fingerprint { size_bytes }),
             Effect::MapDisk { op, .. } => (op, Job::Map),
+            Effect::MeasureDisk { op } => (op, Job::Measure),
+            Effect::MoveMeta { op, to } => (op, Job::Move { to }),
             other => unreachable!("not a disk operation: {other:?}"),
         };
         self.spring_at_proposal(node, &job);
@@ -56,8 +58,8 @@ impl World {
             | Job::ReadForResync { .. }
             | Job::Digest { .. } => failing == Failing::Read,
             Job::Flush { .. } => failing == Failing::Flush,
-            Job::Meta { .. } => failing == Failing::Meta,
-            Job::Fingerprint | Job::Map => false,
+            Job::Meta { .. } | Job::Move { .. } => failing == Failing::Meta,
+            Job::Fingerprint { .. } | Job::Map | Job::Measure => false,
         };
         if !hit {
             return Ok(());
@@ -76,7 +78,7 @@ impl World {
 
     fn disk_delay(&mut self, node: usize, job: &Job) -> u64 {
         let most = match job {
-            Job::Flush { .. } | Job::Meta { .. } => self.plan.flush_us,
+            Job::Flush { .. } | Job::Meta { .. } | Job::Move { .. } => self.plan.flush_us,
             _ => self.plan.disk_us,
         };
         let mut delay = (20 + self.draw.below(most)) * 1000;
@@ -126,7 +128,13 @@ impl World {
                     outcome = DiskOutcome::Read { data };
                 }
                 Job::Digest { range } => outcome = DiskOutcome::Digests(disk.digests(*range)),
-                Job::Fingerprint => outcome = DiskOutcome::Fingerprint(disk.fingerprint()),
+                Job::Measure => {
+                    let bytes = disk.actual_bytes();
+                    outcome = DiskOutcome::Measured { device_bytes: bytes, disk_bytes: bytes };
+                }
+                Job::Fingerprint { size_bytes } => {
+                    outcome = DiskOutcome::Fingerprint(disk.fingerprint_of(*size_bytes));
+                }
                 _ => {}
             }
         }

@@ -85,9 +85,17 @@ impl World {
                 });
                 let session = SessionId(self.connections[number].sessions[node]);
                 let grows = matches!(message, Message::GrowReady { .. });
+                let resizes = match message {
+                    Message::Resize { .. } => Some(Moment::ResizeAsked),
+                    Message::Resized { .. } => Some(Moment::ResizeAnswered),
+                    _ => None,
+                };
                 self.step(node, Input::PeerSaid { peer: PEER, session, message, data });
                 if grows {
                     self.spring(Moment::Growth);
+                }
+                if let Some(moment) = resizes {
+                    self.spring(moment);
                 }
             }
             Parcel::Closed => {

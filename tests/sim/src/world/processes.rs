@@ -65,6 +65,7 @@ impl World {
             replica,
             buffers: Buffers::default(),
             device: None,
+            size_bytes: 0,
             timer_at: 0,
             session: None,
             sessions: Vec::new(),
@@ -118,7 +119,8 @@ impl World {
         let process = self.nodes[node].process.as_ref().expect("a process");
         let has_disk = process.replica.status(local).has_disk;
         let working = &self.nodes[node].disk.working;
-        let writes = |job: &Job| matches!(job, Job::Write { .. } | Job::Meta { .. });
+        let writes =
+            |job: &Job| matches!(job, Job::Write { .. } | Job::Meta { .. } | Job::Move { .. });
         if has_disk && working.values().any(|one| one.life == life && writes(&one.job)) {
             let text = format!("{} stopped with disk operations under way", self.nodes[node].name);
             self.fail(Kind::Safety, "R12", text);

@@ -132,11 +132,15 @@ impl World {
                 Effect::AnswerOperator { ticket, result } => {
                     if !self.job_answered(node, ticket.0, &result)
                         && !self.fencing_answered(node, ticket.0, &result)
+                        && !self.growth_answered(ticket.0, &result)
                     {
                         self.operator_answered(node, ticket.0, result);
                     }
                 }
-                Effect::OpenDevice { tenure } => self.device_opened(node, tenure),
+                Effect::OpenDevice { tenure, size_bytes } => {
+                    self.device_opened(node, tenure, size_bytes);
+                }
+                Effect::ResizeDevice { size_bytes } => self.device_grew(node, size_bytes),
                 Effect::CloseDevice { .. } => {
                     self.nodes[node].process.as_mut().expect("a process").device = None;
                 }
@@ -174,6 +178,7 @@ impl World {
         self.check_impostor(node, note);
         self.check_verify(node, note);
         self.occasions_of_note(node, note);
+        self.occasions_of_growth(node, note);
         self.spring_at_note(note);
     }
 
@@ -202,9 +207,10 @@ impl World {
         }
     }
 
-    fn device_opened(&mut self, node: usize, tenure: u64) {
+    fn device_opened(&mut self, node: usize, tenure: u64, size_bytes: u64) {
         self.tally.tenures += 1;
         self.rot_ends(node);
+        self.nodes[node].process.as_mut().expect("a process").size_bytes = size_bytes;
         if self.device_opened_after_going_back(node, tenure) {
             let office = self.checkers.offices;
             self.nodes[node].process.as_mut().expect("a process").device = Some(office);
@@ -241,6 +247,7 @@ impl World {
         let office = self.checkers.offices;
         self.nodes[node].process.as_mut().expect("a process").device = Some(office);
         self.clients.history.tenure_changed(office);
+        self.device_has(node, size_bytes);
         self.occasions_of_office(node);
         if self.cluster.is_some() {
             self.check_one_serves();

@@ -154,6 +154,7 @@ impl World {
                 internal: true,
                 disk_bytes: data_bytes + region_bytes,
                 data_bytes: Some(data_bytes),
+                room_bytes: None,
                 block_bytes: BLOCK_BYTES as u32,
                 log_extents: LOG_EXTENTS,
                 resource: "trio".into(),
@@ -288,7 +289,7 @@ impl World {
                 let released = self.process_mut(node).buffers.remove(&buf.0);
                 assert!(released.is_some(), "a buffer is released twice");
             }
-            Effect::OpenDevice { tenure } => {
+            Effect::OpenDevice { tenure, .. } => {
                 self.process_mut(node).device = Some(tenure);
                 self.happened.push(Happened::Opened(node, tenure));
             }
@@ -670,7 +671,7 @@ impl Node {
             Effect::WriteMeta { op, offset, bytes } => {
                 (op, Job::Meta { offset, bytes: bytes.into() })
             }
-            Effect::TakeFingerprint { op } => (op, Job::Fingerprint),
+            Effect::TakeFingerprint { op, .. } => (op, Job::Fingerprint),
             other => unreachable!("no disk operation of these tests: {other:?}"),
         };
         self.ops.push(Op { id, job });
