@@ -95,7 +95,7 @@ impl World {
         // Not drawn: older seeds keep what they are about.
         let is_plain = matches!(&change, Change::Want { node: Some(_), force, .. }
             if *force == Force::default());
-        if is_plain && ticket % TAKEN_BACK_OF == 0 {
+        if is_plain && ticket.is_multiple_of(TAKEN_BACK_OF) {
             let delay = ticket.wrapping_mul(MIX) % TAKEN_BACK_WITHIN;
             self.soon(delay, Happening::TakeBack { seat });
         }
