@@ -216,7 +216,6 @@ pub fn switch_on(defect: Defect) {
 }
 
 /// Whether a driver is to break its part of a rule.
-#[cfg(feature = "defects")]
 pub fn is_switched_on(which: Defect) -> bool {
     defect(which)
 }

@@ -144,6 +144,8 @@ impl World {
                 (copy.at_begin, copy.since) = (Some(rotten), BlockSet::new());
             }
             Note::VerifyEnded { with, broken, findings, repairs, .. } if with == name => {
+                // What rotted after it had been compared is for another one.
+                let saw_all = self.verifies.copies[1 - node].since.is_empty();
                 self.check_findings(1 - node, broken.is_none(), findings);
                 let is_done = broken.is_none();
                 let occasion = if is_done { Occasion::VerifyEnded } else { Occasion::VerifyBroken };
@@ -152,7 +154,7 @@ impl World {
                     self.happened(Occasion::RotFound);
                 }
                 self.verifies.is_last_done |=
-                    is_done && self.is_calm() && (*repairs || findings.is_clean());
+                    is_done && saw_all && self.is_calm() && (*repairs || findings.is_clean());
                 if *repairs {
                     let mut to_mend = blocks_of(&findings.differing);
                     to_mend.retain(|block| self.rotten_blocks(1 - node).contains(block));
