@@ -126,8 +126,10 @@ impl World {
         let gives_up = before.state.contains(replicas[1 - taker]);
         let lacks_writes =
             !before.state.contains(replicas[taker]) && self.checkers.wrote_alone[1 - taker];
+        // Given up already, and not resynced since: the operator's word holds.
+        let is_given_up = self.superblock(1 - taker).discard_diverged;
         self.checkers.diverged[taker] = false;
-        self.checkers.diverged[1 - taker] |= gives_up && lacks_writes;
+        self.checkers.diverged[1 - taker] |= gives_up && lacks_writes && !is_given_up;
     }
 
     /// A state is committed: whether writes go to one node without the other from now on. They do
