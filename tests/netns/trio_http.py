@@ -189,7 +189,7 @@ def asked_for(text):
 
 
 def what_dashboard_and_alerts_ask_for_is_exported_with_its_labels():
-    """By daemons with services, after a takeover; a metric of what this machine has not is known by name."""
+    """By daemons with services, after a takeover and a verify; a metric of what this machine has not is known by name."""
     needs_watchdog = {"replicator_watchdog_in_time"}
     with Served(attach="fuse") as cluster:
         alpha = cluster.start().alpha
@@ -197,6 +197,7 @@ def what_dashboard_and_alerts_ask_for_is_exported_with_its_labels():
         cluster.wait_for_services("beta")
         alpha.start()
         cluster.wait_in_sync()
+        alpha.ctl("verify", "demo", "--wait")
 
         def exported():
             found = {}
