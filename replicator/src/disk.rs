@@ -235,13 +235,12 @@ impl Disk {
         self.meta.as_mut().unwrap_or(&mut self.data).bytes = bytes;
     }
 
-    /// How large the devices of metadata and data are now.
+    /// How large the devices of metadata and data are now. This waits for no disk.
     pub fn measure(&self) -> io::Result<(u64, u64)> {
-        let size = |file: &File| Ok::<_, io::Error>(lseek(file, 0, Whence::SeekEnd)? as u64);
         if self.test == TestBacking::NoDisk {
             return Ok((self.meta_part().bytes, self.data.bytes));
         }
-        Ok((size(self.meta_file())?, size(self.data_file())?))
+        Ok((self.meta_part().measure()?, self.data.measure()?))
     }
 
     /// A second handle on the metadata to move them in another thread.
@@ -517,6 +516,21 @@ impl Part {
         let bytes = lseek(&file, 0, Whence::SeekEnd).map_err(|e| error(e.into()))? as u64;
         let block_bytes = block_bytes_of(&file, is_device).map_err(error)?;
         Ok(Self { file, path: path.to_owned(), bytes, block_bytes, is_device })
+    }
+
+    /// How large it is now. A seek to the end of a block device would wait for zeroes that are
+    /// being written to it: the kernel lets one of both in.
+    fn measure(&self) -> io::Result<u64> {
+        const SECTOR_BYTES: u64 = 512;
+        let metadata = self.file.metadata()?;
+        if !self.is_device {
+            return Ok(metadata.len());
+        }
+        let device = metadata.rdev();
+        let told =
+            fs::read_to_string(format!("/sys/dev/block/{}:{}/size", major(device), minor(device)))?;
+        let sectors: u64 = told.trim().parse().map_err(io::Error::other)?;
+        Ok(sectors * SECTOR_BYTES)
     }
 
     /// Reads a range of any alignment, in pieces.

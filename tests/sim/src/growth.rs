@@ -136,8 +136,9 @@ impl World {
         tell!(self, "growth {ticket}: {result:?}");
         self.growth.asked = None;
         let mut passing = vec!["not_primary", "busy", "member_missing", "no_disk"];
-        if self.plan.extends && !self.is_calm() {
-            // A disk that failed, or that was exchanged a moment ago.
+        if self.plan.extends {
+            // A disk that failed, or that was exchanged a moment ago; that it does not stay so says
+            // the end, which does not come before all has grown.
             passing.push("no_room");
         }
         match result {
