@@ -19,9 +19,9 @@ use crate::sole::check_sole;
 pub const QUEUE_MAX: usize = 64;
 /// Messages of a round without an answer are sent again after so long.
 const RESEND: Span = Span::from_ms(100);
-/// A round that lost against another one starts again after a multiple of the time that it took to
-/// lose: of this at least, and of no more, since one that was long waited for somebody silent.
-const BACK_OFF: (Span, Span) = (Span::from_ms(8), Span::from_ms(250));
+/// A round that lost against another one starts again after a multiple of this, or of the time
+/// that it took to lose.
+const BACK_OFF: Span = Span::from_ms(8);
 /// The multiples double this often.
 const DOUBLINGS_MAX: u64 = 4;
 /// Somebody said no, and the others, who may still be enough, say nothing: others wait behind it.
@@ -556,7 +556,7 @@ impl Proposer {
         self.attempts += 1;
         let widest = 1 << self.attempts.min(DOUBLINGS_MAX);
         let place = mix(self.process, self.attempts) % widest + 1;
-        self.retry_at = now + Span(took.clamp(BACK_OFF.0, BACK_OFF.1).0 * place);
+        self.retry_at = now + Span(took.max(BACK_OFF).0 * place);
     }
 
     fn is_majority(&self, has: impl Fn(u128) -> bool) -> bool {
