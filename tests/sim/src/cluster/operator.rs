@@ -67,6 +67,11 @@ impl World {
             self.soon(some_time, Happening::Tidy);
         }
         self.switch(seat, change);
+        // Not drawn: older seeds keep what they are about.
+        let word = self.now.wrapping_mul(MIX) >> 32;
+        if dice < 4 && word.is_multiple_of(TAKEN_BACK_OF) {
+            self.soon(word % TAKEN_BACK_WITHIN, Happening::TakeBack { seat });
+        }
     }
 
     /// The office is to move to the other node.
@@ -92,13 +97,6 @@ impl World {
         }
         tell!(self, "operator at {}: {change:?} ({ticket})", NAMES[seat]);
         self.occasions_of_switch(&change);
-        // Not drawn: older seeds keep what they are about.
-        let is_plain = matches!(&change, Change::Want { node: Some(_), force, .. }
-            if *force == Force::default());
-        if is_plain && ticket.is_multiple_of(TAKEN_BACK_OF) {
-            let delay = ticket.wrapping_mul(MIX) % TAKEN_BACK_WITHIN;
-            self.soon(delay, Happening::TakeBack { seat });
-        }
         let (what, since) = (format!("{change:?}"), self.now);
         self.cluster_mut().operator.pending.push(Pending { ticket, seat, life, since, what });
         let why = "the operator".into();
