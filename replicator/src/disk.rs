@@ -243,6 +243,16 @@ impl Disk {
         Ok((self.meta_part().measure()?, self.data.measure()?))
     }
 
+    /// Bytes that were added to the device of the metadata and that nothing makes use of yet; 0
+    /// when that cannot be told. Asked at every status.
+    pub fn added_bytes(&self) -> u64 {
+        if self.test == TestBacking::NoDisk {
+            return 0;
+        }
+        let meta = self.meta_part();
+        meta.measure().map_or(0, |now| now.saturating_sub(meta.bytes))
+    }
+
     /// A second handle on the metadata to move them in another thread.
     pub(crate) fn mover(&self) -> io::Result<Mover> {
         let meta = self.meta_part();

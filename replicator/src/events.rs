@@ -54,18 +54,13 @@ impl Events {
             Weight::Warning => tracing::warn!(resource, "{text}"),
             Weight::Error => tracing::error!(resource, "{text}"),
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at_unix_ms = unix_ms();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let number = kept.back().map_or(1, |last| last.number + 1);
         if kept.len() == REMEMBERED {
             kept.pop_front();
         }
-        kept.push_back(EventReport {
-            number,
-            at_unix_ms: now.as_millis() as u64,
-            resource: resource.to_owned(),
-            text,
-        });
+        kept.push_back(EventReport { number, at_unix_ms, resource: resource.to_owned(), text });
         self.happened.notify_all();
     }
 
@@ -229,6 +224,11 @@ fn describe_loss(why: LinkLoss) -> String {
         LinkLoss::Garbled => "it sent a frame that does not decode".into(),
         LinkLoss::Silent => "it said nothing for too long".into(),
     }
+}
+
+/// The time in milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ mod recording;
 pub mod report;
 pub mod resource;
 pub mod signature;
+mod state_file;
 mod uring;
 pub mod verdict;
 pub mod verify;

@@ -2,11 +2,12 @@
 //! since, where it ended before. The ends it had are remembered in the state directory, one a line,
 //! the newest last; of several places that hold metadata the newest superblock counts.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use replicator_core::metadata::{self, AttachError, SUPERBLOCK_BYTES, Superblock};
+
+use crate::state_file;
 
 /// Ends that are remembered.
 const ENDS_MAX: usize = 8;
@@ -38,12 +39,7 @@ impl RememberedEnds {
         ends.push(end);
         let first = ends.len().saturating_sub(ENDS_MAX);
         let text: String = ends[first..].iter().map(|end| format!("{end}\n")).collect();
-        let fresh = self.path.with_extension("ends.new");
-        let mut file = File::create(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.path)?;
-        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        state_file::replace(&self.path, text.as_bytes())
     }
 }
 

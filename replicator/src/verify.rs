@@ -1,14 +1,15 @@
 //! What verifies of a resource found: what this node knows of the newest of each copy, in a file of
 //! its state directory, so that age and findings outlive the daemon.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{fs, io};
 
 use replicator_core::{ByteRange, Findings};
 use serde::{Deserialize, Serialize};
+
+use crate::events::unix_ms;
+use crate::state_file;
 
 /// What became of the repair that a verify ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -177,14 +178,11 @@ impl Verifies {
     }
 
     fn write(&self, kept: &[VerifyReport]) -> io::Result<()> {
-        let fresh = self.path.with_extension("new");
         if let Some(directory) = self.path.parent() {
             fs::create_dir_all(directory)?;
         }
-        let mut file = File::create(&fresh)?;
-        file.write_all(&serde_json::to_vec_pretty(kept).expect("plain values"))?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.path)
+        let bytes = serde_json::to_vec_pretty(kept).expect("plain values");
+        state_file::replace(&self.path, &bytes)
     }
 }
 
@@ -197,10 +195,6 @@ fn interrupt(report: &mut VerifyReport, why: &str) {
     if report.repair == Repair::Running {
         report.repair = Repair::Unknown;
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 #[cfg(test)]

@@ -23,16 +23,23 @@ def size_of(node):
         return client.size
 
 
+def grow(node):
+    """Says the command; sizes before and after, as clients see them."""
+    old = size_of(node)
+    node.ctl("resize", "demo")
+    new = size_of(node)
+    expect(new > old, f"clients see {new} bytes after {old}")
+    return old, new
+
+
 def o9_a_volume_grows_under_load_and_every_node_has_all_of_it(backing):
     with Cluster(size_mib=64, backing=backing) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        old = size_of(alpha)
         load = Blkload(cluster, alpha, beta)
         running = load.start(8)
         wait_for_writes(alpha, 300)
         extend(alpha, beta, mib=64)
-        alpha.ctl("resize", "demo")
-        new = size_of(alpha)
+        old, new = grow(alpha)
         expect(new >= old + 62 * MIB, f"clients see {new} bytes after {old}")
         wait_for_writes(alpha, 100)
         expect(alpha.peer()["is_member"], "the secondary left the set")
@@ -56,15 +63,12 @@ def o9_a_volume_grows_under_load_and_every_node_has_all_of_it(backing):
 def o9_a_volume_grows_during_a_resync():
     with Cluster(size_mib=96) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        old = size_of(alpha)
         beta.kill()
-        fill(alpha, range(0, old // BLOCK, 9), b"a")
+        fill(alpha, range(0, size_of(alpha) // BLOCK, 9), b"a")
         extend(alpha, beta, mib=32)
         beta.start()
         wait_until("it is there", lambda: alpha.peer()["state"] in ("syncing", "joining", "current"))
-        alpha.ctl("resize", "demo")
-        new = size_of(alpha)
-        expect(new > old, "it did not grow")
+        old, new = grow(alpha)
         fill(alpha, range(old // BLOCK, new // BLOCK, 5), b"n")
         cluster.wait_in_sync()
         cluster.expect_identical()
@@ -74,13 +78,10 @@ def o9_a_node_that_is_away_grows_when_it_is_back():
     """Its disk was extended while its daemon was down: the metadata lie where the end was."""
     with Cluster(size_mib=64) as cluster:
         alpha, beta = cluster.start().alpha, cluster.beta
-        old = size_of(alpha)
         beta.kill()
         wait_until("it left the set", lambda: alpha.replica()["in_sync"] == ["alpha"])
         extend(alpha, beta, mib=32)
-        alpha.ctl("resize", "demo")
-        new = size_of(alpha)
-        expect(new > old, "it did not grow")
+        old, new = grow(alpha)
         fill(alpha, range(old // BLOCK, new // BLOCK, 7), b"n")
         beta.start()
         cluster.wait_in_sync()
@@ -101,8 +102,7 @@ def o9_a_resize_without_room_says_whose_disk_is_to_be_extended():
         extend(beta, mib=32)
         looked = alpha.ctl("resize", "demo", "--dry-run")
         expect(looked["size_bytes"] == old and looked["room_bytes"] > old, f"it says {looked}")
-        alpha.ctl("resize", "demo")
-        expect(size_of(alpha) > old, "it did not grow")
+        grow(alpha)
         expect("already" in alpha.ctl("resize", "demo"), "there was something to do")
         cluster.expect_identical()
 

@@ -331,9 +331,8 @@ impl Replica {
                 self.tell_size(at, effects);
             }
         }
-        let followers_have_it = (0..self.peers.len()).all(|at| !self.is_smaller(at));
         let has_it = self.sizes.durable >= resize.to;
-        let members_have_it = self.members_complete() && followers_have_it;
+        let members_have_it = self.members_complete() && self.followers_have_it();
         if has_it && (members_have_it || defect(Defect::ResizedBeforeMembers)) {
             self.finish_resize(resize, effects);
         }
@@ -431,8 +430,12 @@ impl Replica {
 
     /// R6c: a clean release keeps the set, and whoever of it is promoted shows its own size.
     pub(crate) fn members_have_one_size(&self) -> bool {
-        let all_have_it = (0..self.peers.len()).all(|at| !self.is_smaller(at));
-        self.sizes.resize.is_none() && all_have_it || defect(Defect::ReleasedWhileResizing)
+        self.sizes.resize.is_none() && self.followers_have_it()
+            || defect(Defect::ReleasedWhileResizing)
+    }
+
+    fn followers_have_it(&self) -> bool {
+        (0..self.peers.len()).all(|at| !self.is_smaller(at))
     }
 
     /// Opens the device, with what this replica has: nobody is in the set that has less.

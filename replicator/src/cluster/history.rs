@@ -7,12 +7,12 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use failover::core::cluster::ClusterState;
 use replicator_core::Span;
 use serde::{Deserialize, Serialize};
 
+use crate::events::unix_ms;
 use crate::hooks::HookEvent;
 use crate::latency::Histogram;
 
@@ -296,10 +296,6 @@ fn line(entry: &HistoryEntry) -> Vec<u8> {
     let mut line = serde_json::to_vec(entry).expect("entries are plain values");
     line.push(b'\n');
     line
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 #[cfg(test)]

@@ -78,12 +78,7 @@ impl ControlPlane {
             Ok(None) => return Reply::Already(format!("{} is primary", to.unwrap_or_default())),
             Err(refusal) => return Reply::Refused(refusal),
         };
-        let change = Change::Want {
-            resource: resource.to_owned(),
-            node: Some(target.clone()),
-            force: Force::default(),
-        };
-        match self.order(change, &format!("switchover to {target}")) {
+        match self.order(wish(resource, Some(&target)), &format!("switchover to {target}")) {
             Err(refusal) => Reply::Refused(refusal),
             Ok(()) => self.wait_for_primary(resource, &target, began),
         }
@@ -100,9 +95,8 @@ impl ControlPlane {
         let Some(target) = entry.wanted else {
             return Reply::Already(format!("no switchover of {resource} is under way"));
         };
-        let change =
-            Change::Want { resource: resource.to_owned(), node: None, force: Force::default() };
-        if let Err(refusal) = self.order(change, &format!("switchover to {target} cancelled")) {
+        let why = format!("switchover to {target} cancelled");
+        if let Err(refusal) = self.order(wish(resource, None), &why) {
             return Reply::Refused(refusal);
         }
         let (ordered, old) = (Instant::now(), entry.holder.map(|holder| holder.node));
@@ -229,14 +223,7 @@ impl ControlPlane {
                 it.since.0 > 0 && is_fresh(it, began) && !is_passing
             };
             if let Some(verdict) = refused.filter(counts) {
-                let _ = self.order(
-                    Change::Want {
-                        resource: resource.to_owned(),
-                        node: None,
-                        force: Force::default(),
-                    },
-                    "switchover refused",
-                );
+                let _ = self.order(wish(resource, None), "switchover refused");
                 return Reply::Refused(refusal(&verdict));
             }
             thread::sleep(POLL);
@@ -293,6 +280,12 @@ impl ControlPlane {
         let why = format!("{why}, on {}", self.node.name);
         self.cluster.order(change, &why).map_err(|verdict| refusal(&verdict))
     }
+}
+
+/// Where an operator wants a resource, without force; none: nowhere else any more.
+fn wish(resource: &str, node: Option<&NodeName>) -> Change {
+    let (resource, node) = (resource.to_owned(), node.cloned());
+    Change::Want { resource, node, force: Force::default() }
 }
 
 fn takes_long(resource: &str, what: &str) -> RefusalReport {

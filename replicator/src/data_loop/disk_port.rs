@@ -263,8 +263,7 @@ impl DiskPort {
 
     /// Bytes that were added to the disk and that this replica makes no use of yet.
     pub fn added_bytes(&self) -> u64 {
-        let used = self.disk.meta_device_bytes();
-        self.disk.measure().map_or(0, |(device_bytes, _)| device_bytes.saturating_sub(used))
+        self.disk.added_bytes()
     }
 
     /// Moves the metadata, in a thread of its own.

@@ -5,6 +5,7 @@ use failover_core::cluster::Force;
 use failover_core::command::Change;
 use failover_core::node::Input;
 use failover_core::verdict::Verdict;
+use history::draw::mix;
 
 use crate::cluster::{Happening, NAMES, RESOURCE, name};
 use crate::failure::Kind;
@@ -18,8 +19,6 @@ const PATIENCE: u64 = 30_000 * MS;
 const TAKEN_BACK_OF: u64 = 4;
 /// Within so long: about what a switchover takes.
 const TAKEN_BACK_WITHIN: u64 = 20 * MS;
-/// Spreads the numbers of orders (Knuth, TAOCP 3, 6.4).
-const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What was ordered and not answered.
 #[derive(Debug, Default)]
@@ -68,7 +67,7 @@ impl World {
         }
         self.switch(seat, change);
         // Not drawn: older seeds keep what they are about.
-        let word = self.now.wrapping_mul(MIX) >> 32;
+        let word = mix(self.now);
         if dice < 4 && word.is_multiple_of(TAKEN_BACK_OF) {
             self.soon(word % TAKEN_BACK_WITHIN, Happening::TakeBack { seat });
         }

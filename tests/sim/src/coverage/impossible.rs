@@ -42,6 +42,9 @@ pub fn kind(table: Table, name: &str) -> Option<&'static str> {
         {
             Some(NO_FENCING)
         }
+        (Table::Frames, "RoomComes") => {
+            Some("no disk is extended by so much that zeroing has parts")
+        }
         (Table::Frames, "Replicas" | "Cooled") => Some("two replicas have no third"),
         _ => None,
     }
