@@ -19,8 +19,14 @@ use crate::sole::check_sole;
 pub const QUEUE_MAX: usize = 64;
 /// Messages of a round without an answer are sent again after so long.
 const RESEND: Span = Span::from_ms(100);
-/// A round that lost against another one starts again after a multiple of this.
+/// A round that lost against another one starts again after a multiple of this, or of the time that
+/// it took to lose.
 const BACK_OFF: Span = Span::from_ms(8);
+/// That time counts up to this, which doubles with every attempt, as the multiples do: one round
+/// may have been long since somebody was silent, or since this machine stood still.
+const LOSES_WITHIN: Span = Span::from_ms(8);
+/// They double this often.
+const DOUBLINGS_MAX: u64 = 5;
 /// Somebody said no, and the others, who may still be enough, say nothing: others wait behind it.
 const PATIENCE: Span = Span::from_ms(10_000);
 
@@ -242,9 +248,7 @@ impl Proposer {
             // ever: a higher one is tried.
             let is_outbid = round.denied.values().any(|why| matches!(why, Denial::Promised(_)));
             if is_outbid {
-                self.round = None;
-                self.attempts += 1;
-                self.retry_at = now;
+                self.back_off(now);
             } else {
                 self.send(now, doing);
             }
@@ -540,16 +544,23 @@ impl Proposer {
             return;
         }
         self.last_denial = Some(why.clone());
-        self.round = None;
-        self.attempts += 1;
         if matches!(why, Denial::Promised(_)) || self.open.is_some() {
-            // Names order those who are in each other's way, so that they part.
-            let place = self.me.0.bytes().map(u64::from).sum::<u64>() % 5 + 1;
-            let pause = BACK_OFF.0 * self.attempts.min(8) * place;
-            self.retry_at = now + Span(pause);
+            self.back_off(now);
         } else {
             self.end(now, Outcome::NotNow(why), doing);
         }
+    }
+
+    /// The round is over, and another one begins after a pause: those who are in each other's way
+    /// part since the pauses of each process are others, and since they grow until one of them has
+    /// the time that a round takes here.
+    fn back_off(&mut self, now: Time) {
+        let took = self.round.take().map_or(Span(0), |round| now.since(round.began));
+        self.attempts += 1;
+        let widest = 1 << self.attempts.min(DOUBLINGS_MAX);
+        let place = mix(self.process, self.attempts) % widest + 1;
+        let unit = took.clamp(BACK_OFF, Span(LOSES_WITHIN.0 * widest));
+        self.retry_at = now + Span(unit.0 * place);
     }
 
     fn is_majority(&self, has: impl Fn(u128) -> bool) -> bool {
@@ -572,4 +583,12 @@ impl Proposer {
         self.begin_first(now);
         doing.push(Doing::Ended(proposal, outcome));
     }
+}
+
+/// A number that looks drawn (SplitMix64, Steele et al. 2014).
+fn mix(process: u64, attempts: u64) -> u64 {
+    let mut word = process.wrapping_add(attempts.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
 }

@@ -84,6 +84,35 @@ fn a_takeover_that_another_change_overtook_does_not_hold_up_what_an_operator_ord
     assert!(world.has_lease("alpha"), "{:#?}", world.log);
 }
 
+/// Two propose, and a round takes longer than the pause after one that was lost: they get out of
+/// each other's way all the same (sim --cluster 1796037927747).
+#[test]
+fn two_that_propose_at_a_time_part_also_where_stores_are_slow() {
+    for (delay_ms, fsync_ms) in [(1, 2), (20, 60), (50, 100), (50, 300)] {
+        let mut world = World::with_primary();
+        world.kill("alpha");
+        world.run_until(Span::from_ms(3_000), |world| world.has_lease("beta"));
+        world.start("alpha");
+        world.pass(Span::from_ms(3_000));
+        (world.delay, world.fsync) = (Span::from_ms(delay_ms), Span::from_ms(fsync_ms));
+        for (number, is_standby) in [true, false, true, false].into_iter().enumerate() {
+            let pause = Change::Pause(is_standby);
+            let standby = Change::Standby { node: name("gamma"), is_standby };
+            for (node, change) in [("alpha", pause), ("beta", standby)] {
+                let (ticket, why) = (number as u64, "test".into());
+                world.step(node, Input::Ordered { ticket, change, why });
+            }
+            let wanted = 2 * (number + 1);
+            let is_done = |world: &World| {
+                world.log.iter().filter(|line| line.starts_with("answer")).count() == wanted
+            };
+            let took = world.run_until(Span::from_ms(60_000), is_done);
+            let limit = Span::from_ms(50 * (fsync_ms + 2 * delay_ms));
+            assert!(took <= limit, "{delay_ms}, {fsync_ms}: {} ms", took.as_ms());
+        }
+    }
+}
+
 #[test]
 fn every_node_knows_since_when_the_lease_of_a_dead_primary_is_over() {
     let mut world = World::with_primary();

@@ -49,6 +49,9 @@ pub struct World {
     pub members: Vec<NodeName>,
     /// The services of whoever hands over take their time to stop.
     pub are_stopping: bool,
+    /// How long a message takes, and a write of a record.
+    pub delay: Span,
+    pub fsync: Span,
     /// Whose replica refuses the office, and why.
     pub refusing: Option<(NodeName, Hindrance)>,
 }
@@ -92,6 +95,8 @@ impl World {
             answer: None,
             members: ["alpha", "beta"].map(name).to_vec(),
             are_stopping: false,
+            delay: DELAY,
+            fsync: FSYNC,
             refusing: None,
         };
         for (id, (node, _)) in nodes.iter().enumerate() {
@@ -176,10 +181,10 @@ impl World {
                 if matches!(envelope.message, Message::Promise { .. }) {
                     self.log.push(format!("{} {node} promises", self.now.0 / 1_000_000));
                 }
-                self.push(DELAY, Event::Message { from: node.clone(), to, envelope });
+                self.push(self.delay, Event::Message { from: node.clone(), to, envelope });
             }
             Effect::PersistRecord(record) => {
-                self.push(FSYNC, Event::Durable { node: node.clone(), process, record });
+                self.push(self.fsync, Event::Durable { node: node.clone(), process, record });
             }
             Effect::AskEtcd { .. } => unreachable!("the nodes keep the register"),
             Effect::LeaseChanged { until, .. } => {
