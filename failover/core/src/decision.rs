@@ -208,7 +208,7 @@ impl Node {
             && self
                 .detector
                 .node(&voter.node)
-                .is_some_and(|node| node.acceptor == voter.acceptor && !node.went_back)
+                .is_some_and(|node| node.acceptor() == voter.acceptor && !node.went_back())
     }
 
     pub(crate) fn hears_majority(&self) -> bool {
@@ -270,7 +270,7 @@ impl Node {
                 if !is_there || node.heartbeat.number == 0 || !node.heartbeat.is_blank {
                     return None;
                 }
-                node.acceptor
+                node.acceptor()
             };
             voters.push(Voter { node: name.clone(), acceptor, witness: *witness });
         }

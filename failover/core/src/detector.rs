@@ -7,10 +7,12 @@ use replicator_core::{Span, Time};
 
 use crate::ballot::NodeName;
 use crate::defect::{Defect, defect};
-use crate::message::{Envelope, Heartbeat, Message, RecordSeen};
+use crate::known_record::KnownRecord;
+pub use crate::known_record::Own;
+use crate::message::{Envelope, Heartbeat, RecordSeen};
 
 /// Former processes of a node that are remembered, so that their late messages do not count; and
-/// so many that named an older record than was seen.
+/// so many acceptors of it.
 const FORMER_MAX: usize = 4;
 
 /// One other node as this one hears it.
@@ -20,8 +22,6 @@ pub struct Heard {
     pub at: Option<Time>,
     /// Its process.
     pub process: u64,
-    /// Its acceptor.
-    pub acceptor: u128,
     /// Its newest heartbeat.
     pub heartbeat: Heartbeat,
     /// When that came in.
@@ -30,38 +30,12 @@ pub struct Heard {
     has_answered: bool,
     /// The way there and back, measured with the last heartbeat.
     pub round_trip: Option<Span>,
-    /// It lives, and its record is older than one that was seen of the same acceptor (L5): what
-    /// it promised and accepted is forgotten in part, so it has no vote until it is replaced.
-    pub went_back: bool,
     former: Vec<u64>,
-    /// The highest sequence of its acceptor's record that was ever named, and by which process.
-    sequence: u64,
-    named_by: u64,
-    /// The highest that any other process of it named.
-    named_before: u64,
-    /// The own heartbeat before that was known.
-    known_since: u64,
     /// The sequence with which its process began.
     began: u64,
-    suspects: Vec<Suspect>,
-}
-
-/// A process that began with an older record than was seen: late messages of one that is gone, or
-/// an acceptor that went back. It is the latter when it answers to what was said since.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Suspect {
-    process: u64,
-    /// The own heartbeat before.
-    since: u64,
-}
-
-/// The own process and its last heartbeat.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Own {
-    /// The process.
-    pub process: u64,
-    /// How many heartbeats it has sent.
-    pub beats: u64,
+    /// The records of its acceptors: last the one for which it speaks now, before that such as it
+    /// had, or as others say it has.
+    records: Vec<KnownRecord>,
 }
 
 /// All other nodes.
@@ -73,35 +47,36 @@ pub struct Detector {
 }
 
 impl Heard {
+    /// Its acceptor; 0: none was named.
+    pub fn acceptor(&self) -> u128 {
+        self.records.last().map_or(0, |record| record.acceptor)
+    }
+
+    /// It lives with an old copy of its acceptor's record (L5).
+    pub fn went_back(&self) -> bool {
+        self.records.last().is_some_and(|record| record.went_back)
+    }
+
     /// The highest sequence number that its acceptor's record is known to have had.
     pub fn newest_record(&self) -> u64 {
-        self.sequence
+        self.records.last().map_or(0, |record| record.sequence)
     }
 
-    /// L5: whether this comes from a process that began with an older record than was seen. Every
-    /// process begins with what the one before it had made durable, so only one that is no longer
-    /// the present one, or whose record went back, names less.
-    fn is_suspect(&mut self, own: Own, envelope: &Envelope) -> bool {
-        let known = self.suspects.iter().find(|it| it.process == envelope.process).copied();
-        let suspect = match known {
-            Some(suspect) => suspect,
-            None if self.is_older(envelope.process, envelope.began) => {
-                self.suspect(own, envelope.process)
+    fn record_of(&mut self, acceptor: u128) -> &mut KnownRecord {
+        let known = self.records.iter().position(|record| record.acceptor == acceptor);
+        let at = known.unwrap_or_else(|| {
+            if self.records.len() >= FORMER_MAX {
+                self.records.remove(0);
             }
-            None => return false,
-        };
-        // No earlier process named more than a later one began with.
-        self.went_back |=
-            envelope.sequence > self.sequence || own.is_answered(envelope, suspect.since);
-        true
+            self.records.insert(0, KnownRecord::new(acceptor));
+            0
+        });
+        &mut self.records[at]
     }
 
-    /// L5: whether this names less than was heard of its very process: late words, or a machine
-    /// that went back with all its memory. It is the latter when it answers to what was said since.
-    fn names_less(&mut self, own: Own, envelope: &Envelope) -> bool {
-        let names_less = envelope.sequence < self.sequence && !defect(Defect::NamesLessCounts);
-        self.went_back |= names_less && own.is_answered(envelope, self.known_since);
-        names_less
+    /// It speaks for this acceptor now.
+    fn speaks_for(&mut self, acceptor: u128) {
+        self.records.sort_by_key(|record| record.acceptor == acceptor);
     }
 
     /// Another process of it speaks: nothing that the former one heard or said is its own.
@@ -109,42 +84,6 @@ impl Heard {
         (self.process, self.began) = (envelope.process, envelope.began);
         self.heartbeat = Heartbeat::default();
         self.has_answered = false;
-    }
-
-    fn knows(&mut self, own: Own, sequence: u64, process: u64) {
-        if self.sequence > sequence {
-            return;
-        }
-        if self.named_by != process {
-            (self.named_by, self.named_before) = (process, self.sequence);
-        }
-        if self.sequence < sequence {
-            (self.sequence, self.known_since) = (sequence, own.beats);
-        }
-    }
-
-    fn is_older(&self, process: u64, began: u64) -> bool {
-        let is_newest = self.named_by == process;
-        let before = if defect(Defect::GossipMakesNewer) { 0 } else { self.named_before };
-        began < if is_newest { before } else { self.sequence }
-    }
-
-    fn suspect(&mut self, own: Own, process: u64) -> Suspect {
-        let suspect = Suspect { process, since: own.beats };
-        self.suspects.push(suspect);
-        if self.suspects.len() > FORMER_MAX {
-            self.suspects.remove(0);
-        }
-        suspect
-    }
-}
-
-impl Own {
-    /// Whether a heartbeat answers to one of this process that left later than that one.
-    fn is_answered(self, envelope: &Envelope, since: u64) -> bool {
-        let Message::Heartbeat(heartbeat) = &envelope.message else { return false };
-        heartbeat.echo_of == self.process
-            && heartbeat.echo.is_some_and(|(number, _)| since < number)
     }
 }
 
@@ -166,25 +105,24 @@ impl Detector {
         if is_other && !is_silent && node.former.contains(&envelope.process) {
             return false;
         }
-        if node.acceptor != envelope.acceptor {
-            node.acceptor = envelope.acceptor;
-            (node.sequence, node.named_before) = (0, 0);
-            (node.began, node.went_back) = (0, false);
-            node.suspects.clear();
-        } else if defect(Defect::OldRecordVotes) {
+        let record = node.record_of(envelope.acceptor);
+        if defect(Defect::OldRecordVotes) {
             // No process is suspected.
-        } else if node.went_back {
+        } else if record.went_back {
             // Its later processes go on from the old copy, however far they come.
+            node.speaks_for(envelope.acceptor);
             if is_other {
                 node.begins(envelope);
             }
             node.at = Some(now);
             return false;
-        } else if is_other && node.is_suspect(own, envelope)
-            || !is_other && node.names_less(own, envelope)
+        } else if is_other && record.is_suspect(own, envelope)
+            || !is_other && record.names_less(own, envelope)
         {
             return false;
         }
+        record.knows(own, envelope.sequence, envelope.process);
+        node.speaks_for(envelope.acceptor);
         if is_other {
             if node.at.is_some() {
                 node.former.retain(|process| *process != envelope.process);
@@ -195,7 +133,6 @@ impl Detector {
             }
             node.begins(envelope);
         }
-        node.knows(own, envelope.sequence, envelope.process);
         node.at = Some(now);
         true
     }
@@ -217,30 +154,29 @@ impl Detector {
 
     /// And of one of them.
     pub fn record(&self, name: &NodeName) -> Option<RecordSeen> {
-        let node = self.nodes.get(name).filter(|node| node.acceptor != 0)?;
+        let record = self.nodes.get(name)?.records.last()?;
         Some(RecordSeen {
             node: name.clone(),
-            acceptor: node.acceptor,
-            process: node.named_by,
-            sequence: node.sequence,
-            went_back: node.went_back,
+            acceptor: record.acceptor,
+            process: record.named_by,
+            sequence: record.sequence,
+            went_back: record.went_back,
         })
     }
 
     /// Somebody else knows this of a node's record.
     pub fn told(&mut self, seen: &RecordSeen, own: Own) {
-        let node = self.nodes.entry(seen.node.clone()).or_default();
-        if node.acceptor == 0 {
-            node.acceptor = seen.acceptor;
-        }
-        if node.acceptor != seen.acceptor || defect(Defect::OldRecordVotes) {
+        if defect(Defect::OldRecordVotes) {
             return;
         }
-        node.knows(own, seen.sequence, seen.process);
-        node.went_back |= seen.went_back;
-        let is_older = node.is_older(node.process, node.began);
-        if is_older && node.at.is_some() && !node.went_back {
-            node.suspect(own, node.process);
+        let node = self.nodes.entry(seen.node.clone()).or_default();
+        let (process, began) = (node.process, node.began);
+        let record = node.record_of(seen.acceptor);
+        record.knows(own, seen.sequence, seen.process);
+        record.went_back |= seen.went_back;
+        let is_older = record.is_older(process, began) && !record.went_back;
+        if is_older && node.at.is_some() && node.acceptor() == seen.acceptor {
+            node.record_of(seen.acceptor).suspect(own, process);
             (node.process, node.at) = (0, None);
         }
     }

@@ -38,6 +38,7 @@ pub mod fence;
 pub mod guard;
 mod hindered;
 pub mod holder;
+mod known_record;
 mod lapse;
 pub mod message;
 pub mod node;

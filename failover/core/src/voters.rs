@@ -83,7 +83,7 @@ impl Node {
         let (node, acceptor) = (name.clone(), self.answering(name)?);
         let voter = Voter { node, acceptor, witness: *witness };
         if recorded.is_some_and(|old| old.acceptor == acceptor) {
-            let went_back = self.detector.node(name).is_some_and(|node| node.went_back);
+            let went_back = self.detector.node(name).is_some_and(|node| node.went_back());
             if went_back {
                 let why = format!("{name} answers with an old copy of its register");
                 return Err(self.say_no("went_back", "L5", &why, &start_blank(name)));
@@ -124,7 +124,7 @@ impl Node {
         let heard = self.detector.node(name).filter(|_| self.detector.hears_now(self.now, name));
         // Any message will do: the first of a new process may be an answer.
         match heard {
-            Some(node) => Ok(node.acceptor),
+            Some(node) => Ok(node.acceptor()),
             None => {
                 let why = format!("{name} is not heard");
                 let next = format!("start replicatord on {name}, then order this again");
@@ -252,7 +252,7 @@ impl Node {
         }
         let heard = self.detector.node(name).filter(|_| self.detector.hears_now(self.now, name));
         recorded.any(|voter| {
-            heard.is_none_or(|node| node.acceptor == voter.acceptor && !node.went_back)
+            heard.is_none_or(|node| node.acceptor() == voter.acceptor && !node.went_back())
         }) && self.stranger(name).is_none_or(|it| it.why == Strange::SecondOfItsName)
     }
 
@@ -294,7 +294,7 @@ impl Node {
         }
         let is_recorded = state.all_voters().any(|voter| voter.node == *name);
         let heard = self.detector.node(name);
-        Some(if heard.is_some_and(|node| node.went_back) {
+        Some(if heard.is_some_and(|node| node.went_back()) {
             let why = format!("{name} came back with an old copy of its register");
             let next = start_blank(name).replace("order this again", &replace);
             self.say_no("went_back", "L5", &why, &next)

@@ -142,12 +142,12 @@ impl Node {
         let own = self.state().or(self.acceptor.accepted()).map_or(0, |own| own.revision);
         let is_newer = |(name, node): &(&NodeName, &Heard)| {
             node.heartbeat.accepted > own
-                && !node.went_back
+                && !node.went_back()
                 && self.detector.has_answered(name)
                 && self.detector.hears_now(self.now, name)
         };
         let newer = self.detector.nodes().filter(is_newer);
-        newer.map(|(name, node)| (name.clone(), node.acceptor)).collect()
+        newer.map(|(name, node)| (name.clone(), node.acceptor())).collect()
     }
 
     pub(super) fn carry_out(&mut self, doing: Vec<Doing>, effects: &mut Effects) {

@@ -69,7 +69,7 @@ fn a_blank_acceptor_that_missed_its_admission_asks_who_has_a_record() {
     world.start("beta");
     let hears_beta = |world: &World| {
         let beta = world.core("alpha").detector().node(&name("beta"));
-        beta.is_some_and(|beta| beta.acceptor == 201)
+        beta.is_some_and(|beta| beta.acceptor() == 201)
     };
     // Alpha hears the new acceptor, which hears nobody.
     world.cut.retain(|(from, _)| *from != name("beta"));

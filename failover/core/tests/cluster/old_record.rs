@@ -221,7 +221,7 @@ fn a_process_that_names_less_than_it_did_counts_for_nothing_and_is_found_out_by_
             message: Message::Heartbeat(heartbeat),
         };
         let counts = detector.hears(Time(beats), &gamma, &envelope, own(beats));
-        (counts, detector.node(&gamma).unwrap().went_back)
+        (counts, detector.node(&gamma).unwrap().went_back())
     };
     assert_eq!(hears(1, 11, 0), (true, false));
     assert_eq!(hears(2, 12, 1), (true, false));
@@ -316,6 +316,33 @@ fn an_old_copy_is_replaced_by_an_empty_record() {
     world.kill("beta");
     world.pass(Span::from_ms(3_000));
     assert!(world.has_lease("alpha"), "{:#?}", world.log);
+}
+
+/// It came, was admitted and went back to what it came with, all out of sight of one node: that one
+/// knew another acceptor of it, and what the others told it of this one was lost on it. So was what it
+/// had heard itself, by one late message of the other (sim --cluster 1796039693976).
+#[test]
+fn who_never_heard_a_new_acceptor_knows_from_others_what_its_record_was() {
+    let mut world = World::with_primary();
+    let between = |node| [(name(node), name("gamma")), (name("gamma"), name(node))];
+    world.cut.extend(between("alpha"));
+    world.kill("gamma");
+    world.install("gamma", 300);
+    let older = world.machines[&name("gamma")].disk.clone();
+    world.start("gamma");
+    world.pass(Span::from_ms(2_000));
+    let change = world.core("beta").check_voters(&VotersWish::Replace(name("gamma"))).unwrap();
+    world.order("beta", Input::Ordered { ticket: 6, change, why: "a test".into() }).unwrap();
+    world.pass(Span::from_ms(2_000));
+    assert!(world.core("beta").has_vote(&name("gamma")));
+    world.kill("gamma");
+    world.machines.get_mut(&name("gamma")).unwrap().disk = older;
+    world.cut = between("beta").to_vec();
+    world.start("gamma");
+    world.pass(Span::from_ms(2_000));
+    assert!(world.refuses("alpha", "gamma"), "{:#?}", world.log);
+    let record = &world.machines[&name("gamma")].disk;
+    assert!(record.left_out_of.is_some() && record.accepted.is_none(), "{record:?}");
 }
 
 /// Late words of the process before, in a pause of the present one, then a late word of that: it

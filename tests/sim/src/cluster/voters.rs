@@ -66,7 +66,7 @@ impl World {
             let Some(node) = &self.cluster().seats[other].node else { return false };
             let heard = node.detector().node(&name(seat));
             heard.is_some_and(|heard| {
-                heard.acceptor == copy.id
+                heard.acceptor() == copy.id
                     && heard.newest_record() > copy.sequence
                     && node.detector().hears_now(local, &name(seat))
             })
