@@ -121,6 +121,8 @@ pub struct Proposer {
     /// The state that the last accept of the first in the queue carried: its outcome is open until
     /// it is settled.
     open: Option<ClusterState>,
+    /// Somebody's open proposal that the last round had to settle first, and did not yet.
+    to_settle: Option<ClusterState>,
     /// When the first in the queue came to be the first.
     since: Time,
     /// Why the last round of the first in the queue ended.
@@ -139,6 +141,7 @@ impl Proposer {
             retry_at: Time(0),
             attempts: 0,
             open: None,
+            to_settle: None,
             since: Time(0),
             last_denial: None,
         }
@@ -173,6 +176,11 @@ impl Proposer {
     /// The state that was proposed and may be committed, or come to be (SAFETY.md "Open proposal").
     pub fn open(&self) -> Option<&ClusterState> {
         self.open.as_ref()
+    }
+
+    /// Somebody's open proposal that has to be settled before anything else.
+    pub(crate) fn to_settle(&self) -> Option<&ClusterState> {
+        self.to_settle.as_ref()
     }
 
     /// Whether a proposal of this asker is under way.
@@ -216,7 +224,7 @@ impl Proposer {
 
     fn begin_first(&mut self, now: Time) {
         (self.attempts, self.open, self.since, self.last_denial) = (0, None, now, None);
-        self.retry_at = now;
+        (self.to_settle, self.retry_at) = (None, now);
     }
 
     /// When something is to be done without a message coming in.
@@ -479,8 +487,10 @@ impl Proposer {
         is_repeat: bool,
         doing: &mut Vec<Doing>,
     ) {
-        if !is_repeat {
-            self.open = Some(state.clone());
+        if is_repeat {
+            self.to_settle = Some(state.clone());
+        } else {
+            (self.open, self.to_settle) = (Some(state.clone()), None);
         }
         let round = self.round.as_mut().expect("its promises came in");
         let accepted = BTreeSet::new();
@@ -512,7 +522,7 @@ impl Proposer {
         }
         doing.push(Doing::Commit(ballot.clone(), state.clone()));
         if *is_repeat {
-            self.round = None;
+            (self.round, self.to_settle) = (None, None);
             self.retry_at = now;
         } else {
             self.end(now, Outcome::Committed, doing);

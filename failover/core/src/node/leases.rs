@@ -97,8 +97,16 @@ impl Node {
         // One that hears nobody would go on extending a lease that it cannot use: after its end it
         // asks only while it hears a majority.
         let is_deaf = self.no_majority_since.is_some();
+        // And what the own acceptor alone grants keeps up a takeover that it has to accept.
+        let is_taken = |name: &String| {
+            let next = self.proposer.to_settle();
+            next.is_some_and(|next| {
+                !next.leaves_office(name, &self.me()) && next.by != self.config.name
+            })
+        };
         let is_of_use = |name: &String| {
-            !is_deaf || self.lease_until(name).is_some_and(|until| until > self.now)
+            let is_running = self.lease_until(name).is_some_and(|until| until > self.now);
+            is_running || !is_deaf && !is_taken(name)
         };
         // An office that nobody serves is let go, so that others may take it, or finish taking it.
         let is_news = self.now.since(self.known_since) < self.lease();

@@ -84,6 +84,22 @@ fn a_takeover_that_another_change_overtook_does_not_hold_up_what_an_operator_ord
     assert!(world.has_lease("alpha"), "{:#?}", world.log);
 }
 
+/// The other node's acceptor has taken its takeover in, the witness is dead, and the primary's own
+/// acceptor, without which there is no majority, granted it a lease that nobody else does (sim
+/// --cluster 1796039675790).
+#[test]
+fn a_primary_without_a_majority_does_not_stop_the_takeover_that_it_has_to_settle() {
+    let mut world = World::with_primary();
+    world.isolate("alpha");
+    world.run_until(Span::from_ms(3_000), |world| world.asks_to_accept("beta", "gamma"));
+    world.kill("gamma");
+    world.pass(Span::from_ms(100));
+    world.cut.clear();
+    world.run_until(Span::from_ms(5_000), |world| {
+        ["alpha", "beta"].iter().any(|node| world.has_lease(node))
+    });
+}
+
 /// Two propose, and a round takes longer than the pause after one that was lost: they get out of
 /// each other's way all the same (sim --cluster 1796037927747).
 #[test]
