@@ -206,7 +206,7 @@ impl ControlPlane {
                 "refused"
             } else if heard.is_none_or(|heard| heard.at.is_none()) {
                 "never heard"
-            } else if heard.is_some_and(|heard| heard.went_back) {
+            } else if heard.is_some_and(|heard| heard.went_back()) {
                 "went back"
             } else if node.detector().hears_now(now, &name) {
                 "reachable"
