@@ -18,6 +18,7 @@ use nix::sys::stat::{Mode, umask};
 use replicator_core::Span;
 use thiserror::Error;
 
+use crate::at_once::at_once;
 use crate::cluster::ControlPlane;
 use crate::config::{ClusterConfig, NodeConfig};
 use crate::control::Reply;
@@ -222,25 +223,12 @@ impl Daemon {
         self.resources.iter().map(|resource| resource.name().to_owned()).collect()
     }
 
-    /// Everything there is to tell, or only about one resource. The resources are asked at the
-    /// same time, so that one hanging disk delays the answer only once; one after the other where
-    /// the machine has no threads to give.
+    /// Everything there is to tell, or only about one resource. The resources are asked at once, so
+    /// that one hanging disk delays the answer only once.
     pub fn report(&self, only: Option<&str>) -> StatusReport {
-        let wanted = self.resources.iter().filter(|it| only.is_none_or(|name| it.name() == name));
-        let mut resources: Vec<ResourceReport> = thread::scope(|scope| {
-            let ask = |resource: &Arc<Resource>| {
-                let resource = resource.clone();
-                let theirs = resource.clone();
-                let asked = thread::Builder::new().spawn_scoped(scope, move || theirs.report());
-                asked.map_err(|_| resource)
-            };
-            let asked: Vec<_> = wanted.map(ask).collect();
-            let answered = asked.into_iter().filter_map(|asked| match asked {
-                Ok(thread) => thread.join().ok(),
-                Err(resource) => Some(resource.report()),
-            });
-            answered.collect()
-        });
+        let is_wanted = |it: &&Arc<Resource>| only.is_none_or(|name| it.name() == name);
+        let wanted: Vec<_> = self.resources.iter().filter(is_wanted).collect();
+        let mut resources: Vec<ResourceReport> = at_once(&wanted, |resource| resource.report());
         let cluster_state = self.control_plane.as_ref().and_then(|plane| plane.report());
         if let Some(cluster) = &cluster_state {
             for resource in &mut resources {

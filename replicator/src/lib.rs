@@ -8,6 +8,7 @@
 //! core into a file), `create` with `signature` and `device_use` (metadata on a disk, without a
 //! daemon).
 
+mod at_once;
 pub mod block_device;
 mod buffers;
 pub mod cluster;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::events::unix_ms;
 use crate::hooks::HookEvent;
 use crate::latency::Histogram;
+use crate::state_file;
 
 /// Entries that are kept at least; the file has at most twice as many.
 const KEPT: usize = 1_000;
@@ -252,9 +253,7 @@ impl History {
     }
 
     fn write_anew(&self, kept: &[HistoryEntry]) -> io::Result<()> {
-        let fresh = self.path.with_extension("new");
-        fs::write(&fresh, kept.iter().flat_map(line).collect::<Vec<u8>>())?;
-        fs::rename(&fresh, &self.path)
+        state_file::replace(&self.path, &kept.iter().flat_map(line).collect::<Vec<u8>>())
     }
 
     /// All entries, oldest first.

@@ -5,10 +5,10 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::PoisonError;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{CONNECT_LIMIT, ConnectError, Peers};
+use crate::at_once::at_once;
 use crate::greeting::{GreetingError, Refusal, RefusalCode};
 
 /// No resource can be called so: who asks for it wants to know only whether somebody is there.
@@ -83,20 +83,9 @@ impl Peers {
     /// The first address of the node at which something accepts connections: that machine is not
     /// off. A refused connection proves nothing, routers refuse too.
     pub fn accepting_address(&self, node: &str) -> Option<SocketAddr> {
-        // At the same time, as far as there are threads: a takeover waits for this.
-        let attempt = |address| accepts(address).then_some(address);
-        thread::scope(|scope| {
-            let begin = |address| {
-                let begun = thread::Builder::new().spawn_scoped(scope, move || attempt(address));
-                begun.map_err(|_| address)
-            };
-            let attempts: Vec<_> = self.addresses_of(node).into_iter().map(begin).collect();
-            let mut answers = attempts.into_iter().map(|begun| match begun {
-                Ok(attempt) => attempt.join().expect("connecting does not panic"),
-                Err(address) => attempt(address),
-            });
-            answers.find_map(|answer| answer)
-        })
+        // At the same time: a takeover waits for this.
+        let attempt = |address: &SocketAddr| accepts(*address).then_some(*address);
+        at_once(&self.addresses_of(node), attempt).into_iter().flatten().next()
     }
 
     fn addresses_of(&self, node: &str) -> Vec<SocketAddr> {

@@ -15,7 +15,6 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use failover::core::services::{Kind, ServiceSpec};
@@ -24,6 +23,8 @@ use failover::services::address::place_for;
 use failover::services::ocf::{Agent, Metadata};
 use failover::services::systemd::limits::{UnitLimits, limits_now};
 use replicator_core::Span;
+
+use crate::at_once::at_once;
 
 use super::super::problem::Problem;
 use super::super::{ClusterConfig, ResourceConfig};
@@ -182,10 +183,7 @@ fn waits_for_promotion(agent: &str, parameters: &BTreeMap<String, String>) -> bo
 /// where the file gives none and they are installed. Asks each once, all at the same time;
 /// `run_dir` is this node's.
 pub fn complete(config: &mut ClusterConfig, run_dir: &Path) {
-    let (known, units) = thread::scope(|scope| {
-        let units = scope.spawn(|| ask_systemd(config));
-        (ask_agents(config, run_dir), units.join().unwrap_or_default())
-    });
+    let (known, units) = (ask_agents(config, run_dir), ask_systemd(config));
     for resource in &mut config.resources {
         let services = &mut resource.services;
         for (spec, place) in services.specs.iter_mut().zip(&services.places) {
@@ -245,16 +243,13 @@ fn ask_agents(config: &ClusterConfig, run_dir: &Path) -> BTreeMap<(String, Strin
             _ => None,
         })
         .collect();
-    thread::scope(|scope| {
-        let ask = |(provider, agent)| {
-            let asked = Agent { root: Path::new(OCF_ROOT), provider, agent };
-            let metadata = asked.metadata_now(run_dir).ok().flatten()?;
-            Some(((provider.to_owned(), agent.to_owned()), metadata))
-        };
-        let asked: Vec<_> =
-            agents.into_iter().map(|agent| scope.spawn(move || ask(agent))).collect();
-        asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
-    })
+    let agents: Vec<_> = agents.into_iter().collect();
+    let ask = |&(provider, agent): &(&str, &str)| {
+        let asked = Agent { root: Path::new(OCF_ROOT), provider, agent };
+        let metadata = asked.metadata_now(run_dir).ok().flatten()?;
+        Some(((provider.to_owned(), agent.to_owned()), metadata))
+    };
+    at_once(&agents, ask).into_iter().flatten().collect()
 }
 
 fn take_advice(spec: &mut ServiceSpec, place: &ServicePlace, metadata: &Metadata) {
