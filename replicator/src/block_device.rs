@@ -167,7 +167,9 @@ impl BlockDevice {
                     attached.device()
                 ));
                 // One that was continued has the size that it had.
-                resize(&mut attached, shape.size_bytes, told);
+                if let Err(why) = resize(&mut attached, shape.size_bytes) {
+                    told(format!("{why}; tell it again: replctl resize {}", self.resource));
+                }
                 State::Attached(Box::new(attached))
             }
             Err(error) => {
@@ -311,17 +313,18 @@ impl BlockDevice {
     }
 
     /// Tells the kernel the size of a device that grew; whoever has it open sees it at once.
-    pub fn resize(&self, size_bytes: u64, told: Told<'_>) {
+    pub fn resize(&self, size_bytes: u64) -> Result<(), String> {
         let _operation = self.operate();
         let taken = std::mem::replace(&mut *self.lock(), State::Busy("growing"));
-        let left = match taken {
+        let (left, result) = match taken {
             State::Attached(mut attached) => {
-                resize(&mut attached, size_bytes, told);
-                State::Attached(attached)
+                let result = resize(&mut attached, size_bytes);
+                (State::Attached(attached), result)
             }
-            other => other,
+            other => (other, Ok(())),
         };
         *self.lock() = left;
+        result
     }
 
     /// Whether there is an attached device.
@@ -354,18 +357,14 @@ impl BlockDevice {
     }
 }
 
-/// Users in words; what keeps them from being told counts as one.
-fn resize(attached: &mut Attached, size_bytes: u64, told: Told<'_>) {
-    match attached.resize(size_bytes) {
-        Ok(()) => {}
-        Err(error) => told(format!(
-            "{} does not have its new size of {size_bytes} bytes: {error}; it has it when it is \
-             attached again: replctl switchover",
-            attached.path().display()
-        )),
-    }
+fn resize(attached: &mut Attached, size_bytes: u64) -> Result<(), String> {
+    attached.resize(size_bytes).map_err(|error| {
+        let path = attached.path().display();
+        format!("{path} does not have its new size of {size_bytes} bytes: {error}")
+    })
 }
 
+/// Users in words; what keeps them from being told counts as one.
 fn in_words(users: Result<Vec<User>, AttachError>) -> Vec<String> {
     match users {
         Ok(users) => users.iter().map(ToString::to_string).collect(),

@@ -30,7 +30,7 @@ use crate::key::ClusterKey;
 use crate::resource::Resource;
 
 pub use etcd::{EtcdEndpoint, EtcdReport, check_etcd};
-pub use history::{Fenced, History, HistoryEntry, Taken, Timed};
+pub use history::{Fenced, History, HistoryEntry, Resized, Taken, Timed};
 pub use members::{Applied, ClusterRequest};
 pub use report::{ClusterReport, Explanation, NodeReport, OfficeReport, ReplicaFacts};
 
@@ -121,7 +121,8 @@ impl ControlPlane {
             wiring,
         )?;
         for resource in resources {
-            resource.join_cluster(cluster.clone(), chronicle.clone());
+            resource.join_cluster(cluster.clone());
+            resource.keep_history(chronicle.clone());
         }
         let plane = Arc::new(Self { cluster, config, node: node.clone(), history });
         Self::start_reporting(resources.to_vec()).map_err(io("start the thread facts"))?;
@@ -165,10 +166,12 @@ pub enum ToHistory {
         /// The steps in their order, in milliseconds.
         phases: Vec<(String, u64)>,
     },
+    /// A volume grew.
+    Resized(Resized),
 }
 
 /// Notes every change of the register, on a thread of its own.
-fn start_chronicle(
+pub(crate) fn start_chronicle(
     history: Arc<History>,
     events: Arc<Events>,
 ) -> std::io::Result<mpsc::Sender<ToHistory>> {
@@ -183,6 +186,10 @@ fn start_chronicle(
                 }
                 ToHistory::Served { resource, phases } => {
                     history.note_phases(&resource, "services started", phases);
+                    continue;
+                }
+                ToHistory::Resized(resized) => {
+                    history.note_resized(resized);
                     continue;
                 }
             };

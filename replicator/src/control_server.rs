@@ -249,6 +249,9 @@ fn with_held_back(daemon: &Daemon, resource: &str, to: Option<&str>, reply: Repl
 }
 
 fn unknown_resource(daemon: &Daemon, name: &str) -> RefusalReport {
+    if let Some(refusal) = daemon.control_plane.as_ref().and_then(|it| it.keeps_no_replica(name)) {
+        return refusal;
+    }
     let names = daemon.resource_names().join(", ");
     RefusalReport::new(
         "unknown_resource",

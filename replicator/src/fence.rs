@@ -14,7 +14,7 @@ use failover::core::verdict::Verdict as Refused;
 use failover::node::now;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Explanation, Fenced, History, refusal};
+use crate::cluster::{Explanation, Fenced, History, refusal, start_chronicle};
 use crate::config::{ClusterConfig, FenceConfig, NodeConfig};
 use crate::control::{RefusalReport, Reply};
 use crate::events::{Events, Weight};
@@ -56,7 +56,7 @@ pub struct Fencing {
     fencing_since: Mutex<Option<Instant>>,
     fence_took: Mutex<Duration>,
     /// What was done, kept across restarts.
-    pub history: History,
+    pub history: Arc<History>,
 }
 
 /// Fencing as `replctl` shows it.
@@ -94,6 +94,9 @@ impl Fencing {
         let Some((peer, config)) = cluster.fence_of_peer(&node.name) else { return Ok(None) };
         let (told, facts) = mpsc::channel();
         let settings = settings(cluster, node, &peer.name, config);
+        let history = Arc::new(History::open(&node.state_dir)?);
+        let chronicle = start_chronicle(history.clone(), events.clone())?;
+        resources.iter().for_each(|it| it.keep_history(chronicle.clone()));
         let fencing = Arc::new(Self {
             core: Mutex::new(Fence::new(now(), settings)),
             told,
@@ -108,7 +111,7 @@ impl Fencing {
             alive_at: Mutex::default(),
             fencing_since: Mutex::default(),
             fence_took: Mutex::default(),
-            history: History::open(&node.state_dir)?,
+            history,
         });
         let asker = fencing.clone();
         spawn("ask peer", move || asker.ask_for_ever())?;

@@ -4,6 +4,7 @@
 //! longer than it says.
 
 mod bring_up;
+mod growth;
 mod in_cluster;
 mod old_device;
 mod orders;
@@ -41,6 +42,7 @@ use crate::guard::Guarding;
 use crate::hooks::HookEvent;
 use crate::link::{Due, Link};
 use crate::verify::Verifies;
+use growth::Growth;
 use phases::Marks;
 pub use standing::Standing;
 
@@ -99,6 +101,7 @@ struct State {
     before_office: Option<(RegisterState, bool)>,
     /// A change of office under way.
     marks: Option<Marks>,
+    growth: Growth,
     /// Somebody wants this resource down.
     stop_wanted: bool,
     /// No keeper may be started any more.
@@ -162,6 +165,7 @@ impl Resource {
             learned: None,
             before_office: None,
             marks: None,
+            growth: Growth::default(),
             stop_wanted: false,
             is_closing: false,
         };
@@ -318,9 +322,11 @@ impl Resource {
     fn react(self: &Arc<Self>, event: FromLoop) {
         match event {
             FromLoop::Answer { ticket, result } => {
-                if let Some(operator) = self.lock().waiting.remove(&ticket.0) {
+                let mut state = self.lock();
+                match state.waiting.remove(&ticket.0) {
+                    Some(operator) => drop(operator.send(result)),
                     // An operator who no longer waits has seen the time-out.
-                    let _ = operator.send(result);
+                    None => state.growth.forget_order(),
                 }
             }
             FromLoop::OpenDevice { tenure, size_bytes } => self.open_device(tenure, size_bytes),
@@ -332,8 +338,14 @@ impl Resource {
             FromLoop::Note(note) => {
                 let (weight, text) = describe(&note, &self.peers);
                 self.note_verify(&note);
-                if let Note::MetadataMoved { device_bytes } = note {
-                    self.remember_end(device_bytes);
+                match &note {
+                    Note::Resized { from, to } => self.note_resized(*from, *to),
+                    Note::NoRoomMade { why } => self.lock().growth.no_room = Some(why.clone()),
+                    Note::MetadataMoved { device_bytes } => {
+                        self.lock().growth.no_room = None;
+                        self.remember_end(*device_bytes);
+                    }
+                    _ => {}
                 }
                 let event = match note {
                     Note::DiskFailed { .. } => Some("disk_failed"),
@@ -399,19 +411,12 @@ impl Resource {
         });
     }
 
-    fn resize_device(self: &Arc<Self>, size_bytes: u64) {
-        if let Some(run) = &mut self.lock().run {
-            run.shape.size_bytes = size_bytes;
-        }
-        self.tell_hooks("resized", &format!("the volume has {size_bytes} bytes"));
-        self.in_helper_or_here("resize", move |resource| {
-            let mut told = |text| resource.emit(Weight::Warning, text);
-            resource.device.resize(size_bytes, &mut told);
-        });
-    }
-
     fn close_device(self: &Arc<Self>, forced: bool) {
-        let tenure = self.lock().run.as_mut().and_then(|run| run.serving.take());
+        let tenure = {
+            let mut state = self.lock();
+            state.growth = Growth::default();
+            state.run.as_mut().and_then(|run| run.serving.take())
+        };
         self.office_closed(forced);
         let weight = if forced { Weight::Warning } else { Weight::Info };
         let how = if forced { "taken away" } else { "given up" };

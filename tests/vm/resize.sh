@@ -12,7 +12,7 @@ case $attach in
   nbd) kind=nbd ;;
   fuse) kind=loop ;;
 esac
-modprobe -a loop ext4
+modprobe -a loop fuse ext4
 modprobe nbd nbds_max=4
 mkdir -p "$work"
 # Loop devices grow as logical volumes do. What is added is no zeroes.

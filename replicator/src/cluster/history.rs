@@ -1,5 +1,5 @@
-//! What the register went through, as this node saw it: one JSON object a line, kept across
-//! restarts, newest at the end, bounded.
+//! What the register went through, and volumes that grew, as this node saw it: one JSON object a
+//! line, kept across restarts, newest at the end, bounded.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -20,14 +20,14 @@ use crate::state_file;
 /// Entries that are kept at least; the file has at most twice as many.
 const KEPT: usize = 1_000;
 
-/// One change of the register.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One change of the register, or of the size of a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryEntry {
     /// When this node learned of it, in milliseconds since 1970.
     pub at_unix_ms: u64,
-    /// Revision of the register.
+    /// Revision of the register; with a `resize` the one that it had.
     pub revision: u64,
-    /// What happened: `takeover`, `shrink`, `grow`, `release`, `switchover ordered`, ...
+    /// What happened: `takeover`, `shrink`, `grow`, `release`, `switchover ordered`, `resize`, ...
     pub what: String,
     /// The resource; empty for the whole cluster.
     pub resource: String,
@@ -41,18 +41,25 @@ pub struct HistoryEntry {
     pub primary: String,
     /// Its in-sync set afterwards.
     pub in_sync: Vec<String>,
-    /// How long each part of a change of office took, as this node saw it, in milliseconds, in
-    /// their order; empty on nodes that had no part in it.
+    /// How long each part of a change of office took, or a resize in all, as this node saw it, in
+    /// milliseconds, in their order; empty on nodes that had no part in it.
     #[serde(default)]
     pub phases: Vec<(String, u64)>,
     /// How long clients had no answer, at most, in milliseconds.
     #[serde(default)]
     pub paused_ms: Option<u64>,
+    /// The size of the volume before a `resize`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_bytes: Option<u64>,
+    /// Its size afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_bytes: Option<u64>,
 }
 
 impl HistoryEntry {
     fn is_same(&self, other: &Self) -> bool {
-        self.revision == other.revision && self.what == other.what
+        let key = |it: &Self| (it.revision, it.to_bytes);
+        key(self) == key(other) && self.what == other.what
     }
 }
 
@@ -87,6 +94,24 @@ pub struct Timed {
     pub phases: Vec<(String, u64)>,
     /// How long clients had no answer, at most.
     pub paused_ms: Option<u64>,
+}
+
+/// A volume that grew.
+pub struct Resized {
+    /// The resource.
+    pub resource: String,
+    /// Its primary.
+    pub primary: String,
+    /// Its generation.
+    pub generation: u64,
+    /// Its in-sync set.
+    pub in_sync: Vec<String>,
+    /// Its size before.
+    pub from_bytes: u64,
+    /// Its size now.
+    pub to_bytes: u64,
+    /// How long it took since an operator ordered it here; none: nobody did.
+    pub took_ms: Option<u64>,
 }
 
 /// How often this node took an office since the daemon started, and how long it took, by resource
@@ -145,10 +170,31 @@ impl History {
             generation: register.map_or(0, |register| register.generation),
             primary: register.and_then(|it| it.primary).map(node_of).unwrap_or_default(),
             in_sync,
-            phases: Vec::new(),
-            paused_ms: None,
+            ..HistoryEntry::default()
         };
         self.add(entry.clone()).then_some(entry)
+    }
+
+    /// Notes that a volume grew.
+    pub fn note_resized(&self, resized: Resized) {
+        let Resized { resource, primary, generation, in_sync, from_bytes, to_bytes, took_ms } =
+            resized;
+        let ordered = took_ms.map_or(String::new(), |_| format!(", an operator, on {primary}"));
+        self.add(HistoryEntry {
+            at_unix_ms: unix_ms(),
+            revision: self.entries().last().map_or(0, |last| last.revision),
+            what: "resize".into(),
+            resource,
+            why: format!("from {from_bytes} to {to_bytes} bytes{ordered}"),
+            by: primary.clone(),
+            generation,
+            primary,
+            in_sync,
+            phases: took_ms.map(|ms| ("grown".to_owned(), ms)).into_iter().collect(),
+            paused_ms: None,
+            from_bytes: Some(from_bytes),
+            to_bytes: Some(to_bytes),
+        });
     }
 
     /// Notes what fencing did, where no majority has a register with revisions.
@@ -174,6 +220,7 @@ impl History {
             in_sync: if taker.is_empty() { Vec::new() } else { vec![taker.to_owned()] },
             phases,
             paused_ms,
+            ..HistoryEntry::default()
         });
     }
 
@@ -214,7 +261,9 @@ impl History {
 
     /// Notes how long services took after the last change of a resource, as an entry of its own.
     pub fn note_phases(&self, resource: &str, what: &str, phases: Vec<(String, u64)>) {
-        let last = self.entries().into_iter().rev().find(|entry| entry.resource == resource);
+        let is_meant =
+            |entry: &HistoryEntry| entry.resource == resource && entry.to_bytes.is_none();
+        let last = self.entries().into_iter().rev().find(is_meant);
         let Some(last) = last else { return };
         let (at_unix_ms, what) = (unix_ms(), what.to_owned());
         self.add(HistoryEntry { at_unix_ms, what, phases, paused_ms: None, ..last });
@@ -329,6 +378,41 @@ mod tests {
         let last = entries.last().unwrap();
         assert_eq!((&last.phases, last.paused_ms), (&phases, Some(7)));
         assert_eq!(entries.last().unwrap().revision, 2 * KEPT as u64 + 5);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn every_growth_of_a_volume_is_noted_once_and_is_no_change_of_office() {
+        let directory =
+            std::env::temp_dir().join(format!("replicator-resized-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let history = History::open(&directory).unwrap();
+        let mut state = ClusterState { revision: 7, ..ClusterState::default() };
+        (state.cause.resource, state.cause.what) = ("db".into(), "takeover".into());
+        history.note(&state);
+        let grown = |from_bytes, to_bytes, took_ms| {
+            history.note_resized(Resized {
+                resource: "db".into(),
+                primary: "alpha".into(),
+                generation: 3,
+                in_sync: vec!["alpha".into()],
+                from_bytes,
+                to_bytes,
+                took_ms,
+            });
+        };
+        grown(1, 2, Some(80));
+        grown(2, 3, None);
+        grown(2, 3, None);
+        history.note_phases("db", "services started", vec![("database".into(), 5)]);
+        let entries = History::open(&directory).unwrap().entries();
+        assert_eq!(entries, history.entries());
+        let [_, first, second, services] = &entries[..] else { panic!("{entries:?}") };
+        assert_eq!((first.from_bytes, first.to_bytes, first.revision), (Some(1), Some(2), 7));
+        assert_eq!(first.why, "from 1 to 2 bytes, an operator, on alpha");
+        assert_eq!(first.phases, [("grown".to_owned(), 80)]);
+        assert_eq!((second.to_bytes, second.why.as_str()), (Some(3), "from 2 to 3 bytes"));
+        assert_eq!((services.to_bytes, services.why.as_str()), (None, ""));
         fs::remove_dir_all(directory).unwrap();
     }
 

@@ -264,6 +264,21 @@ impl ControlPlane {
         }
     }
 
+    /// What a witness answers when something is ordered of a resource, which it has no replica of.
+    pub fn keeps_no_replica(&self, resource: &str) -> Option<RefusalReport> {
+        if !self.node.witness || self.config.resource(resource).is_none() {
+            return None;
+        }
+        let entry = self.look().and_then(|node| self.entry(&node, resource)).ok();
+        let holder = entry.and_then(|entry| entry.holder).map(|holder| holder.node);
+        let place = holder.map_or("a data node".to_owned(), |node| format!("{node}, its primary"));
+        Some(RefusalReport::new(
+            "witness",
+            format!("{} is a witness and has no replica of {resource}", self.node.name),
+            format!("give this command on {place}"),
+        ))
+    }
+
     pub(super) fn refuse_witness(&self) -> Result<(), RefusalReport> {
         if self.node.witness {
             return Err(RefusalReport::new(

@@ -316,7 +316,7 @@ fn offices_taken(out: &mut Families, taken: &Taken) {
 fn changes_of_office(out: &mut Families, entries: &[HistoryEntry]) {
     let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     let mut newest: BTreeMap<&str, &HistoryEntry> = BTreeMap::new();
-    for entry in entries.iter().filter(|entry| !entry.resource.is_empty()) {
+    for entry in entries.iter().filter(|it| !it.resource.is_empty() && it.to_bytes.is_none()) {
         *counts.entry((&entry.resource, &entry.what)).or_default() += 1;
         if entry.what == "takeover" {
             newest.insert(&entry.resource, entry);

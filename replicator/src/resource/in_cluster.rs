@@ -29,13 +29,17 @@ const WORDS_BYTES_MAX: usize = 20_000;
 
 impl Resource {
     /// From now on this resource belongs to a cluster with a majority.
-    pub fn join_cluster(&self, cluster: Cluster, chronicle: mpsc::Sender<ToHistory>) {
+    pub fn join_cluster(&self, cluster: Cluster) {
         // Set once, before the resource starts.
         let _ = self.cluster_handle.set(cluster);
+    }
+
+    /// Where it has its history noted; set once, before it starts.
+    pub fn keep_history(&self, chronicle: mpsc::Sender<ToHistory>) {
         let _ = self.chronicle.set(chronicle);
     }
 
-    /// Has something noted in the history; nothing without a control plane.
+    /// Has something noted in the history; nothing where none is kept.
     pub(super) fn tell_history(&self, told: ToHistory) {
         if let Some(chronicle) = self.chronicle.get() {
             // The thread that reads it lives as long as the process.

@@ -18,7 +18,7 @@ use crate::link::Link;
 
 /// A promotion or demotion may wait for disks and peers for so long before the operator is told
 /// what it waits for.
-const ROLE_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const ROLE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a promotion waits for a session that may be on its way.
 const SESSION_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the end of a session takes at most from the loop to here.
@@ -27,7 +27,7 @@ const SESSION_POLL: Duration = Duration::from_millis(20);
 /// The same for what only changes book-keeping.
 const SHORT_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a promotion waits for its block device.
-const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a stop waits for whoever takes the office that it gave up: as long as that one would
 /// wait for it.
 const HEIR_PATIENCE: Duration = Duration::from_secs(1);
@@ -430,20 +430,6 @@ impl Resource {
     /// Ends a verify that is under way.
     pub fn cancel_verify(&self) -> Reply {
         self.order(Command::CancelVerify, SHORT_PATIENCE)
-    }
-
-    /// Makes the volume larger.
-    pub fn resize(&self, size_bytes: Option<u64>) -> Reply {
-        let reply = self.order(Command::Resize(size_bytes), ROLE_PATIENCE);
-        let size = self.loop_status().map_or(0, |status| status.core.size_bytes);
-        match reply {
-            Reply::Done(_) => Reply::Done(format!("{} has {size} bytes", self.name())),
-            Reply::Already(_) => Reply::Already(format!(
-                "{} has {size} bytes already, as far as every node has room",
-                self.name()
-            )),
-            refused => refused,
-        }
     }
 
     /// Gives up what diverged here.

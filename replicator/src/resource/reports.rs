@@ -82,6 +82,8 @@ impl Resource {
                 running.found(&verify.findings);
             }
         }
+        let no_room = self.lock().growth.no_room.clone();
+        report.warnings.extend(no_room.map(|why| format!("no room is made: {why}")));
         report.warnings.extend(report.verifies.iter().filter_map(|it| self.verify_warning(it)));
         let text = "this resource runs on a backing that is for tests only".to_owned();
         if self.config.test_backing != crate::config::TestBackingWish::Normal {
@@ -109,7 +111,7 @@ impl Resource {
         Some(text + &format!("; replctl verify {} --repair copies them again", self.name()))
     }
 
-    fn replica_report(&self, core: &Status, block_bytes: u32) -> ReplicaReport {
+    pub(super) fn replica_report(&self, core: &Status, block_bytes: u32) -> ReplicaReport {
         let register = &core.register;
         let name_of = |replica: ReplicaId| self.node_of(replica, core.replica);
         let mut in_sync = Vec::new();
