@@ -188,10 +188,11 @@ Exit codes: 0 started, with --wait: all is the same or repaired; 1 refused, or i
 Extend the backing disk on every data node, then say it once, on the primary:
   alpha# lvextend -L +100G vg/mariadb         beta# lvextend -L +100G vg/mariadb
   alpha# replctl resize mariadb               as far as both have room
-  alpha# resize2fs /dev/replicator/mariadb    what is on it grows like on any disk
+  alpha# resize2fs /dev/replicator/mariadb    what is on it grows like on any disk, also mounted
 Each node moves its metadata to the new end of its disk and zeroes what was added; then clients see
 the new size, without a pause and without a resync. Status shows how far it is. A node that is away
-meanwhile does its part when it is back, if its disk was extended too. A volume never shrinks.
+meanwhile does its part when it is back, if its disk was extended too. A volume never shrinks. Asked
+on another node it names the primary; replctl history keeps what it did.
   --dry-run    say how large the volume is and how much room every node has
   --size 200G  only to this size")]
     Resize {
@@ -345,7 +346,7 @@ Exit code 1 when a difference is left that cannot be changed now; each says why 
         #[arg(long)]
         dry_run: bool,
     },
-    /// Show what happened to the register: every change with its cause.
+    /// Show what happened to the register, every change with its cause, and volumes that grew.
     History {
         /// Only of this resource.
         resource: Option<String>,
