@@ -125,6 +125,8 @@ def o9_a_resize_without_room_says_whose_disk_is_to_be_extended():
         beta.refuses("resize", "demo", code="not_primary")
         alpha.refuses("resize", "demo", "--size", "10M", code="shrinks")
         expect(size_of(alpha) == old, "it grew")
+        answer = alpha.refuses("resize", "demo", code="no_room")
+        expect("make room on beta," in answer.next, f"without a size it says {answer}")
         extend(beta, mib=32)
         looked = alpha.ctl("resize", "demo", "--dry-run")
         expect(looked["size_bytes"] == old and looked["room_bytes"] > old, f"it says {looked}")
@@ -256,8 +258,9 @@ def o9_a_volume_with_external_metadata_grows_when_their_device_has_room_for_more
 def o9_a_resize_asked_elsewhere_says_where_to_say_it():
     with Cluster(size_mib=64, witness=True) as cluster:
         alpha, beta, gamma = cluster.start().nodes.values()
-        extend(alpha, beta, mib=32)
         primary = cluster.primary()
+        extend(alpha, beta, mib=32)
+        extend(primary, mib=16)
         secondary = beta if primary is alpha else alpha
         answer = secondary.refuses("resize", "demo", "--size", "80M", code="not_primary")
         where, command = f"give this command on {primary.name}: replctl ", f"resize demo --size {80 * MIB}"
@@ -267,6 +270,7 @@ def o9_a_resize_asked_elsewhere_says_where_to_say_it():
         old = size_of(primary)
         primary.ctl(*command.split())
         expect(size_of(primary) == 80 * MIB, "it does not have the size that was ordered")
+        expect("already" in primary.ctl(*command.split()), "it did not have the size that was ordered")
         expect_in_history(primary, old, 80 * MIB, by=primary.name, is_ordered=True)
         expect_in_history(secondary, old, 80 * MIB, by=primary.name, is_ordered=False)
         primary.kill()

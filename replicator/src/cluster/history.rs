@@ -58,8 +58,10 @@ pub struct HistoryEntry {
 
 impl HistoryEntry {
     fn is_same(&self, other: &Self) -> bool {
-        let key = |it: &Self| (it.revision, it.to_bytes);
-        key(self) == key(other) && self.what == other.what
+        self.revision == other.revision
+            && self.what == other.what
+            && self.resource == other.resource
+            && self.to_bytes == other.to_bytes
     }
 }
 
@@ -390,9 +392,9 @@ mod tests {
         let mut state = ClusterState { revision: 7, ..ClusterState::default() };
         (state.cause.resource, state.cause.what) = ("db".into(), "takeover".into());
         history.note(&state);
-        let grown = |from_bytes, to_bytes, took_ms| {
+        let grown = |resource: &str, from_bytes, to_bytes, took_ms| {
             history.note_resized(Resized {
-                resource: "db".into(),
+                resource: resource.into(),
                 primary: "alpha".into(),
                 generation: 3,
                 in_sync: vec!["alpha".into()],
@@ -401,17 +403,19 @@ mod tests {
                 took_ms,
             });
         };
-        grown(1, 2, Some(80));
-        grown(2, 3, None);
-        grown(2, 3, None);
+        grown("db", 1, 2, Some(80));
+        grown("db", 2, 3, None);
+        grown("db", 2, 3, None);
+        grown("web", 2, 3, None);
         history.note_phases("db", "services started", vec![("database".into(), 5)]);
         let entries = History::open(&directory).unwrap().entries();
         assert_eq!(entries, history.entries());
-        let [_, first, second, services] = &entries[..] else { panic!("{entries:?}") };
+        let [_, first, second, other, services] = &entries[..] else { panic!("{entries:?}") };
         assert_eq!((first.from_bytes, first.to_bytes, first.revision), (Some(1), Some(2), 7));
         assert_eq!(first.why, "from 1 to 2 bytes, an operator, on alpha");
         assert_eq!(first.phases, [("grown".to_owned(), 80)]);
         assert_eq!((second.to_bytes, second.why.as_str()), (Some(3), "from 2 to 3 bytes"));
+        assert_eq!((other.resource.as_str(), other.to_bytes), ("web", Some(3)));
         assert_eq!((services.to_bytes, services.why.as_str()), (None, ""));
         fs::remove_dir_all(directory).unwrap();
     }

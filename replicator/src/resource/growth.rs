@@ -42,11 +42,10 @@ impl Growth {
 impl Resource {
     /// Makes the volume larger, and its block device.
     pub fn resize(self: &Arc<Self>, size_bytes: Option<u64>) -> Reply {
-        let is_first = {
-            let mut state = self.lock();
-            state.growth.no_room = None;
-            let ordered = &mut state.growth.ordered;
-            ordered.replace(ordered.unwrap_or_else(Instant::now)).is_none()
+        let is_first = self.serving().is_some() && {
+            let growth = &mut self.lock().growth;
+            growth.no_room = None;
+            growth.ordered.replace(growth.ordered.unwrap_or_else(Instant::now)).is_none()
         };
         let reply = self.order(Command::Resize(size_bytes), ROLE_PATIENCE);
         let goes_on = |it: &RefusalReport| it.code == "still_waiting";
@@ -61,8 +60,8 @@ impl Resource {
                 if size > 0 {
                     self.grow_device(size);
                 }
-                let not_done = self.wait_for_device_size(size).or_else(|| self.lacks_room(size));
-                not_done.unwrap_or_else(|| {
+                let lacks = || if size_bytes.is_none() { self.lacks_room(size) } else { None };
+                self.wait_for_device_size(size).or_else(lacks).unwrap_or_else(|| {
                     let name = self.name();
                     Reply::Already(format!(
                         "{name} has {size} bytes already, as far as every node has room"

@@ -1,5 +1,6 @@
 //! `resize`: a volume grows. The daemon answers when it has; what takes longer than an answer may
-//! is asked for again, with the reason of the wait.
+//! is asked for again, with the reason of the wait. So the last answer may be about a growth beyond
+//! the one that was waited for.
 
 use std::path::Path;
 use std::thread;
@@ -27,16 +28,24 @@ pub fn run(
         return look(&fetch_status(socket, Some(resource))?, wants_json);
     }
     let order = Order::Resize { resource: resource.to_owned(), size_bytes };
-    let mut is_under_way = false;
+    let mut size_before = None;
     let mut told = String::new();
     loop {
         let reply = ask_daemon(socket, order.clone())?;
         let Reply::Refused(refusal) = &reply else { return say(&reply, wants_json) };
-        is_under_way |= refusal.code == "still_waiting";
-        if !is_under_way || !["still_waiting", "busy"].contains(&refusal.code.as_str()) {
+        let code = refusal.code.as_str();
+        if size_before.is_none() && code != "still_waiting" {
             return Err(refusal_failure(refusal));
         }
         let report = fetch_status(socket, Some(resource))?;
+        let size = replica(&report).map_or(0, |(_, replica)| replica.size_bytes);
+        let before = *size_before.get_or_insert(size);
+        if code == "no_room" && size > before {
+            return say(&Reply::Done(format!("{resource} has {size} bytes")), wants_json);
+        }
+        if !["still_waiting", "busy"].contains(&code) {
+            return Err(refusal_failure(refusal));
+        }
         let wait = replica(&report).and_then(|(_, replica)| replica.waits.first());
         let what = wait.map_or(String::new(), |wait| wait.what.clone());
         if what != told && !wants_json {
