@@ -318,9 +318,9 @@ fn an_old_copy_is_replaced_by_an_empty_record() {
     assert!(world.has_lease("alpha"), "{:#?}", world.log);
 }
 
-/// It came, was admitted and went back to what it came with, all out of sight of one node: that one
-/// knew another acceptor of it, and what the others told it of this one was lost on it. So was what it
-/// had heard itself, by one late message of the other (sim --cluster 1796039693976).
+/// It came, was admitted and went back to what it came with, all out of sight of one node: that
+/// one knew another acceptor of it, and what the others told it of this one was lost on it. So was
+/// what it had heard itself, by one late message of the other (sim --cluster 1796039693976).
 #[test]
 fn who_never_heard_a_new_acceptor_knows_from_others_what_its_record_was() {
     let mut world = World::with_primary();
