@@ -291,12 +291,14 @@ def o9_a_pair_that_fences_has_a_resize_in_its_history():
 SCENARIOS = [
     *on_each_backing(o9_a_volume_grows_under_load_and_every_node_has_all_of_it),
     o9_a_volume_grows_during_a_resync,
-    o9_a_node_that_is_away_grows_when_it_is_back,
     o9_a_resize_without_room_says_whose_disk_is_to_be_extended,
-    o9_daemons_killed_while_they_make_room_come_back_with_all_data,
     o9_daemons_killed_while_external_metadata_move_come_back_with_all_data,
-    o9_three_replicas_grow_under_load_and_any_of_them_serves_what_was_written_then,
-    o9_a_volume_with_external_metadata_grows_when_their_device_has_room_for_more,
     o9_a_resize_asked_elsewhere_says_where_to_say_it,
     o9_a_pair_that_fences_has_a_resize_in_its_history,
+]
+LONG = [
+    o9_a_node_that_is_away_grows_when_it_is_back,
+    o9_daemons_killed_while_they_make_room_come_back_with_all_data,
+    o9_three_replicas_grow_under_load_and_any_of_them_serves_what_was_written_then,
+    o9_a_volume_with_external_metadata_grows_when_their_device_has_room_for_more,
 ]

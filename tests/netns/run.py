@@ -53,8 +53,8 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + growing.SCE
              + trio_placement.SCENARIOS + trio_places.SCENARIOS + etcd_register.SCENARIOS
              + trio_postgres.SCENARIOS + trio_reach.SCENARIOS + trio_scarcity.SCENARIOS
              + many_clusters.SCENARIOS + trio_readme.SCENARIOS + verify.SCENARIOS)
-LONG = (three.LONG + trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG + trio_operation.LONG
-        + trio_placement.LONG + trio_services.LONG + trio_guard.LONG + trio_address.LONG + fencing.LONG
+LONG = (three.LONG + growing.LONG + trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG
+        + trio_operation.LONG + trio_placement.LONG + trio_services.LONG + trio_guard.LONG + trio_address.LONG + fencing.LONG
         + etcd_register.LONG + trio_reach.LONG)
 
 DEADLINE_S = 900
@@ -126,7 +126,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="WORD", help="those with one of these in the name")
-    parser.add_argument("--long", action="store_true", help="also those that take minutes")
+    parser.add_argument("--long", action="store_true", help="all there are")
     parser.add_argument("--list", action="store_true", help="their names")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time (1)")
     arguments = parser.parse_args()
@@ -134,7 +134,8 @@ def main():
         for scenario in SCENARIOS + LONG:
             print(sentence(scenario))
         return 0
-    chosen = [it for it in SCENARIOS + (LONG if arguments.long else [])
+    short = [it for it in SCENARIOS if not hasattr(it, "is_for_long")]
+    chosen = [it for it in (SCENARIOS + LONG if arguments.long else short)
               if not arguments.words or any(word in sentence(it) for word in arguments.words)]
     began = time.monotonic()
     binaries()
