@@ -54,8 +54,8 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + growing.SCE
              + trio_postgres.SCENARIOS + trio_reach.SCENARIOS + trio_scarcity.SCENARIOS
              + many_clusters.SCENARIOS + trio_readme.SCENARIOS + verify.SCENARIOS)
 LONG = (three.LONG + growing.LONG + trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG
-        + trio_operation.LONG + trio_placement.LONG + trio_services.LONG + trio_guard.LONG + trio_address.LONG + fencing.LONG
-        + etcd_register.LONG + trio_reach.LONG)
+        + trio_operation.LONG + trio_placement.LONG + trio_services.LONG + trio_guard.LONG
+        + trio_address.LONG + fencing.LONG + etcd_register.LONG + trio_reach.LONG)
 
 DEADLINE_S = 900
 
