@@ -207,7 +207,7 @@ async fn serve(
     }
 }
 
-async fn answer(client: &Client, form: &Form, ask: &Ask, deadline: Duration) -> Answer {
+async fn answer(client: &Arc<Client>, form: &Form, ask: &Ask, deadline: Duration) -> Answer {
     let (path, body) = form.request(ask);
     let found = match client.post(path, &body, deadline).await {
         Ok(answer) => form.answer(ask, &answer).map_err(client::nonsense),

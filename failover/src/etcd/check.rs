@@ -2,6 +2,7 @@
 //! lies below the prefix this cluster's register?
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use failover_core::Time;
@@ -38,7 +39,7 @@ pub enum CheckError {
 pub fn check(config: &EtcdConfig) -> Result<EtcdCheck, CheckError> {
     let runtime = Builder::new_current_thread().enable_all().build();
     runtime.map_err(CheckError::System)?.block_on(async {
-        let client = Client::new(config);
+        let client = Arc::new(Client::new(config));
         let mut problem = client.reload().await;
         if let (None, Some(login)) = (&problem, &config.login) {
             problem = login.password().await.err();
@@ -72,7 +73,7 @@ fn one_store(endpoints: &[EndpointReport]) -> Result<(), Verdict> {
     }
 }
 
-async fn read(client: &Client, config: &EtcdConfig) -> Result<String, Verdict> {
+async fn read(client: &Arc<Client>, config: &EtcdConfig) -> Result<String, Verdict> {
     let form = Form::new(config);
     let of =
         |trouble: Trouble| Verdict::new(Time(0), &trouble.code, "etcd", trouble.why, trouble.next);

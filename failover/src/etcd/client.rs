@@ -29,6 +29,9 @@ const IDLE_MAX: usize = 4;
 const CONNECT_PART: u32 = 2;
 /// A line of a watch at most.
 const LINE_BYTES_MAX: usize = 1 << 20;
+/// etcd verifies a password by a hash that is slow on purpose, the slower the busier it is.
+const LOG_IN_PATIENCE: Duration = Duration::from_secs(5);
+const LOG_IN_PAUSE: Duration = Duration::from_secs(1);
 const ENDPOINTS: &str = "look at etcd: etcdctl endpoint status, for the endpoints of [etcd]";
 const NO_NAME: &str = "sign the certificate of [etcd] again, with a subject that has no common name \
                        (CN): etcd takes user and password over HTTP only from such a client";
@@ -40,6 +43,8 @@ struct Endpoint {
     tls: Option<Arc<Tls>>,
     /// With these it has answered.
     proven: Mutex<Option<Credentials>>,
+    /// Held while user and password are verified: why they were not the last time, and when.
+    refused: tokio::sync::Mutex<Option<(Instant, Failure)>>,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -53,6 +58,7 @@ pub(super) struct Client {
 }
 
 /// What one endpoint made of one question.
+#[derive(Clone)]
 pub(super) enum Failure {
     /// It never arrived: another endpoint may be asked.
     NotSent(String),
@@ -83,6 +89,7 @@ impl Client {
             address: *address,
             tls: tls.clone(),
             proven: Mutex::default(),
+            refused: tokio::sync::Mutex::default(),
             idle: Mutex::default(),
         };
         Self {
@@ -113,7 +120,7 @@ impl Client {
 
     /// Asks an endpoint that can be reached.
     pub(super) async fn post(
-        &self,
+        self: &Arc<Self>,
         path: &str,
         body: &Json,
         limit: Duration,
@@ -188,17 +195,19 @@ impl Client {
 
     /// One endpoint, with a token if there is a password; one that is over is replaced.
     async fn ask(
-        &self,
+        self: &Arc<Self>,
         index: usize,
         path: &str,
         body: Bytes,
         limit: Duration,
     ) -> Result<Vec<u8>, Failure> {
         for attempt in 0..2 {
-            let token = self.token(index, limit).await?;
+            let token = self.token(index).await?;
             match self.exchange(index, path, body.clone(), token.as_deref(), limit).await {
                 Err(Failure::Refused(_, why)) if attempt == 0 && is_old_token(&why) => {
-                    *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    let mut known = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Another question may have a newer one already.
+                    known.take_if(|known| Some(known.as_str()) == token.as_deref());
                 }
                 other => return other,
             }
@@ -206,15 +215,48 @@ impl Client {
         unreachable!("the second attempt returns")
     }
 
-    async fn token(&self, index: usize, limit: Duration) -> Result<Option<String>, Failure> {
-        let Some(login) = &self.login else { return Ok(None) };
-        let known = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if known.is_some() {
-            return Ok(known);
+    fn known_token(&self) -> Option<String> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn token(self: &Arc<Self>, index: usize) -> Result<Option<String>, Failure> {
+        if self.login.is_none() {
+            return Ok(None);
         }
+        if let Some(known) = self.known_token() {
+            return Ok(Some(known));
+        }
+        // It goes on when this question is given up: a password is slow to verify on purpose, and
+        // every question that began anew would make it slower.
+        let client = self.clone();
+        let logging_in = tokio::spawn(async move { client.log_in(index).await });
+        logging_in.await.unwrap_or_else(|error| Err(Failure::NotSent(error.to_string())))
+    }
+
+    /// One at a time for each endpoint, and not at once again after a refusal.
+    async fn log_in(&self, index: usize) -> Result<Option<String>, Failure> {
+        let mut refused = self.endpoints[index].refused.lock().await;
+        if let Some(known) = self.known_token() {
+            return Ok(Some(known));
+        }
+        if let Some((at, failure)) = &*refused
+            && at.elapsed() < LOG_IN_PAUSE
+        {
+            return Err(failure.clone());
+        }
+        let found = timeout(LOG_IN_PATIENCE, self.authenticate(index)).await;
+        let late = |_| Err(Failure::NotSent("the password was not verified in time".into()));
+        let found = found.unwrap_or_else(late);
+        *refused = found.as_ref().err().map(|failure| (Instant::now(), failure.clone()));
+        found
+    }
+
+    async fn authenticate(&self, index: usize) -> Result<Option<String>, Failure> {
+        let Some(login) = &self.login else { return Ok(None) };
         let password = login.password().await.map_err(Failure::File)?;
         let body = json!({ "name": login.user, "password": password }).to_string();
-        let asked = self.exchange(index, "/v3/auth/authenticate", body.into(), None, limit).await;
+        let path = "/v3/auth/authenticate";
+        let asked = self.exchange(index, path, body.into(), None, LOG_IN_PATIENCE).await;
         let answer = match asked {
             // A password given to an etcd that wants none does no harm.
             Err(Failure::Refused(_, why)) if why.contains("authentication is not enabled") => {
@@ -290,7 +332,7 @@ impl Client {
 
     /// Gives the lines of a watch, until it ends or says nothing for so long.
     pub(super) async fn watch(
-        &self,
+        self: &Arc<Self>,
         index: usize,
         body: &Json,
         patience: Duration,
@@ -298,7 +340,7 @@ impl Client {
     ) {
         let index = index % self.endpoints.len();
         let endpoint = &self.endpoints[index];
-        let Ok(token) = self.token(index, patience).await else { return };
+        let Ok(Ok(token)) = timeout(patience, self.token(index)).await else { return };
         let Ok(mut connection) = endpoint.connect(patience).await else { return };
         let body = Bytes::from(body.to_string());
         let request = endpoint.request("/v3/watch", body, token.as_deref());
