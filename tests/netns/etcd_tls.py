@@ -4,7 +4,7 @@ import time
 
 from cluster import expect, wait_until
 from etcd_register import Loopback, check
-from etcd_site import EtcdPair, Site, etcd_lines, expect_endpoints
+from etcd_site import EtcdPair, Site, expect_endpoints
 from trio import stay
 
 LEASE_S = 2.0
@@ -45,11 +45,9 @@ class SecureLoopback(Loopback):
     """Two nodes on loopback; `write_config(tls={KEY: PATH})` replaces files of theirs."""
 
     def _config(self, mine):
-        plain = etcd_lines(self.site, 2000, self.login())
-        own = "\n".join(self.site.certificates.client_lines(**mine.get("tls", {})))
+        lines = self.site.certificates.client_lines
         text = super()._config({**mine, "etcd": self.login()})
-        expect(plain in text, "the lines of etcd are those")
-        return text.replace("\n".join(self.site.certificates.client_lines()), own)
+        return text.replace("\n".join(lines()), "\n".join(lines(**mine.get("tls", {}))))
 
     @property
     def password(self):
@@ -76,11 +74,12 @@ def check_names_files(cluster, certificates):
     expect(check(cluster.alpha) == [], f"{check(cluster.alpha)}")
     text = cluster.alpha.config.read_text()
     for key, path in zip(("ca", "certificate", "key"), (certificates.ca, *certificates.client)):
-        line = next(number for number, it in enumerate(text.splitlines(), 1) if it.startswith(f"{key} = \"{path}"))
+        line = text[:text.index(f'{key} = "{path}"')].count("\n") + 1
         place = f"{cluster.alpha.config}:{line}:{len(key) + 4}: "
         absent = cluster.dir / "absent"
         cluster.expect_problem(place, f"{key} {absent}", "No such file", **{key: absent})
-        cluster.expect_problem(place, f"{key} {cluster.password}", "in it", **{key: cluster.password})
+        other = cluster.password
+        cluster.expect_problem(place, f"{key} {other}", "in it", **{key: other})
     foreign = certificates.sign("other")
     cluster.expect_problem(f"key {foreign[1]}", "does not belong to the certificate",
                            key=foreign[1])
@@ -100,6 +99,11 @@ def check_names_the_side_that_refuses(cluster, certificates):
                                "openssl x509 -noout -dates", certificate=certificate, key=key)
     cluster.expect_problem(endpoint, "without a certificate", "write certificate and key",
                            certificate=None, key=None)
+    cluster.write_config(tls={"ca": None, "certificate": None, "key": None})
+    config = cluster.alpha.config
+    config.write_text(config.read_text().replace("https://", "http://"))
+    expect(any("if it speaks TLS, write https://" in it for it in check(cluster.alpha)),
+           f"{check(cluster.alpha)}")
     for words, how in (("not for this address", {"names": "IP:192.0.2.1"}),
                        ("has expired", {"names": f"IP:{certificates.host}", "days": -1})):
         certificates.sign("server", uses="serverAuth,clientAuth", **how)
@@ -137,7 +141,7 @@ def a_new_password_is_used(cluster, certificates):
         site.ctl(*words, check=words != ("user", "grant-role", "root", "root"))
     site.login = ("--user", "root:secret")
     wait_until("the common name is refused",
-               lambda: tells(primary, "next", "has no common name"), 10)
+               lambda: tells(primary, "next", "without a common name"), 10)
     certificates.sign("client", subject="/O=replicator")
     wait_until("etcd is well with a password", lambda: is_well(primary), 10)
     stay(2 * LEASE_S)

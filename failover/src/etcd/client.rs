@@ -33,8 +33,8 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 const LOG_IN_PATIENCE: Duration = Duration::from_secs(5);
 const LOG_IN_PAUSE: Duration = Duration::from_secs(1);
 const ENDPOINTS: &str = "look at etcd: etcdctl endpoint status, for the endpoints of [etcd]";
-const NO_NAME: &str = "sign the certificate of [etcd] again, with a subject that has no common name \
-                       (CN): etcd takes user and password over HTTP only from such a client";
+const NO_NAME: &str = "sign the certificate of [etcd] again, without a common name (CN): \
+                       with one, etcd takes no user over HTTP";
 
 type Connection = SendRequest<Full<Bytes>>;
 

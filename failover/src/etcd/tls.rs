@@ -50,7 +50,7 @@ pub struct FileProblem {
 
 impl From<FileProblem> for Trouble {
     fn from(FileProblem { why, next, .. }: FileProblem) -> Self {
-        Trouble { code: "certificate".into(), why, next }
+        Trouble { code: "file".into(), why, next }
     }
 }
 

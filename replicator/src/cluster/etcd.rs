@@ -80,12 +80,8 @@ pub fn etcd_config(config: &ClusterConfig, key: &ClusterKey) -> Option<EtcdConfi
 
 /// A file of `[etcd]` that cannot be used, as other trouble with etcd is shown.
 pub fn file_refusal(problem: FileProblem) -> RefusalReport {
-    RefusalReport {
-        code: "certificate".into(),
-        rule: "etcd".into(),
-        why: problem.why,
-        next: problem.next,
-    }
+    let FileProblem { why, next, .. } = problem;
+    RefusalReport { code: "file".into(), rule: "etcd".into(), why, next }
 }
 
 /// What is wrong with etcd, in words, for `replctl check`; and what is right.
