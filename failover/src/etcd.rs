@@ -5,15 +5,18 @@
 //! ```text
 //!   etcd/form.rs     keys and transactions as etcd's JSON, and back
 //!   etcd/client.rs   one question to one endpoint; which endpoint is next
+//!   etcd/tls.rs      certificates, and what a refusal by one of the sides means
 //!   etcd/check.rs    what `replctl check` finds out
 //! ```
 
 mod check;
 mod client;
 mod form;
+mod tls;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,12 +25,14 @@ use failover_core::NodeName;
 use failover_core::etcd::{Answer, Ask};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::datagram::Authenticate;
 use client::Client;
 use form::Form;
 
-pub use check::{EtcdCheck, check};
+pub use check::{CheckError, EtcdCheck, check};
+pub use tls::{FileProblem, TlsFiles};
 
 /// The endpoints are asked how they are so often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -44,14 +49,41 @@ pub struct EtcdConfig {
     pub endpoints: Vec<SocketAddr>,
     /// Our keys begin with it.
     pub prefix: String,
+    /// The certificates, if it is spoken to by TLS.
+    pub tls: Option<TlsFiles>,
     /// User and password, if etcd wants them.
-    pub login: Option<(String, String)>,
+    pub login: Option<Login>,
     /// The name of the cluster.
     pub cluster: String,
     /// The code with the cluster's key: two clusters with one name are told apart by it.
     pub authenticate: Authenticate,
     /// The lease; a question may take a fifth of it.
     pub lease: Duration,
+}
+
+/// A user of etcd.
+#[derive(Clone)]
+pub struct Login {
+    /// The name.
+    pub user: String,
+    /// The file with the password.
+    pub password_file: PathBuf,
+    /// Reads that file; it is called for every token, so a new password needs no restart.
+    pub read: fn(&Path) -> Result<String, String>,
+}
+
+impl Login {
+    /// The password; read elsewhere than on this thread.
+    async fn password(&self) -> Result<String, FileProblem> {
+        let (path, read) = (self.password_file.clone(), self.read);
+        let found = tokio::task::spawn_blocking(move || read(&path)).await;
+        let found = found.unwrap_or_else(|error| Err(error.to_string()));
+        found.map_err(|why| FileProblem {
+            path: self.password_file.clone(),
+            why,
+            next: "correct the file, or password_file of [etcd]".into(),
+        })
+    }
 }
 
 impl EtcdConfig {
@@ -93,7 +125,15 @@ struct Question {
 #[derive(Clone)]
 pub(crate) struct Etcd {
     questions: mpsc::UnboundedSender<Question>,
-    endpoints: Arc<Mutex<Vec<EndpointReport>>>,
+    reports: Arc<Mutex<Reports>>,
+}
+
+/// What the thread finds out by itself.
+#[derive(Default)]
+struct Reports {
+    endpoints: Vec<EndpointReport>,
+    /// Why the certificates cannot be used as they are now.
+    file_trouble: Option<FileProblem>,
 }
 
 /// What the thread tells.
@@ -117,13 +157,13 @@ impl Etcd {
             why: "not asked yet".into(),
             ..EndpointReport::default()
         };
-        let endpoints: Vec<EndpointReport> = config.endpoints.iter().map(blank).collect();
-        let endpoints = Arc::new(Mutex::new(endpoints));
+        let endpoints = config.endpoints.iter().map(blank).collect();
+        let own = Arc::new(Mutex::new(Reports { endpoints, file_trouble: None }));
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (reports, me) = (endpoints.clone(), me.clone());
+        let (reports, me) = (own.clone(), me.clone());
         let body = move || runtime.block_on(serve(config, me, inbox, reports, Arc::new(tell)));
         thread::Builder::new().name("etcd".into()).spawn(body)?;
-        Ok(Self { questions, endpoints })
+        Ok(Self { questions, reports: own })
     }
 
     /// Asks; the answer comes in any case.
@@ -134,7 +174,12 @@ impl Etcd {
 
     /// How the endpoints are.
     pub(crate) fn endpoints(&self) -> Vec<EndpointReport> {
-        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).endpoints.clone()
+    }
+
+    /// Why the certificates cannot be used as they are now; those from before may still be in use.
+    pub(crate) fn file_trouble(&self) -> Option<FileProblem> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).file_trouble.clone()
     }
 }
 
@@ -142,12 +187,15 @@ async fn serve(
     config: EtcdConfig,
     me: NodeName,
     mut inbox: mpsc::UnboundedReceiver<Question>,
-    reports: Arc<Mutex<Vec<EndpointReport>>>,
+    reports: Arc<Mutex<Reports>>,
     tell: Arc<dyn Fn(Told) + Send + Sync>,
 ) {
     let client = Arc::new(Client::new(&config));
     let form = Arc::new(Form::new(&config));
     let beat = config.beat();
+    // So that the first question finds them; after that, answers come in any case.
+    let _ = timeout(beat, client.reload()).await;
+    tokio::spawn(look_at_files(client.clone(), reports.clone()));
     tokio::spawn(look_at_endpoints(client.clone(), reports));
     tokio::spawn(watch(client.clone(), form.clone(), me, beat, tell.clone()));
     while let Some(Question { number, ask }) = inbox.recv().await {
@@ -159,7 +207,7 @@ async fn serve(
     }
 }
 
-async fn answer(client: &Client, form: &Form, ask: &Ask, deadline: Duration) -> Answer {
+async fn answer(client: &Arc<Client>, form: &Form, ask: &Ask, deadline: Duration) -> Answer {
     let (path, body) = form.request(ask);
     let found = match client.post(path, &body, deadline).await {
         Ok(answer) => form.answer(ask, &answer).map_err(client::nonsense),
@@ -171,13 +219,21 @@ async fn answer(client: &Client, form: &Form, ask: &Ask, deadline: Duration) -> 
     })
 }
 
-async fn look_at_endpoints(client: Arc<Client>, reports: Arc<Mutex<Vec<EndpointReport>>>) {
+async fn look_at_files(client: Arc<Client>, reports: Arc<Mutex<Reports>>) {
+    loop {
+        let found = client.reload().await;
+        reports.lock().unwrap_or_else(PoisonError::into_inner).file_trouble = found;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn look_at_endpoints(client: Arc<Client>, reports: Arc<Mutex<Reports>>) {
     loop {
         let began = Instant::now();
         let count = client.endpoint_count();
         let asked = (0..count).map(|index| client.look(index, LOOK_EVERY));
         let found = futures_util::future::join_all(asked).await;
-        *reports.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        reports.lock().unwrap_or_else(PoisonError::into_inner).endpoints = found;
         tokio::time::sleep(LOOK_EVERY.saturating_sub(began.elapsed())).await;
     }
 }

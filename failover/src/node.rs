@@ -23,7 +23,7 @@ use replicator_core::register::RegisterState;
 use thiserror::Error;
 
 use crate::datagram::{Authenticate, Opened, Sealer};
-use crate::etcd::{EndpointReport, Etcd, EtcdConfig, Told};
+use crate::etcd::{EndpointReport, Etcd, EtcdConfig, FileProblem, Told};
 use crate::port::{Ports, Refused, Station};
 use crate::store::{Store, StoreError};
 
@@ -229,6 +229,11 @@ impl Cluster {
     /// How the endpoints of etcd are; empty when the nodes keep the register themselves.
     pub fn etcd_endpoints(&self) -> Vec<EndpointReport> {
         self.etcd.as_ref().map_or_else(Vec::new, Etcd::endpoints)
+    }
+
+    /// Why the certificates for etcd cannot be used as they are now.
+    pub fn etcd_file_trouble(&self) -> Option<FileProblem> {
+        self.etcd.as_ref().and_then(Etcd::file_trouble)
     }
 
     fn wait_for(&self, answer: &mpsc::Receiver<Result<(), Verdict>>) -> Result<(), Verdict> {

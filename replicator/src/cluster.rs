@@ -89,10 +89,7 @@ impl ControlPlane {
             resources: resources.iter().map(|it| it.name().to_owned()).collect(),
             lease: lease_of(config.lease_ms),
         };
-        let etcd = etcd::etcd_config(&config, &key).map_err(|why| {
-            let what = "use [etcd]".to_owned();
-            failover::StartError::Io { what, source: std::io::Error::other(why) }
-        })?;
+        let etcd = etcd::etcd_config(&config, &key);
         // A register in etcd and one that the nodes keep have nothing to do with each other.
         let (mut own, mut other) = ("register", "register-etcd");
         if etcd.is_some() {

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 
+from certificates import Certificates
 from cluster import Skip, die_with_parent, expect, free_port, run, wait_until
 from trio import Trio
 
@@ -30,15 +31,22 @@ class Member:
         """Its client address."""
         return f"{self.site.host}:{self.client_port}"
 
+    @property
+    def url(self):
+        """The same with how it is spoken to."""
+        return f"{'https' if self.site.certificates else 'http'}://{self.endpoint}"
+
     def start(self):
         """Starts it; a member that was there before finds its data again."""
-        client, peer = f"http://{self.endpoint}", f"http://{self.site.host}:{self.peer_port}"
+        client, peer = self.url, f"http://{self.site.host}:{self.peer_port}"
         members = ",".join(f"{it.name}=http://{self.site.host}:{it.peer_port}"
                            for it in self.site.members)
         command = ["etcd", "--name", self.name, "--data-dir", self.dir,
                    "--listen-client-urls", client, "--advertise-client-urls", client,
                    "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
                    "--initial-cluster", members, "--log-level", "error"]
+        if self.site.certificates:
+            command += self.site.certificates.server_options()
         with open(self.site.dir / f"{self.name}.log", "ab") as log:
             self.process = subprocess.Popen(
                 [str(word) for word in (*self.site.inside, *command)], stdin=subprocess.DEVNULL,
@@ -56,9 +64,10 @@ class Member:
 
 
 class Site:
-    """The members, on one address; their data lie in memory."""
+    """The members, on one address; their data lie in memory. `secure`: by TLS, and only with a
+    certificate of the client."""
 
-    def __init__(self, host="127.0.0.1", namespace=None, count=MEMBERS):
+    def __init__(self, host="127.0.0.1", namespace=None, count=MEMBERS, secure=False):
         if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
             raise Skip("no etcd here: apt-get install etcd-server etcd-client")
         parent = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -67,6 +76,7 @@ class Site:
         # Not by `ip netns exec`, which copies all mounts and so keeps those of other tests busy.
         self.inside = ("nsenter", f"--net=/run/netns/{namespace}") if namespace else ()
         self.login = ()
+        self.certificates = Certificates(self.dir, host) if secure else None
         self.members = [Member(self, number) for number in range(1, count + 1)]
 
     def start(self):
@@ -76,13 +86,14 @@ class Site:
         wait_until("etcd has a leader", self.leader, 20)
         return self
 
-    def ctl(self, *arguments, member=None, check=True):
+    def ctl(self, *arguments, member=None, check=True, **more):
         """Runs etcdctl against one member, or all that run."""
         asked = [member] if member else [it for it in self.members if it.process]
-        endpoints = ",".join(it.endpoint for it in asked)
+        endpoints = ",".join(it.url for it in asked)
+        proofs = self.certificates.ctl_options() if self.certificates else ()
         return run(*self.inside, "etcdctl", "--endpoints", endpoints, "--command-timeout", "3s",
-                   "--dial-timeout", "1s", *self.login, *arguments, check=check,
-                   env={**os.environ, "ETCDCTL_API": "3"}).stdout
+                   "--dial-timeout", "1s", *proofs, *self.login, *arguments, check=check,
+                   **more, env={**os.environ, "ETCDCTL_API": "3"}).stdout
 
     def leader(self):
         """The member that leads now; nothing while there is none."""
@@ -111,8 +122,8 @@ class EtcdPair(Trio):
     """alpha and beta, each in a namespace on a bridge, and the members of etcd in another one; no
     witness. Needs root."""
 
-    def __init__(self, lease_ms=None, etcd_options="", **more):
-        self.site = None
+    def __init__(self, lease_ms=None, etcd_options="", secure=False, **more):
+        self.site, self.is_secure = None, secure
         self.lease_ms, self.etcd_options = lease_ms, etcd_options
         try:
             super().__init__(witness=False, **more)
@@ -131,7 +142,7 @@ class EtcdPair(Trio):
         run("ip", "-n", place, "addr", "add", f"{ETCD_ADDRESS}/24", "dev", "link0")
         run("ip", "-n", place, "link", "set", "link0", "up")
         run("ip", "-n", bridge, "link", "set", "etcd", "master", "bridge", "up")
-        self.site = Site(ETCD_ADDRESS, place).start()
+        self.site = Site(ETCD_ADDRESS, place, secure=self.is_secure).start()
 
     def _config(self, mine):
         first, rest = super()._config(mine).split("\n", 1)
@@ -165,8 +176,10 @@ class EtcdPair(Trio):
 
 def etcd_lines(site, lease_ms=None, options=""):
     """The part of a configuration that makes etcd the register."""
-    endpoints = ", ".join(f'"{member.endpoint}"' for member in site.members)
+    endpoints = ", ".join(f'"{member.url}"' for member in site.members)
     lines = ['register = "etcd"', "[etcd]", f"endpoints = [{endpoints}]"]
+    if site.certificates:
+        lines += site.certificates.client_lines()
     if lease_ms:
         lines.append(f"lease_ms = {lease_ms}")
     return "\n".join([*lines, options])

@@ -15,6 +15,7 @@ import traceback
 
 import bad_input
 import etcd_register
+import etcd_tls
 import fencing
 import floating_address
 import growing
@@ -51,11 +52,12 @@ SCENARIOS = (kills.SCENARIOS + roles.SCENARIOS + storage.SCENARIOS + growing.SCE
              + trio_hangs.SCENARIOS + trio_http.SCENARIOS
              + trio_services.SCENARIOS + trio_guard.SCENARIOS + trio_address.SCENARIOS
              + trio_placement.SCENARIOS + trio_places.SCENARIOS + etcd_register.SCENARIOS
+             + etcd_tls.SCENARIOS
              + trio_postgres.SCENARIOS + trio_reach.SCENARIOS + trio_scarcity.SCENARIOS
              + many_clusters.SCENARIOS + trio_readme.SCENARIOS + verify.SCENARIOS)
 LONG = (three.LONG + growing.LONG + trio_postgres.LONG + trio_network.LONG + trio_hosts.LONG
         + trio_operation.LONG + trio_placement.LONG + trio_services.LONG + trio_guard.LONG
-        + trio_address.LONG + fencing.LONG + etcd_register.LONG + trio_reach.LONG)
+        + trio_address.LONG + fencing.LONG + etcd_register.LONG + etcd_tls.LONG + trio_reach.LONG)
 
 DEADLINE_S = 900
 

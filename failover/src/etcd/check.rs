@@ -2,6 +2,7 @@
 //! lies below the prefix this cluster's register?
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use failover_core::Time;
@@ -11,7 +12,7 @@ use tokio::runtime::Builder;
 
 use super::client::{Client, nonsense};
 use super::form::Form;
-use super::{EndpointReport, EtcdConfig};
+use super::{EndpointReport, EtcdConfig, FileProblem};
 
 /// A password may take etcd a while on a busy machine, and nobody waits but an operator.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,19 +26,35 @@ pub struct EtcdCheck {
     pub register: Result<String, Verdict>,
 }
 
+/// Why nothing could be asked.
+#[derive(Debug)]
+pub enum CheckError {
+    /// The system refuses what is needed.
+    System(io::Error),
+    /// A file of `[etcd]` cannot be used.
+    File(FileProblem),
+}
+
 /// Asks every endpoint, and reads the register once.
-pub fn check(config: &EtcdConfig) -> io::Result<EtcdCheck> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(async {
-        let client = Client::new(config);
+pub fn check(config: &EtcdConfig) -> Result<EtcdCheck, CheckError> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.map_err(CheckError::System)?.block_on(async {
+        let client = Arc::new(Client::new(config));
+        let mut problem = client.reload().await;
+        if let (None, Some(login)) = (&problem, &config.login) {
+            problem = login.password().await.err();
+        }
+        if let Some(problem) = problem {
+            return Err(CheckError::File(problem));
+        }
         let asked = (0..client.endpoint_count()).map(|index| client.look(index, PATIENCE));
         let endpoints = futures_util::future::join_all(asked).await;
         let register = match one_store(&endpoints) {
             Ok(()) => read(&client, config).await,
             Err(verdict) => Err(verdict),
         };
-        EtcdCheck { endpoints, register }
-    }))
+        Ok(EtcdCheck { endpoints, register })
+    })
 }
 
 /// All endpoints belong to one etcd cluster.
@@ -56,7 +73,7 @@ fn one_store(endpoints: &[EndpointReport]) -> Result<(), Verdict> {
     }
 }
 
-async fn read(client: &Client, config: &EtcdConfig) -> Result<String, Verdict> {
+async fn read(client: &Arc<Client>, config: &EtcdConfig) -> Result<String, Verdict> {
     let form = Form::new(config);
     let of =
         |trouble: Trouble| Verdict::new(Time(0), &trouble.code, "etcd", trouble.why, trouble.next);

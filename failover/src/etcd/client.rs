@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use failover_core::etcd::Trouble;
@@ -14,10 +14,12 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value as Json, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
 
-use super::{EndpointReport, EtcdConfig};
+use super::tls::{Credentials, FileProblem, Tls};
+use super::{EndpointReport, EtcdConfig, Login};
 
 /// An answer at most; a register has a few KiB.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -27,25 +29,43 @@ const IDLE_MAX: usize = 4;
 const CONNECT_PART: u32 = 2;
 /// A line of a watch at most.
 const LINE_BYTES_MAX: usize = 1 << 20;
+/// etcd verifies a password by a hash that is slow on purpose, the slower the busier it is.
+const LOG_IN_PATIENCE: Duration = Duration::from_secs(5);
+const LOG_IN_PAUSE: Duration = Duration::from_secs(1);
 const ENDPOINTS: &str = "look at etcd: etcdctl endpoint status, for the endpoints of [etcd]";
+const NO_NAME: &str = "sign the certificate of [etcd] again, without a common name (CN): \
+                       with one, etcd takes no user over HTTP";
+
+type Connection = SendRequest<Full<Bytes>>;
 
 struct Endpoint {
     address: SocketAddr,
-    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    tls: Option<Arc<Tls>>,
+    /// With these it has answered.
+    proven: Mutex<Option<Credentials>>,
+    /// Held while user and password are verified: why they were not the last time, and when.
+    refused: tokio::sync::Mutex<Option<(Instant, Failure)>>,
+    idle: Mutex<Vec<Connection>>,
 }
 
 /// The endpoints, and which of them is asked.
 pub(super) struct Client {
     endpoints: Vec<Endpoint>,
     current: AtomicUsize,
-    login: Option<(String, String)>,
+    login: Option<Login>,
     token: Mutex<Option<String>>,
+    tls: Option<Arc<Tls>>,
 }
 
 /// What one endpoint made of one question.
-enum Failure {
+#[derive(Clone)]
+pub(super) enum Failure {
     /// It never arrived: another endpoint may be asked.
     NotSent(String),
+    /// The same, because one side refuses the other.
+    Tls { why: String, next: String },
+    /// A file of this machine cannot be used, so it is of no use to ask others.
+    File(FileProblem),
     /// It may have been done.
     Unknown(String),
     /// etcd said no.
@@ -64,14 +84,28 @@ pub(super) fn nonsense(why: String) -> Trouble {
 
 impl Client {
     pub(super) fn new(config: &EtcdConfig) -> Self {
-        let endpoint =
-            |address: &SocketAddr| Endpoint { address: *address, idle: Mutex::default() };
+        let tls = config.tls.clone().map(|files| Arc::new(Tls::new(files)));
+        let endpoint = |address: &SocketAddr| Endpoint {
+            address: *address,
+            tls: tls.clone(),
+            proven: Mutex::default(),
+            refused: tokio::sync::Mutex::default(),
+            idle: Mutex::default(),
+        };
         Self {
             endpoints: config.endpoints.iter().map(endpoint).collect(),
             current: AtomicUsize::new(0),
             login: config.login.clone(),
             token: Mutex::default(),
+            tls,
         }
+    }
+
+    /// Looks for new certificates; gives why they cannot be used.
+    pub(super) async fn reload(&self) -> Option<FileProblem> {
+        let tls = self.tls.as_ref()?;
+        tls.reload().await;
+        tls.trouble()
     }
 
     pub(super) fn endpoint_count(&self) -> usize {
@@ -86,7 +120,7 @@ impl Client {
 
     /// Asks an endpoint that can be reached.
     pub(super) async fn post(
-        &self,
+        self: &Arc<Self>,
         path: &str,
         body: &Json,
         limit: Duration,
@@ -94,6 +128,7 @@ impl Client {
         let deadline = tokio::time::Instant::now() + limit;
         let bytes = Bytes::from(body.to_string());
         let mut problems = Vec::new();
+        let mut advice = None;
         for _ in 0..self.endpoints.len() {
             let index = self.current.load(Ordering::Relaxed) % self.endpoints.len();
             let address = self.endpoints[index].address;
@@ -106,6 +141,11 @@ impl Client {
             self.pass_on(index);
             match failure {
                 Failure::NotSent(why) => problems.push(format!("{address}: {why}")),
+                Failure::Tls { why, next } => {
+                    problems.push(format!("{address}: {why}"));
+                    advice.get_or_insert(next);
+                }
+                Failure::File(problem) => return Err(problem.into()),
                 Failure::Unknown(why) => {
                     problems.push(format!("{address}: {why}"));
                     break;
@@ -116,9 +156,9 @@ impl Client {
             }
         }
         Err(Trouble {
-            code: "unreachable".into(),
+            code: if advice.is_some() { "certificate" } else { "unreachable" }.into(),
             why: format!("etcd does not answer: {}", problems.join("; ")),
-            next: ENDPOINTS.into(),
+            next: advice.unwrap_or_else(|| ENDPOINTS.into()),
         })
     }
 
@@ -128,6 +168,8 @@ impl Client {
         let is = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         let (code, next) = if is(&["user name is empty", "user name not found"]) {
             ("password", "etcd wants a user: write user and password_file into [etcd]")
+        } else if is(&["commonname of client"]) {
+            ("certificate", NO_NAME)
         } else if is(&["authentication failed", "invalid user"]) {
             ("password", "look at user and password_file of [etcd]")
         } else if is(&["permission denied"]) {
@@ -153,17 +195,19 @@ impl Client {
 
     /// One endpoint, with a token if there is a password; one that is over is replaced.
     async fn ask(
-        &self,
+        self: &Arc<Self>,
         index: usize,
         path: &str,
         body: Bytes,
         limit: Duration,
     ) -> Result<Vec<u8>, Failure> {
         for attempt in 0..2 {
-            let token = self.token(index, limit).await?;
+            let token = self.token(index).await?;
             match self.exchange(index, path, body.clone(), token.as_deref(), limit).await {
                 Err(Failure::Refused(_, why)) if attempt == 0 && is_old_token(&why) => {
-                    *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    let mut known = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Another question may have a newer one already.
+                    known.take_if(|known| Some(known.as_str()) == token.as_deref());
                 }
                 other => return other,
             }
@@ -171,14 +215,48 @@ impl Client {
         unreachable!("the second attempt returns")
     }
 
-    async fn token(&self, index: usize, limit: Duration) -> Result<Option<String>, Failure> {
-        let Some((name, password)) = &self.login else { return Ok(None) };
-        let known = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if known.is_some() {
-            return Ok(known);
+    fn known_token(&self) -> Option<String> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn token(self: &Arc<Self>, index: usize) -> Result<Option<String>, Failure> {
+        if self.login.is_none() {
+            return Ok(None);
         }
-        let body = json!({ "name": name, "password": password }).to_string();
-        let asked = self.exchange(index, "/v3/auth/authenticate", body.into(), None, limit).await;
+        if let Some(known) = self.known_token() {
+            return Ok(Some(known));
+        }
+        // It goes on when this question is given up: a password is slow to verify on purpose, and
+        // every question that began anew would make it slower.
+        let client = self.clone();
+        let logging_in = tokio::spawn(async move { client.log_in(index).await });
+        logging_in.await.unwrap_or_else(|error| Err(Failure::NotSent(error.to_string())))
+    }
+
+    /// One at a time for each endpoint, and not at once again after a refusal.
+    async fn log_in(&self, index: usize) -> Result<Option<String>, Failure> {
+        let mut refused = self.endpoints[index].refused.lock().await;
+        if let Some(known) = self.known_token() {
+            return Ok(Some(known));
+        }
+        if let Some((at, failure)) = &*refused
+            && at.elapsed() < LOG_IN_PAUSE
+        {
+            return Err(failure.clone());
+        }
+        let found = timeout(LOG_IN_PATIENCE, self.authenticate(index)).await;
+        let late = |_| Err(Failure::NotSent("the password was not verified in time".into()));
+        let found = found.unwrap_or_else(late);
+        *refused = found.as_ref().err().map(|failure| (Instant::now(), failure.clone()));
+        found
+    }
+
+    async fn authenticate(&self, index: usize) -> Result<Option<String>, Failure> {
+        let Some(login) = &self.login else { return Ok(None) };
+        let password = login.password().await.map_err(Failure::File)?;
+        let body = json!({ "name": login.user, "password": password }).to_string();
+        let path = "/v3/auth/authenticate";
+        let asked = self.exchange(index, path, body.into(), None, LOG_IN_PATIENCE).await;
         let answer = match asked {
             // A password given to an etcd that wants none does no harm.
             Err(Failure::Refused(_, why)) if why.contains("authentication is not enabled") => {
@@ -206,19 +284,8 @@ impl Client {
         limit: Duration,
     ) -> Result<Vec<u8>, Failure> {
         let endpoint = &self.endpoints[index];
-        let mut connection = endpoint.connect(limit / CONNECT_PART).await?;
-        let request = endpoint.request(path, body, token);
-        let unknown = |error: &dyn std::fmt::Display| Failure::Unknown(error.to_string());
-        let response = connection.send_request(request).await.map_err(|it| unknown(&it))?;
-        let status = response.status();
-        let answer = read(response).await.map_err(|it| unknown(&it))?;
-        endpoint.keep(connection);
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let said: Json = serde_json::from_slice(&answer).unwrap_or_default();
-        let words = said["error"].as_str().or(said["message"].as_str());
-        Err(Failure::Refused(status, words.unwrap_or("without a reason").to_owned()))
+        let connection = endpoint.connect(limit / CONNECT_PART).await?;
+        endpoint.converse(connection, endpoint.request(path, body, token)).await
     }
 
     /// How an endpoint is.
@@ -226,20 +293,20 @@ impl Client {
         let endpoint = &self.endpoints[index];
         let address = endpoint.address.to_string();
         let began = Instant::now();
-        let asked = self.exchange(index, "/v3/maintenance/status", Bytes::from("{}"), None, limit);
-        let answer = match timeout(limit, asked).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(Failure::NotSent(why) | Failure::Unknown(why))) => {
-                return EndpointReport { address, why, ..EndpointReport::default() };
-            }
+        let answer = match timeout(limit, endpoint.status(limit)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(Failure::NotSent(why) | Failure::Unknown(why))) => Err(why),
+            Ok(Err(Failure::Tls { why, next })) => Err(format!("{why}; {next}")),
+            Ok(Err(Failure::File(problem))) => Err(format!("{}; {}", problem.why, problem.next)),
             Ok(Err(Failure::Refused(status, why))) => {
-                let why = format!("{why} ({status})");
-                return EndpointReport { address, why, ..EndpointReport::default() };
+                let Trouble { why, next, .. } = self.refused(endpoint.address, status, &why);
+                Err(format!("{why}; {next}"))
             }
-            Err(_) => {
-                let why = format!("no answer within {} ms", limit.as_millis());
-                return EndpointReport { address, why, ..EndpointReport::default() };
-            }
+            Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(why) => return EndpointReport { address, why, ..EndpointReport::default() },
         };
         let said: Json = serde_json::from_slice(&answer).unwrap_or_default();
         let text = |from: &Json| from.as_str().unwrap_or_default().to_owned();
@@ -265,7 +332,7 @@ impl Client {
 
     /// Gives the lines of a watch, until it ends or says nothing for so long.
     pub(super) async fn watch(
-        &self,
+        self: &Arc<Self>,
         index: usize,
         body: &Json,
         patience: Duration,
@@ -273,7 +340,7 @@ impl Client {
     ) {
         let index = index % self.endpoints.len();
         let endpoint = &self.endpoints[index];
-        let Ok(token) = self.token(index, patience).await else { return };
+        let Ok(Ok(token)) = timeout(patience, self.token(index)).await else { return };
         let Ok(mut connection) = endpoint.connect(patience).await else { return };
         let body = Bytes::from(body.to_string());
         let request = endpoint.request("/v3/watch", body, token.as_deref());
@@ -312,26 +379,94 @@ async fn read(
 
 impl Endpoint {
     /// A connection that waits, or a new one.
-    async fn connect(&self, limit: Duration) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    async fn connect(&self, limit: Duration) -> Result<Connection, Failure> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            match idle {
-                Some(connection) if connection.is_ready() => return Ok(connection),
-                Some(_) => {}
-                None => break,
+            let Some(mut connection) = idle else { break };
+            // Its last answer may be known before it is ready for the next question.
+            if let Ok(Ok(())) = timeout(limit, connection.ready()).await {
+                return Ok(connection);
             }
         }
-        let failed = |error: &dyn std::fmt::Display| Failure::NotSent(error.to_string());
-        let connecting = timeout(limit, TcpStream::connect(self.address)).await;
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "cannot connect in time");
-        let socket =
-            connecting.map_err(late).and_then(|done| done).map_err(|error| failed(&error))?;
-        // Small questions, one at a time.
-        let _ = socket.set_nodelay(true);
-        let (connection, driver) =
-            handshake(TokioIo::new(socket)).await.map_err(|error| failed(&error))?;
-        tokio::spawn(driver);
-        Ok(connection)
+        let Some(tls) = &self.tls else { return self.open(None, limit).await };
+        let proven = self.proven().clone();
+        let credentials = proven.map_or_else(|| tls.credentials(), Ok)?;
+        self.open(Some((tls, &credentials)), limit).await
+    }
+
+    async fn open(
+        &self,
+        tls: Option<(&Tls, &Credentials)>,
+        limit: Duration,
+    ) -> Result<Connection, Failure> {
+        let opening = async {
+            let failed = |error: io::Error| Failure::NotSent(error.to_string());
+            let socket = TcpStream::connect(self.address).await.map_err(failed)?;
+            // Small questions, one at a time.
+            let _ = socket.set_nodelay(true);
+            match tls {
+                None => start(socket).await,
+                Some((tls, credentials)) => {
+                    start(tls.connect(credentials, self.address, socket).await?).await
+                }
+            }
+        };
+        let late = |_| Failure::NotSent("cannot connect in time".into());
+        timeout(limit, opening).await.map_err(late)?
+    }
+
+    fn proven(&self) -> MutexGuard<'_, Option<Credentials>> {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks how it is: with new certificates on a new connection. Until they have proved good there
+    /// all else uses the former ones, so that wrong ones are seen before they do harm.
+    async fn status(&self, limit: Duration) -> Result<Vec<u8>, Failure> {
+        let request = self.request("/v3/maintenance/status", Bytes::from("{}"), None);
+        let limit = limit / CONNECT_PART;
+        if let Some(tls) = &self.tls {
+            let newest = tls.credentials()?;
+            let proven = self.proven().as_ref().map(|it| it.generation);
+            if proven != Some(newest.generation) {
+                let connection = self.open(Some((tls, &newest)), limit).await?;
+                let answer = self.converse(connection, request).await?;
+                *self.proven() = Some(newest);
+                self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                return Ok(answer);
+            }
+        }
+        self.converse(self.connect(limit).await?, request).await
+    }
+
+    async fn converse(
+        &self,
+        mut connection: Connection,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Vec<u8>, Failure> {
+        let response = connection.send_request(request).await.map_err(|error| {
+            let refused = self.tls.as_ref().and_then(|tls| tls.failure(&error));
+            refused.unwrap_or_else(|| {
+                let hint = match &self.tls {
+                    None if error.is_incomplete_message() => {
+                        ": if it speaks TLS, write https:// and ca into [etcd]"
+                    }
+                    _ => "",
+                };
+                Failure::Unknown(format!("{error}{hint}"))
+            })
+        })?;
+        let status = response.status();
+        let answer = read(response).await.map_err(|it| Failure::Unknown(it.to_string()))?;
+        self.keep(connection);
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let said: Json = serde_json::from_slice(&answer).unwrap_or_default();
+        // What the gateway itself refuses is plain text.
+        let plain = String::from_utf8_lossy(&answer);
+        let words = said["error"].as_str().or(said["message"].as_str());
+        let words = words.or(plain.lines().next()).unwrap_or("without a reason");
+        Err(Failure::Refused(status, words.to_owned()))
     }
 
     fn keep(&self, connection: SendRequest<Full<Bytes>>) {
@@ -350,4 +485,15 @@ impl Endpoint {
         }
         request.body(Full::new(body)).expect("its parts are valid")
     }
+}
+
+/// Speaks HTTP on a connection.
+async fn start<T>(socket: T) -> Result<Connection, Failure>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let failed = |error: hyper::Error| Failure::NotSent(error.to_string());
+    let (connection, driver) = handshake(TokioIo::new(socket)).await.map_err(failed)?;
+    tokio::spawn(driver);
+    Ok(connection)
 }

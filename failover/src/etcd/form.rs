@@ -319,6 +319,7 @@ mod tests {
         Form::new(&EtcdConfig {
             endpoints: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 2379))],
             prefix: "/replicator/shop/".into(),
+            tls: None,
             login: None,
             cluster: "shop".into(),
             authenticate: Arc::new(move |parts| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use failover::etcd::{EndpointReport, EtcdConfig};
+use failover::etcd::{CheckError, EndpointReport, EtcdConfig, FileProblem, Login};
 use serde::{Deserialize, Serialize};
 
 use super::refusal;
@@ -62,33 +62,41 @@ impl From<EndpointReport> for EtcdEndpoint {
 }
 
 /// What the client of etcd is told; none when the nodes keep the register.
-pub fn etcd_config(config: &ClusterConfig, key: &ClusterKey) -> Result<Option<EtcdConfig>, String> {
-    let Some(site) = &config.etcd else { return Ok(None) };
-    let login = match (&site.user, &site.password_file) {
-        (Some(user), Some(path)) => Some((user.clone(), password(path)?)),
-        _ => None,
-    };
+pub fn etcd_config(config: &ClusterConfig, key: &ClusterKey) -> Option<EtcdConfig> {
+    let site = config.etcd.as_ref()?;
+    let login = site.user.clone().zip(site.password_file.clone());
+    let login = login.map(|(user, password_file)| Login { user, password_file, read: password });
     let key = key.clone();
-    Ok(Some(EtcdConfig {
+    Some(EtcdConfig {
         endpoints: site.endpoints.clone(),
+        tls: site.tls.clone(),
         prefix: site.prefix.clone(),
         login,
         cluster: config.cluster.clone(),
         authenticate: Arc::new(move |parts| key.authenticate(parts)),
         lease: Duration::from_millis(config.lease_ms),
-    }))
+    })
+}
+
+/// A file of `[etcd]` that cannot be used, as other trouble with etcd is shown.
+pub fn file_refusal(problem: FileProblem) -> RefusalReport {
+    let FileProblem { why, next, .. } = problem;
+    RefusalReport { code: "file".into(), rule: "etcd".into(), why, next }
 }
 
 /// What is wrong with etcd, in words, for `replctl check`; and what is right.
 pub fn check_etcd(config: &ClusterConfig, key: &ClusterKey) -> (Vec<String>, Vec<String>) {
-    let etcd = match etcd_config(config, key) {
-        Ok(Some(etcd)) => etcd,
-        Ok(None) => return (Vec::new(), Vec::new()),
-        Err(problem) => return (vec![format!("[etcd] {problem}")], Vec::new()),
+    let (Some(site), Some(etcd)) = (&config.etcd, etcd_config(config, key)) else {
+        return (Vec::new(), Vec::new());
     };
     let found = match failover::etcd::check(&etcd) {
         Ok(found) => found,
-        Err(error) => return (vec![format!("[etcd] cannot be asked: {error}")], Vec::new()),
+        Err(CheckError::File(FileProblem { path, why, next })) => {
+            return (vec![format!("{}[etcd] {why}; {next}", site.place_of(&path))], Vec::new());
+        }
+        Err(CheckError::System(error)) => {
+            return (vec![format!("[etcd] cannot be asked: {error}")], Vec::new());
+        }
     };
     let (mut problems, mut good) = (Vec::new(), Vec::new());
     for found in &found.endpoints {

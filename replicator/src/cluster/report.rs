@@ -9,6 +9,7 @@ use failover::core::{NodeName, Span, Time};
 use failover::node::now;
 use serde::{Deserialize, Serialize};
 
+use super::etcd::file_refusal;
 use super::{ClusterRequest, ControlPlane, EtcdReport, refusal};
 use crate::control::RefusalReport;
 
@@ -189,7 +190,11 @@ impl ControlPlane {
             prefix: site.prefix.clone(),
             endpoints: self.cluster.etcd_endpoints().into_iter().map(Into::into).collect(),
             answered_ms: etcd.answered_at().map(|at| now().since(at).as_ms()),
-            trouble: node.etcd_trouble().as_ref().map(refusal),
+            trouble: node
+                .etcd_trouble()
+                .as_ref()
+                .map(refusal)
+                .or_else(|| self.cluster.etcd_file_trouble().map(file_refusal)),
         })
     }
 

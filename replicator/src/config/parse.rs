@@ -13,7 +13,7 @@ use failover::http::{HttpConfig, Network};
 use replicator_core::{Span, Timing, limits};
 use toml::de::DeTable;
 
-use super::problem::{Problem, suggestion};
+use super::problem::{Problem, place, suggestion};
 use super::reader::{Placed, Problems, Section, absolute};
 use super::watchdog::watchdog;
 use super::{
@@ -56,6 +56,9 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<ClusterConfig, Vec<Proble
             let warnings = unusual.into_sorted();
             let lines = warnings.iter().map(|warning| warning.one_line(path, text));
             config.warnings.extend(lines);
+            if let Some(etcd) = &mut config.etcd {
+                etcd.locate(|span| place(path, text, span));
+            }
             Ok(config)
         }
         _ => Err(problems),

@@ -72,10 +72,15 @@ impl fmt::Display for ConfigError {
 impl Problem {
     /// In one line, for what is only a warning.
     pub(super) fn one_line(&self, path: &Path, text: &str) -> String {
-        let (line, column) = line_and_column(text, self.span.start);
-        let place = format!("{}:{line}:{column}: {}", path.display(), self.what);
+        let place = format!("{}{}", place(path, text, &self.span), self.what);
         if self.help.is_empty() { place } else { format!("{place}; {}", self.help) }
     }
+}
+
+/// `FILE:LINE:COLUMN: `
+pub(super) fn place(path: &Path, text: &str, span: &Range<usize>) -> String {
+    let (line, column) = line_and_column(text, span.start);
+    format!("{}:{line}:{column}: ", path.display())
 }
 
 fn show(out: &mut fmt::Formatter<'_>, path: &Path, text: &str, problem: &Problem) -> fmt::Result {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use failover::etcd::TlsFiles;
+
 use replicator_core::Span;
 
 use super::*;
@@ -297,7 +299,6 @@ fn what_does_not_go_with_etcd_is_refused_with_the_cure() {
         refusal(&WITH_ETCD.replacen(old, new, 1))
     };
     for (old, new, words) in [
-        ("http://192", "https://192", "https is not supported"),
         ("192.0.2.12:2379", "etcd2:2379", "host names are not taken"),
         (
             "[node.beta]",
@@ -314,6 +315,24 @@ fn what_does_not_go_with_etcd_is_refused_with_the_cure() {
     ] {
         let text = with(old, new);
         assert!(text.contains(words), "{new}: {text}");
+    }
+    let secure = WITH_ETCD.replace("[etcd]\n", "[etcd]\nca = \"/e/ca\"\n");
+    let mixed = secure.replace("http://", "https://");
+    let all = mixed.replace("\"192", "\"https://192").replace("\"[20", "\"https://[20");
+    let parsed = parse(&all).unwrap().etcd.unwrap();
+    assert_eq!(parsed.tls, Some(TlsFiles { ca: "/e/ca".into(), own: None }));
+    assert_eq!(parsed.place_of(Path::new("/e/ca")), "r.toml:4:6: ");
+    for (text, place, words) in [
+        (secure, "5:14", "write \"https://192.0.2.11:2379\""),
+        (mixed, "5:36", "`ca` has no effect on 192.0.2.12:2379"),
+        (all.replace("ca = \"/e/ca\"", ""), "5:14", "https needs `ca`"),
+        (all.replace("ca = ", "key = \"/e/key\"\nca = "), "4:1", "`key` without `certificate`"),
+        (all.replace("ca = ", "certificate = \"/e\"\nca = "), "4:1", "`certificate` without `key`"),
+        (all.replace("/e/ca", "ca.crt"), "4:6", "must be an absolute path"),
+    ] {
+        let refused = refusal(&text);
+        assert!(refused.contains(&format!("r.toml:{place}: ")), "{refused}");
+        assert!(refused.contains(words), "{refused}");
     }
     let bare = WITH_ETCD.replace("[etcd]\nendpoints", "# endpoints");
     assert!(refusal(&bare).contains("`[etcd]` is missing"), "{}", refusal(&bare));
