@@ -57,7 +57,7 @@ def switchover(cluster, primary, other):
 
 def shutdown(cluster, primary, other):
     """What systemd does at a reboot, as far as a namespace can: the daemon gets SIGTERM and ends, the
-    machine is gone, and comes back. The whole of it with a real systemd: tests/vm/reboot.py."""
+    machine is gone, and comes back. With a real systemd: tests/vm/reboot.py --services."""
     primary.stop()
     primary.cut_power()
     stay(AWAY_S)

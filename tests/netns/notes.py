@@ -16,8 +16,8 @@ FILE_SYSTEM_MIB = 48
 class Notes(Trio):
     """Three machines, and the notes that their service keeps."""
 
-    def __init__(self):
-        super().__init__(attach="fuse", machines=True)
+    def __init__(self, **more):
+        super().__init__(attach="fuse", machines=True, **more)
         self.mount = self.dir / "srv"
         self.mount.mkdir()
         server = f"{sys.executable} -I -S {HERE / 'note_server.py'} {self.mount}/notes {PORT} &"
@@ -37,8 +37,12 @@ class Notes(Trio):
 
     def start(self, watched=False):
         super().start(watched=watched)
-        self.items = Items(self, "note_writer.py", more=(PORT,))
+        self.begin_writing()
         return self
+
+    def begin_writing(self, **more):
+        """The client writes from now on."""
+        self.items = Items(self, "note_writer.py", more=(PORT,), **more)
 
     def answers(self):
         """(began, ended, node/process) of every answer."""

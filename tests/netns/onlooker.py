@@ -18,12 +18,13 @@ KNOCK_S = 0.2
 
 class Onlooker:
     """Looks at the data nodes of a cluster from now on: who answers for `address`, and, if there is a
-    `port`, who accepts connections there at its own address."""
+    `port`, who accepts connections there at its own address. `macs`: names of the nodes by hardware
+    address, where those are not the cards of their namespaces."""
 
-    def __init__(self, cluster, address, port=None):
+    def __init__(self, cluster, address, port=None, macs=None):
         self.cluster, self.port = cluster, port
         self.place, self.address = cluster.client_namespace, address
-        self.macs = {mac_of(node.namespace): node.name for node in cluster.data_nodes}
+        self.macs = macs or {mac_of(node.namespace): node.name for node in cluster.data_nodes}
         run("ip", "-n", self.place, "addr", "add", f"{OWN_ADDRESS}/24", "dev", "link0")
         self.bystander = Bystander(self.place, OWN_ADDRESS, mac_of(self.place))
         self.bystander.listen()

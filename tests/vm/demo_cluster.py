@@ -5,13 +5,12 @@ unit; beta runs a command of the same name. Who runs it is heard from outside.
 import json
 import time
 
-from machines import ASK_AGAIN_S, BEAT_PORT, HERE, LATE_S, WithMachines
-from cluster import Refused, expect, wait_until
+from machines import ASK_AGAIN_S, BEAT_PORT, HERE, LATE_S, PATIENCE_S, WithMachines
+from cluster import expect, wait_until
 from trio import CLIENT_ADDRESS, stay
 
 UNIT = "demo.service"
 START_LIMIT_S, STOP_LIMIT_S, DEMOTE_AFTER_S = 30, 20, 4
-PATIENCE_S = 300
 # What the unit runs.
 BEATS = f"/bin/bash {HERE / 'beat.sh'} alpha {CLIENT_ADDRESS} {BEAT_PORT}"
 
@@ -126,20 +125,8 @@ class Services(WithMachines):
     def serve_on(self, name):
         """Moves the office there, if it is not there yet, and waits for the service."""
         since = time.monotonic()
-        if self.office(self.gamma)["primary"] != name:
-            self.wait_in_sync_outside()
-            # Whoever decides may not have heard yet that this one has just joined.
-            wait_until(f"{name} may take the office", lambda: self.is_ordered(name), PATIENCE_S)
+        self.give_office_to(name)
         self.runs_on(name, since)
-
-    def is_ordered(self, name):
-        """Whether a switchover there was ordered and done; false while its resync is not over."""
-        try:
-            self.beta.ctl("switchover", "demo", "--to", name)
-        except Refused as refusal:
-            expect("resync" in str(refusal), f"refused: {refusal}")
-            return False
-        return True
 
     def runs_on(self, name, since, deadline_s=PATIENCE_S):
         """Waits until the service is heard there."""
@@ -147,12 +134,6 @@ class Services(WithMachines):
         if not self.moves or self.moves[-1] != name:
             self.moves.append(name)
         return first - since
-
-    def wait_in_sync_outside(self):
-        """Both are members and the one that is not primary has everything."""
-        wait_until("both replicas are in sync", lambda: (
-            lambda office: len(office["in_sync"]) == 2 and office["primary"])(
-                self.office(self.gamma)), PATIENCE_S)
 
     def expect_never_two(self):
         """The nodes were heard one after the other, as the office went."""

@@ -23,6 +23,9 @@ from trio import CLIENT_ADDRESS, Trio  # noqa: E402
 # Emulated processors are slow: the primary may be late with a renewal by seconds without being lost.
 LEASE_MS = 6000
 BOOT_S = 600
+# What it does beside a boot takes at most so long.
+PATIENCE_S = 300
+STATE_MIB = 32
 # And for the session of two replicas.
 TIMING = {"peer_silence_ms": 5000, "ping_interval_ms": 1000}
 AGENT_PORT = 4446
@@ -210,6 +213,14 @@ class WithMachines(Trio):
             self.boxes[name] = Box(self, self.nodes[name])
             self.boxes[name].plug_in()
 
+    def make_state(self, node):
+        """Makes the disk with a node's state from what it has now."""
+        run("mkfs.ext4", "-q", "-d", node.dir, self.state(node), f"{STATE_MIB}M")
+
+    def state(self, node):
+        """The disk with a node's state, which outlives its machine."""
+        return self.dir / f"state-{node.name}.img"
+
     def close(self, keep=False):
         for box in self.boxes.values():
             if box.is_running:
@@ -218,6 +229,30 @@ class WithMachines(Trio):
 
     def evidence(self):
         return super().evidence() + "".join(box.evidence() for box in self.boxes.values())
+
+    # ---------------------------------------------------------------- the office
+
+    def give_office_to(self, name):
+        """Moves the office there, if it is not there yet."""
+        if self.office(self.gamma)["primary"] != name:
+            self.wait_in_sync_outside()
+            # Whoever decides may not have heard yet that this one has just joined.
+            wait_until(f"{name} may take the office", lambda: self.is_ordered(name), PATIENCE_S)
+
+    def is_ordered(self, name):
+        """Whether a switchover there was ordered and done; false while its resync is not over."""
+        try:
+            self.beta.ctl("switchover", "demo", "--to", name)
+        except Refused as refusal:
+            expect("resync" in str(refusal), f"refused: {refusal}")
+            return False
+        return True
+
+    def wait_in_sync_outside(self, deadline_s=PATIENCE_S):
+        """Both are members and the one that is not primary has everything."""
+        wait_until("both replicas are in sync", lambda: (
+            lambda office: len(office["in_sync"]) == 2 and office["primary"])(
+                self.office(self.gamma)), deadline_s)
 
     # ---------------------------------------------------------------- a service, from outside
 

@@ -19,7 +19,6 @@ from trio import CLIENT_ADDRESS
 
 CLIENT_HOST = "10.99.0.8"
 MOUNT = "/mnt"
-STATE_MIB = 32
 # On emulated processors what agents do takes 20 times as long, and the looks at them most of the time.
 SLOW = ("start_timeout_ms = 240000, stop_timeout_ms = 240000, monitor_timeout_ms = 120000, "
         "monitor_every_ms = 60000")
@@ -67,12 +66,8 @@ class Nfs(WithMachines, Example):
     def create(self):
         super().create()
         for node in self.data_nodes:
-            run("mkfs.ext4", "-q", "-d", node.dir, self.state(node), f"{STATE_MIB}M")
+            self.make_state(node)
         return self
-
-    def state(self, node):
-        """The disk with a node's state, which outlives its machine."""
-        return self.dir / f"state-{node.name}.img"
 
     def boot(self, node):
         """Switches on the machine of a node."""

@@ -1,0 +1,190 @@
+"""How long a client of a service waits when the machine of the primary goes down by its own systemd:
+ext4, a floating address and a small service that makes each line durable, as in client_pauses.py; the
+primary is a virtual machine, the other data node, the witness and the client are outside, on its bridge.
+`reboot.py --services` calls this. Every run is one machine's whole way: told to go down, off, booted
+again, in sync, primary again by a switchover.
+
+The pause is the longest time without an answer that began when the order reached the machine or later.
+What is printed of it, in seconds: `systemd` from the order to the first line of the daemon's stop (the
+service still answers; in the table it is `noticed`), `stop` until the last service of the primary has
+stopped, `hand-over` until the first one is started on the other node, `start` until the first answer.
+"""
+
+import datetime
+import os
+import select
+import signal
+import socket
+import struct
+import time
+
+from machines import AGENT_PORT, BOOT_S, LEASE_MS, PATIENCE_S, WithMachines
+from client_pauses import own_time, told
+from cluster import expect, in_namespace, run, wait_until
+from example import ADDRESS
+from notes import PORT, Notes
+from onlooker import Onlooker, mac_of
+from pauses import Kind, Pause, longest_wait
+from trio import stay
+
+# A hand-over that took so long was none.
+HANDED_OVER_S = LEASE_MS / 1000 * 0.6
+# After a switchover the machine has other things to do for a while.
+SETTLED_S = 5
+CLOCK_QUESTIONS = 20
+DAY_MS = 86400 * 1000
+
+
+class RebootedNotes(WithMachines, Notes):
+    """alpha is a virtual machine whose state outlives it. The replicas have the shipped time-outs."""
+
+    session = {}
+
+    def __init__(self):
+        super().__init__()
+        self.onlooker = None
+        self.box.looks += ("tail -n 60 /var/lib/replicator/log",)
+
+    def config_inside(self, node):
+        # Run directory and devices are where they are on every machine, and gone with its power.
+        lines = super().config_inside(node).splitlines(keepends=True)
+        text = "".join(line for line in lines if not line.startswith(("run_dir", "device_dir")))
+        return text.replace('"link0"', '"eth0"').replace('attach = "fuse"', 'attach = "nbd"')
+
+    def start(self, watched=False):
+        self.create()
+        self.make_state(self.alpha)
+        self.boot()
+        for node in (self.beta, self.gamma):
+            node.start()
+        self.box.wait_until_up()
+        self.wait_in_sync_outside(BOOT_S)
+        self.begin_writing(begins_within_s=PATIENCE_S)
+        macs = {self.box.mac: "alpha", mac_of(self.beta.namespace): "beta"}
+        self.onlooker = Onlooker(self, ADDRESS, PORT, macs)
+        return self
+
+    def boot(self):
+        """Switches the machine on."""
+        self.box.boot("reboot_services_inside.sh", str(AGENT_PORT), limit_s=3600,
+                      options=("--disk", self.state(self.alpha)))
+
+    def go_on(self, whether):
+        """The client stands still while nothing is measured: nobody else gets a processor beside it."""
+        self.items.program.send_signal(signal.SIGCONT if whether else signal.SIGSTOP)
+
+    def clock_ahead_s(self):
+        """How far the clock of the machine is ahead of this one: it stamps an ICMP question, and the
+        one that was answered soonest is the most exact."""
+        with in_namespace(self.client_namespace):
+            asker = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        found = []
+        with asker:
+            for number in range(CLOCK_QUESTIONS):
+                body = struct.pack("!HHIII", os.getpid() & 0xFFFF, number, 0, 0, 0)
+                total = sum(struct.unpack("!10H", struct.pack("!BBH", 13, 0, 0) + body))
+                total = (total & 0xFFFF) + (total >> 16)
+                asked = time.time()
+                asker.sendto(struct.pack("!BBH", 13, 0, 0xFFFF - total) + body, (self.box.host, 0))
+                while select.select([asker], [], [], 1)[0]:
+                    answer = asker.recv(256)[20:]
+                    if answer[0] == 14 and answer[4:8] == body[:4]:
+                        took = time.time() - asked
+                        stamp = struct.unpack("!I", answer[12:16])[0]
+                        ahead = stamp - (asked + took / 2) * 1000 % DAY_MS
+                        found.append((took, ((ahead + DAY_MS / 2) % DAY_MS - DAY_MS / 2) / 1000))
+                        break
+        expect(found, "the machine does not say what time it is")
+        return min(found)[1]
+
+    def fetch_log(self, ahead_s):
+        """The log of alpha's daemon, whose machine is off, becomes that of its node, by our clock."""
+        text = run("debugfs", "-R", "cat log", self.state(self.alpha)).stdout
+        lines, at = [], ""
+        for line in text.splitlines():
+            word, _, rest = line.partition(" ")
+            try:
+                seen = datetime.datetime.fromisoformat(word)
+            except ValueError:
+                rest = line
+            else:
+                at = (seen - datetime.timedelta(seconds=ahead_s)).isoformat()
+            lines.append(f"{at} {rest}\n")
+        self.alpha.log_path.write_text("".join(lines))
+
+    def close(self, keep=False):
+        if self.onlooker:
+            self.onlooker.close()
+        super().close(keep)
+
+
+def one_run(cluster, verb):
+    """The machine is told to go down, and comes back; how long the client waited."""
+    cluster.give_office_to("alpha")
+    cluster.go_on(True)
+    cluster.items.wait_for_more(deadline_s=PATIENCE_S)
+    stay(SETTLED_S)
+    cluster.items.wait_for_more(deadline_s=PATIENCE_S)
+    before = cluster.answers()[-1][2]
+    expect(before.startswith("alpha"), f"{before} answers, alpha is primary")
+    revision = cluster.history()[-1]["revision"]
+    ahead_s = cluster.clock_ahead_s()
+    since, since_1970 = time.monotonic(), time.time()
+    cluster.box.inside(f"systemctl --no-block {verb}")
+    first = wait_until("the service answers again", lambda: [
+        ended for began, ended, who in cluster.answers()
+        if began > since and who.startswith("beta")], PATIENCE_S)[0]
+    stay(0.3)
+    cluster.go_on(False)
+    answers = [ended for _, ended, _ in cluster.answers()]
+    answered_at = since_1970 + first - since
+    wait_until("the machine is off", lambda: not cluster.box.is_running, PATIENCE_S)
+    code = cluster.box.process.wait()
+    expect(code == 0, f"the machine did not go down well ({code})")
+    cluster.fetch_log(ahead_s)
+    pause = explained(cluster, longest_wait(answers, since), since_1970, answered_at)
+    expect(pause.without_own < HANDED_OVER_S, f"beside stop and start of the services the client waited "
+           f"{pause.without_own:.2f} s: a time-out, not a hand-over")
+    changes = [entry for entry in cluster.history() if entry["revision"] > revision]
+    expect(any(entry["what"].startswith("release") and entry["by"] == "alpha" for entry in changes),
+           f"alpha never released the office: {[(it['what'], it['by']) for it in changes]}")
+    cluster.boot()
+    cluster.box.wait_until_up()
+    cluster.wait_in_sync_outside(BOOT_S)
+    return pause
+
+
+def explained(cluster, waited, since, answered_at):
+    """The pause with its parts, by the logs of both nodes."""
+    alpha, beta = cluster.alpha, cluster.beta
+    stopping = [at for at, _ in told(alpha, since, r"INFO stopping$")]
+    expect(stopping, "alpha's log has no orderly stop")
+    stopped = max(at for at, _ in told(alpha, since, r"\S+: stopped after \d+ ms"))
+    starting = min(at - int(match[1]) / 1000
+                   for at, match in told(beta, since, r"\S+: started after (\d+) ms"))
+    pause = Pause(waited, stopping[0] - since, own_time(alpha, beta, since, answered_at))
+    pause.stop, pause.hand_over = stopped - stopping[0], starting - stopped
+    pause.start = answered_at - starting
+    return pause
+
+
+def measure(verb, runs, times):
+    """All runs of one way to go down on one cluster."""
+    with RebootedNotes() as cluster:
+        cluster.start()
+        for _ in range(runs):
+            load = os.getloadavg()[0]
+            times.append(one_run(cluster, verb))
+            run_ = times[-1]
+            print(f"\n    {run_:.3f} (systemd {run_.noticed:.3f}; stop {run_.stop:.3f}, hand-over "
+                  f"{run_.hand_over:.3f}, start {run_.start:.3f}; own {run_.own:.3f}; load {load:.1f})",
+                  end="", flush=True)
+        print()
+        cluster.items.finish(cluster.kept, told=False)
+        cluster.onlooker.expect_never_two()
+        cluster.expect_identical()
+
+
+# No goal: on emulated processors what the services themselves take is most of it.
+KINDS = {verb: Kind(None, f"`systemctl {verb}` of the machine (emulated)", True, None)
+         for verb in ("reboot", "poweroff")}
