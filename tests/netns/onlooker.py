@@ -21,8 +21,9 @@ class Onlooker:
     `port`, who accepts connections there at its own address. `macs`: names of the nodes by hardware
     address, where those are not the cards of their namespaces."""
 
-    def __init__(self, cluster, address, port=None, macs=None):
-        self.cluster, self.port = cluster, port
+    def __init__(self, cluster, address, port=None, macs=None,
+                 knocks_every_s=KNOCKS_EVERY_S):
+        self.cluster, self.port, self.knocks_every_s = cluster, port, knocks_every_s
         self.place, self.address = cluster.client_namespace, address
         self.macs = macs or {mac_of(node.namespace): node.name for node in cluster.data_nodes}
         run("ip", "-n", self.place, "addr", "add", f"{OWN_ADDRESS}/24", "dev", "link0")
@@ -36,7 +37,7 @@ class Onlooker:
 
     def _knock(self, node):
         """Asks a node for the service again and again; how it goes on is not our business."""
-        while not self.is_over.wait(KNOCKS_EVERY_S):
+        while not self.is_over.wait(self.knocks_every_s):
             with in_namespace(self.place), socket.socket() as link:
                 link.bind((OWN_ADDRESS, 0))
                 link.settimeout(KNOCK_S)

@@ -8,7 +8,7 @@ state=$1 address=$2 agent_port=$3
 : "${BIN:?set BIN to the directory with replicatord and replctl}"
 ip address add "$address" dev eth0
 ip link set eth0 up
-tools/deploy/install --bin "$BIN"
+"$here/../../tools/deploy/install" --bin "$BIN"
 mkdir -p /etc/replicator /var/lib/replicator
 mount /dev/vdb /var/lib/replicator
 cp "$state/inside.toml" /etc/replicator/replicator.toml
