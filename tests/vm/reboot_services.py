@@ -5,26 +5,24 @@ primary is a virtual machine, the other data node, the witness and the client ar
 again, in sync, primary again by a switchover.
 
 The pause is the longest time without an answer that began when the order reached the machine or later.
-What is printed of it, in seconds: `systemd` from the order to the first line of the daemon's stop (the
-service still answers, as fast as a busy machine can: since its last answer it had been `silent` for so
-long; in the table `systemd` is `noticed`), `stop` until the last service of the primary has
-stopped, `release` until the other node knows that the office is free, `take` until it starts the first
-service, `start` until its first answer.
+Printed are, in seconds: `systemd` from the order to the first line of the daemon's stop, in which the
+service still answers (`noticed` in the table); and of the pause: `silent`, how long there was no answer
+when that stop began, from a machine that is busy; `stop`, from there or from the last answer, until the
+last service has stopped; `release`, until the other node knows that the office is free; `take`, until it
+starts the first service; `start`, until its first answer.
 """
 
 import contextlib
 import datetime
 import os
-import select
 import signal
-import socket
-import struct
 import time
 
 from machines import AGENT_PORT, BOOT_S, LEASE_MS, PATIENCE_S, WithMachines
 from client_pauses import own_time, told
-from cluster import expect, in_namespace, run, wait_until
+from cluster import expect, run, wait_until
 from example import ADDRESS
+from machine_clock import clock_ahead_s
 from notes import PORT, Notes
 from onlooker import Onlooker, mac_of
 from pauses import Kind, Pause, longest_wait
@@ -36,8 +34,6 @@ HANDED_OVER_S = LEASE_MS / 1000 * 0.6
 SETTLED_S = 5
 # Each costs an emulated server a thread.
 KNOCKS_EVERY_S = 0.25
-CLOCK_QUESTIONS = 20
-DAY_MS = 86400 * 1000
 
 
 class RebootedNotes(WithMachines, Notes):
@@ -76,34 +72,10 @@ class RebootedNotes(WithMachines, Notes):
         """The client stands still while nothing is measured: nobody else gets a processor beside it."""
         self.items.program.send_signal(signal.SIGCONT if whether else signal.SIGSTOP)
 
-    def clock_ahead_s(self):
-        """How far the clock of the machine is ahead of this one: it stamps an ICMP question, and the
-        one that was answered soonest is the most exact."""
-        with in_namespace(self.client_namespace):
-            asker = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-        found = []
-        with asker:
-            for number in range(CLOCK_QUESTIONS):
-                body = struct.pack("!HHIII", os.getpid() & 0xFFFF, number, 0, 0, 0)
-                total = sum(struct.unpack("!10H", struct.pack("!BBH", 13, 0, 0) + body))
-                total = (total & 0xFFFF) + (total >> 16)
-                asked = time.time()
-                asker.sendto(struct.pack("!BBH", 13, 0, 0xFFFF - total) + body, (self.box.host, 0))
-                while select.select([asker], [], [], 1)[0]:
-                    answer = asker.recv(256)[20:]
-                    if answer[0] == 14 and answer[4:8] == body[:4]:
-                        took = time.time() - asked
-                        stamp = struct.unpack("!I", answer[12:16])[0]
-                        ahead = stamp - (asked + took / 2) * 1000 % DAY_MS
-                        found.append((took, ((ahead + DAY_MS / 2) % DAY_MS - DAY_MS / 2) / 1000))
-                        break
-        expect(found, "the machine does not say what time it is")
-        return min(found)[1]
-
     def fetch_log(self, ahead_s):
         """The log of alpha's daemon, whose machine is off, becomes that of its node, by our clock."""
         text = run("debugfs", "-R", "cat log", self.state(self.alpha)).stdout
-        lines, at = [], ""
+        lines, at = [], "1970-01-01T00:00:00+00:00"
         for line in text.splitlines():
             word, _, rest = line.partition(" ")
             try:
@@ -131,7 +103,7 @@ def one_run(cluster, verb):
     before = cluster.answers()[-1][2]
     expect(before.startswith("alpha"), f"{before} answers, alpha is primary")
     revision = cluster.history()[-1]["revision"]
-    ahead_s = cluster.clock_ahead_s()
+    ahead_s = clock_ahead_s(cluster.client_namespace, cluster.box.host)
     since, since_1970 = time.monotonic(), time.time()
     # Its agent is stopped by this, perhaps before it answers; whether it worked is seen below.
     with contextlib.suppress(OSError):
@@ -175,7 +147,8 @@ def explained(cluster, waited, since, answered):
                    for at, match in told(beta, since, r"\S+: started after (\d+) ms"))
     pause = Pause(waited, stopping[0] - since, own_time(alpha, beta, since, answered_at))
     pause.silent = max(0.0, stopping[0] - last_at)
-    pause.stop, pause.release = stopped - stopping[0], released - stopped
+    pause.stop = stopped - max(stopping[0], last_at)
+    pause.release = released - stopped
     pause.take, pause.start = starting - released, answered_at - starting
     return pause
 
