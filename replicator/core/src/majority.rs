@@ -356,6 +356,12 @@ impl Replica {
                     self.take_over_set(state, effects);
                 }
             }
+            // Its release is committed, and being recorded.
+            Role::Demoting
+                if self.change == Some(Change::Release) && self.majority.open.is_none() =>
+            {
+                self.keep_pending(state);
+            }
             Role::Primary | Role::Demoting => self.deposed_by(state, effects),
             Role::Promoting(promotion) => self.promotion_learned(promotion, state, effects),
             Role::Secondary if self.change.is_none() => self.adopt_learned(state, effects),

@@ -519,6 +519,20 @@ fn a_release_that_is_declined_is_proposed_again_and_one_that_is_lost_deposes() {
     assert_eq!(world.answer(ALPHA, ticket), Some(Ok(Answer::Done)));
 }
 
+/// The other node was quicker to take the office than this one to record that it gave it up.
+#[test]
+fn a_release_is_none_the_less_one_when_somebody_takes_the_office_at_once() {
+    let mut world = World::pair();
+    world.write(ALPHA, 1);
+    let ticket = world.order(ALPHA, Command::Demote);
+    let release = world.proposal();
+    world.commit_and_take_over(release, BETA);
+    assert_eq!(world.nodes[ALPHA].offices_lost, 0);
+    assert_eq!(world.status(ALPHA).role, "secondary");
+    assert_eq!(world.status(ALPHA).register, world.register);
+    assert_eq!(world.answer(ALPHA, ticket), Some(Ok(Answer::Done)));
+}
+
 #[test]
 fn a_decision_that_comes_after_the_office_was_given_up_still_counts() {
     let mut world = World::pair();

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use replicator_core::block::{Incarnation, ReplicaId};
 use replicator_core::metadata::{FormatRequest, Image, format};
+use replicator_core::note::Note;
 use replicator_core::register::RegisterState;
 use replicator_core::wire::VERSIONS;
 use replicator_core::{
@@ -40,6 +41,7 @@ pub struct Node {
     pub broken: bool,
     pub opened: Vec<u64>,
     pub is_open: bool,
+    pub offices_lost: usize,
     pub replies: Vec<(u64, Result<(), ClientError>)>,
     pub answers: Vec<(u64, Result<Answer, Refusal>)>,
 }
@@ -117,6 +119,7 @@ impl World {
                 broken: false,
                 opened: Vec::new(),
                 is_open: false,
+                offices_lost: 0,
                 replies: Vec::new(),
                 answers: Vec::new(),
             }
@@ -329,6 +332,16 @@ impl World {
         self.input(proposal.node, Input::Decided { number: proposal.number, result });
     }
 
+    /// Committed, and the next change is already known when the proposer comes to record it.
+    pub fn commit_and_take_over(&mut self, proposal: Proposal, taker: usize) {
+        let Proposal { node, number, next, .. } = proposal;
+        self.register = next.clone();
+        self.take_over(taker);
+        let result = Ok(Box::new(next));
+        self.queue.push_back((node, Input::Decided { number, result }));
+        self.learn(node);
+    }
+
     pub fn decline(&mut self, proposal: &Proposal) {
         let result = Err(Undecided::NotNow { why: "the old lease runs".into() });
         self.input(proposal.node, Input::Decided { number: proposal.number, result });
@@ -431,6 +444,7 @@ impl World {
                 there.is_open = true;
             }
             Effect::CloseDevice { .. } => there.is_open = false,
+            Effect::Note(Note::OfficeLost { .. }) => there.offices_lost += 1,
             Effect::Propose { number, next, expected, forced } => {
                 let proposal = Proposal { node, number, next: *next, expected, forced };
                 if self.decides {
