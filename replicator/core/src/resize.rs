@@ -426,12 +426,16 @@ impl Replica {
         };
         hello.size_bytes = size_bytes;
         self.go_on_with_resize(effects);
+        // A release may have waited for it.
+        self.requests_drained(effects);
     }
 
-    /// R6c: a clean release keeps the set, and whoever of it is promoted shows its own size.
+    /// R6c: a clean release keeps the set, and whoever of it is promoted shows its own size. Who is
+    /// not of it may never come to have that size.
     pub(crate) fn members_have_one_size(&self) -> bool {
-        self.sizes.resize.is_none() && self.followers_have_it()
-            || defect(Defect::ReleasedWhileResizing)
+        let is_in_the_way = |at: usize| self.peers[at].is_required() && self.is_smaller(at);
+        let have_it = !(0..self.peers.len()).any(is_in_the_way);
+        self.sizes.resize.is_none() && have_it || defect(Defect::ReleasedWhileResizing)
     }
 
     fn followers_have_it(&self) -> bool {
