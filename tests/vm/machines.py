@@ -273,10 +273,11 @@ class WithMachines(Trio):
         return [at for at, name in list(self.beats) if name == node and at >= since]
 
     def wait_for_service(self, node, since, deadline_s=120):
-        """Until a node's service is heard for a while; when first."""
-        found = wait_until(f"the service runs on {node}", lambda: (
-            lambda heard: heard if len(heard) >= 10 else None)(self.beats_of(node, since)), deadline_s)
-        return found[0]
+        """Until a node's service is heard for long enough to be a turn of it; when first."""
+        def heard():
+            beats = self.beats_of(node, since)
+            return beats if len(beats) >= 10 and beats[-1] - beats[0] > LATE_S else None
+        return wait_until(f"the service runs on {node}", heard, deadline_s)[0]
 
     def turns(self):
         """The nodes on which the service was heard, one after the other."""
