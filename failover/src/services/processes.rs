@@ -2,8 +2,20 @@
 //! so nothing is an error: what cannot be read is left out.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+/// Who shows nothing at this moment is looked at again after so long,
+const AGAIN: Duration = Duration::from_micros(200);
+/// so often in all while one looks at all of them.
+const AGAIN_MAX: u32 = 250;
+/// Longer environments are rare.
+const ENVIRONMENT_BYTES: usize = 128 << 10;
+/// Who was seen so often to have no environment has none.
+const NOTHING_SEEN: u32 = 4;
 
 /// One process as it was a moment ago.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -60,6 +72,47 @@ fn parse(pid: i32, stat: &str) -> Option<Process> {
     Some(Process { pid, parent, began, name, is_zombie, is_stopped, is_kernel_thread })
 }
 
+/// The environment that a process had at its start. While it executes another program the kernel
+/// does not know that of the new one yet and shows none (`environ_read` in Linux' fs/proc/base.c),
+/// and whoever is looked for would not be found: that is waited for.
+fn environment(process: &Process, again: &mut u32) -> Vec<u8> {
+    if process.is_zombie || process.is_kernel_thread {
+        return Vec::new();
+    }
+    let mut nothing = 0;
+    loop {
+        match read_at_once(&format!("/proc/{}/environ", process.pid)) {
+            Ok(found) if found.is_empty() && *again > 0 => {
+                nothing += u32::from(begins_with_nothing(process.pid));
+                if !process.lives() || nothing >= NOTHING_SEEN {
+                    return found;
+                }
+            }
+            found => return found.unwrap_or_default(),
+        }
+        thread::sleep(AGAIN);
+        *again -= 1;
+    }
+}
+
+/// Reads a file of `/proc` whole in one call, as far as that can be: what a process is replaced by
+/// between two ends the file in the middle.
+fn read_at_once(path: &str) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(ENVIRONMENT_BYTES);
+    File::open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether the kernel knows where the environment of a process is, and that nothing is in it; for an
+/// instant of an execution it says so of any.
+fn begins_with_nothing(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // `env_start` and `env_end` of proc_pid_stat(5), counted from `state`.
+    let tail = stat.rsplit_once(") ").map_or("", |(_, tail)| tail);
+    let mut place = tail.split(' ').skip(47).map(str::parse::<u64>);
+    matches!((place.next(), place.next()), (Some(Ok(start)), Some(Ok(end))) if start == end && end != 0)
+}
+
 /// The numbers of all processes.
 pub fn all() -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -76,8 +129,9 @@ thread_local! {
 pub fn with_environment(line: &str) -> Vec<Process> {
     #[cfg(test)]
     LOOKS.set(LOOKS.get() + 1);
-    let has_line = |pid: &i32| {
-        let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let mut again = AGAIN_MAX;
+    let mut has_line = |process: &Process| {
+        let bytes = environment(process, &mut again);
         bytes.split(|byte| *byte == 0).any(|entry| entry == line.as_bytes())
     };
     let own = std::process::id() as i32;
@@ -85,7 +139,7 @@ pub fn with_environment(line: &str) -> Vec<Process> {
     let mut found: Vec<Process> = Vec::new();
     let mut rest: Vec<Process> = Vec::new();
     for process in all.into_iter().filter(|process| process.pid != own && process.pid != 1) {
-        if has_line(&process.pid) { found.push(process) } else { rest.push(process) }
+        if has_line(&process) { found.push(process) } else { rest.push(process) }
     }
     // A descendant may have cleaned its environment.
     loop {
@@ -105,8 +159,9 @@ pub fn marked(beginning: &str) -> BTreeMap<i32, String> {
     let own = std::process::id() as i32;
     let mut found = BTreeMap::new();
     let mut rest = Vec::new();
+    let mut again = AGAIN_MAX;
     for process in all().into_iter().filter_map(Process::of).filter(|it| it.pid != own) {
-        let bytes = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        let bytes = environment(&process, &mut again);
         let mut lines = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
         match lines.find(|line| line.starts_with(beginning)) {
             Some(line) => drop(found.insert(process.pid, line.into_owned())),
@@ -204,6 +259,26 @@ mod tests {
         assert!(!found.contains_key(&1));
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper), Signal::SIGKILL).unwrap();
         child.wait().unwrap();
+    }
+
+    /// A service that a shell left in the background was looked for when its program was being
+    /// executed, was not found, and nobody noticed its death.
+    #[test]
+    fn a_process_is_found_also_while_it_executes_a_program() {
+        let script = "exec /bin/sh -c \"$0\" \"$0\"";
+        let mut for_ever = std::process::Command::new("/bin/sh")
+            .args(["-c", script, script])
+            .env("REPLICATOR_TEST_EXEC", "1")
+            .spawn()
+            .unwrap();
+        let missed = (0..300).filter(|_| {
+            let found = with_environment("REPLICATOR_TEST_EXEC=1");
+            !found.iter().any(|process| process.pid == for_ever.id() as i32)
+        });
+        let missed = missed.count();
+        for_ever.kill().unwrap();
+        for_ever.wait().unwrap();
+        assert_eq!(missed, 0, "so often of 300");
     }
 
     #[test]
