@@ -103,14 +103,15 @@ fn read_at_once(path: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether the kernel knows where the environment of a process is, and that nothing is in it; for an
-/// instant of an execution it says so of any.
+/// Whether the kernel knows where the environment of a process is, and that nothing is in it; for
+/// an instant of an execution it says so of any.
 fn begins_with_nothing(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // `env_start` and `env_end` of proc_pid_stat(5), counted from `state`.
     let tail = stat.rsplit_once(") ").map_or("", |(_, tail)| tail);
-    let mut place = tail.split(' ').skip(47).map(str::parse::<u64>);
-    matches!((place.next(), place.next()), (Some(Ok(start)), Some(Ok(end))) if start == end && end != 0)
+    let mut places = tail.split(' ').skip(47).map_while(|place| place.parse::<u64>().ok());
+    let (start, end) = (places.next(), places.next());
+    start == end && start.is_some_and(|start| start != 0)
 }
 
 /// The numbers of all processes.
