@@ -5,12 +5,14 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::cluster::{Applied, ClusterRequest, HistoryEntry};
+use crate::lock_holders::{is_stopped, is_zombie};
 use crate::report::{EventReport, StatusReport};
 
 /// Version of this interface; a change that old commands cannot read raises it.
@@ -19,6 +21,8 @@ pub const VERSION: u32 = 1;
 pub const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// A reply line is never longer than this.
 const REPLY_BYTES_MAX: u64 = 16 << 20;
+/// How often who waits looks whether the daemon still is one.
+const LIFE_POLL: Duration = Duration::from_millis(500);
 
 /// One request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -280,6 +284,25 @@ pub enum ControlError {
         /// Why.
         source: io::Error,
     },
+    /// It was killed, and takes connections as long as one of its threads waits for a disk.
+    #[error(
+        "the daemon, process {pid}, was killed and is not gone: a disk has not answered it (dmesg \
+         may say why); it can be started again when that process has ended"
+    )]
+    Killed {
+        /// The process.
+        pid: u32,
+    },
+    /// It runs, and says nothing.
+    #[error("the daemon{process} has not answered for {waited_s} s{}", hint(*.is_stopped))]
+    Silent {
+        /// Which process, in words.
+        process: String,
+        /// Whether it was stopped by a signal or a debugger.
+        is_stopped: bool,
+        /// How long it had, seconds.
+        waited_s: u64,
+    },
     /// The conversation broke.
     #[error("the daemon did not finish its answer: {0}")]
     Broken(io::Error),
@@ -288,9 +311,20 @@ pub enum ControlError {
     Unintelligible(serde_json::Error),
 }
 
+fn hint(is_stopped: bool) -> &'static str {
+    if is_stopped {
+        ": it was stopped by a signal or a debugger; kill -CONT lets it go on"
+    } else {
+        "; its log may say why (journalctl -u replicator)"
+    }
+}
+
 /// A connection to a daemon with one request under way.
 pub struct Conversation {
     replies: BufReader<UnixStream>,
+    patience: Option<Duration>,
+    /// The process that listens; none where the kernel does not tell, as to another PID namespace.
+    daemon: Option<u32>,
 }
 
 impl Conversation {
@@ -302,25 +336,45 @@ impl Conversation {
     ) -> Result<Self, ControlError> {
         let connect = |source| ControlError::Connect { path: socket.to_owned(), source };
         let mut stream = UnixStream::connect(socket).map_err(connect)?;
-        stream.set_read_timeout(patience).map_err(connect)?;
+        let poll = patience.map_or(LIFE_POLL, |patience| patience.min(LIFE_POLL));
+        stream.set_read_timeout(Some(poll)).map_err(connect)?;
+        let listener = getsockopt(&stream, sockopt::PeerCredentials).ok();
+        let daemon = listener.and_then(|it| u32::try_from(it.pid()).ok()).filter(|pid| *pid != 0);
         let request = Request { version: VERSION, command };
         let mut line = serde_json::to_vec(&request).expect("requests are plain values");
         line.push(b'\n');
         // A busy daemon may refuse before it reads; what it says is then still to be read.
         let _ = stream.write_all(&line);
-        Ok(Self { replies: BufReader::new(stream) })
+        Ok(Self { replies: BufReader::new(stream), patience, daemon })
     }
 
     /// The next reply; none at the end.
     pub fn next_reply(&mut self) -> Result<Option<Reply>, ControlError> {
         let mut line = Vec::new();
+        let began = Instant::now();
         let mut limited = self.replies.by_ref().take(REPLY_BYTES_MAX);
-        limited.read_until(b'\n', &mut line).map_err(ControlError::Broken)?;
+        while let Err(error) = limited.read_until(b'\n', &mut line) {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(ControlError::Broken(error));
+            }
+            // Had it ended, the connection had, too.
+            if let Some(pid) = self.daemon.filter(|pid| is_zombie(*pid)) {
+                return Err(ControlError::Killed { pid });
+            }
+            if self.patience.is_some_and(|patience| began.elapsed() >= patience) {
+                return Err(silent(self.daemon, began.elapsed().as_secs()));
+            }
+        }
         if line.is_empty() {
             return Ok(None);
         }
         serde_json::from_slice(&line).map(Some).map_err(ControlError::Unintelligible)
     }
+}
+
+fn silent(daemon: Option<u32>, waited_s: u64) -> ControlError {
+    let process = daemon.map_or_else(String::new, |pid| format!(", process {pid},"));
+    ControlError::Silent { process, is_stopped: daemon.is_some_and(is_stopped), waited_s }
 }
 
 /// Asks for one thing and takes the first reply.

@@ -29,6 +29,7 @@ use crate::guard::Guarding;
 use crate::hooks::{self, Hooks};
 use crate::http::DaemonPages;
 use crate::key::{ClusterKey, KeyError};
+use crate::lock_holders::{is_alive, lock_holders};
 use crate::nbd_listen::NbdPort;
 use crate::peers::Peers;
 use crate::report::{GuardReport, ResourceReport, StatusReport};
@@ -75,12 +76,25 @@ pub enum StartError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Another daemon runs as this node.
-    #[error("another replicatord runs as {node} on this machine: it holds {path}")]
+    #[error("another replicatord runs as {node} on this machine: {holder} holds {path}")]
     AlreadyRunning {
         /// The node.
         node: String,
         /// The lock file.
         path: PathBuf,
+        /// The other one, in words.
+        holder: String,
+    },
+    /// The daemon of this node was killed, and has not ended.
+    #[error(
+        "process {pid}, the replicatord of {node} before this one, was killed and is not gone: a \
+         disk has not answered it (dmesg may say why); start this one when it has ended"
+    )]
+    NotGone {
+        /// The node.
+        node: String,
+        /// The other one.
+        pid: u32,
     },
     /// A file, directory or socket cannot be made.
     #[error("cannot {verb} {what}: {source}")]
@@ -368,8 +382,16 @@ fn take_lock(node: &NodeConfig) -> Result<Flock<File>, StartError> {
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
     let file = options.open(&path).map_err(io_error("open", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| StartError::AlreadyRunning { node: node.name.clone(), path })
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, _)| {
+        let node = node.name.clone();
+        match file.metadata().ok().and_then(|it| lock_holders(&it).first().copied()) {
+            Some(pid) if !is_alive(pid) => StartError::NotGone { node, pid },
+            Some(pid) => {
+                StartError::AlreadyRunning { node, path, holder: format!("process {pid}") }
+            }
+            None => StartError::AlreadyRunning { node, path, holder: "it".into() },
+        }
+    })
 }
 
 /// A Unix socket that only the daemon's own user can connect to. The lock is held, so whatever

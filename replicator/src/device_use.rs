@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use crate::lock_holders::lock_holders;
+
 /// Whether a path is a block device.
 pub fn is_block_device(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.file_type().is_block_device())
@@ -24,7 +26,7 @@ pub fn users(path: &Path) -> io::Result<Vec<String>> {
     } else {
         found.extend(loops_on(path));
     }
-    found.extend(lock_holders(metadata.dev(), metadata.ino()));
+    found.extend(lock_holders(&metadata).into_iter().map(locker));
     Ok(found)
 }
 
@@ -73,22 +75,9 @@ fn loops_on(path: &Path) -> Vec<String> {
     entries.flatten().filter_map(backing).collect()
 }
 
-/// Processes that hold a `flock` on the file, from /proc/locks. Waiting ones are left out.
-fn lock_holders(device: u64, inode: u64) -> Vec<String> {
-    let table = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let major = nix::sys::stat::major(device);
-    let minor = nix::sys::stat::minor(device);
-    let wanted = format!("{major:02x}:{minor:02x}:{inode}");
-    let holder = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else { return None };
-        if file != wanted {
-            return None;
-        }
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(format!("process {pid} ({}) has it locked", name.trim_end()))
-    };
-    table.lines().filter_map(holder).collect()
+fn locker(pid: u32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("process {pid} ({}) has it locked", name.trim_end())
 }
 
 #[cfg(test)]

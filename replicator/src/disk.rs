@@ -19,6 +19,8 @@ use replicator_core::metadata::SUPERBLOCK_BYTES;
 use replicator_core::room::MetaMove;
 use thiserror::Error;
 
+use crate::lock_holders::{is_alive, lock_holders};
+
 /// How often a lock that somebody else holds is tried again.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 /// Bytes of one step of a long read or write before the loop runs.
@@ -75,14 +77,6 @@ impl std::fmt::Display for Waiting<'_> {
             None => write!(f, "which is mounted, part of LVM or md, or open in a process"),
         }
     }
-}
-
-/// Whether a process still runs anything: one that was killed is a zombie, or gone, while its
-/// writes land.
-fn is_alive(pid: u32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
-    state.is_some_and(|state| !state.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Why a disk cannot be used.
@@ -492,12 +486,15 @@ impl Part {
         // On a block device O_EXCL keeps mounts, LVM and md away, and refuses theirs.
         let exclusive = if is_device { libc::O_EXCL } else { 0 };
         let since = Instant::now();
-        let mut wait = |holder| match waiting(Waiting { path, holder, since: since.elapsed() }) {
-            ControlFlow::Continue(()) => {
-                thread::sleep(LOCK_POLL);
-                Ok(())
+        let mut wait = |locked: io::Result<fs::Metadata>| {
+            let holder = locked.ok().and_then(|it| lock_holders(&it).first().copied());
+            match waiting(Waiting { path, holder, since: since.elapsed() }) {
+                ControlFlow::Continue(()) => {
+                    thread::sleep(LOCK_POLL);
+                    Ok(())
+                }
+                ControlFlow::Break(()) => Err(DiskError::GaveUp { path: path.to_owned() }),
             }
-            ControlFlow::Break(()) => Err(DiskError::GaveUp { path: path.to_owned() }),
         };
         let file = loop {
             let opened = OpenOptions::new()
@@ -509,7 +506,7 @@ impl Part {
                 Ok(file) => break file,
                 Err(e) if is_device && e.raw_os_error() == Some(libc::EBUSY) => {
                     // A daemon that was killed has its claim, and its lock, until its last write.
-                    wait(fs::metadata(path).ok().and_then(|node| lock_holder(&node)))?;
+                    wait(fs::metadata(path))?;
                 }
                 Err(e) => return Err(error(e)),
             }
@@ -517,9 +514,7 @@ impl Part {
         loop {
             match file.try_lock() {
                 Ok(()) => break,
-                Err(fs::TryLockError::WouldBlock) => {
-                    wait(file.metadata().ok().and_then(|node| lock_holder(&node)))?;
-                }
+                Err(fs::TryLockError::WouldBlock) => wait(file.metadata())?,
                 Err(fs::TryLockError::Error(e)) => return Err(error(e)),
             }
         }
@@ -621,17 +616,5 @@ fn queue_number(file: &File, is_device: bool, name: &str) -> Option<u64> {
     // A partition has its queue in the directory of the whole disk, one up.
     ["queue", "../queue"].into_iter().find_map(|queue| {
         fs::read_to_string(format!("{base}/{queue}/{name}")).ok()?.trim().parse().ok()
-    })
-}
-
-/// Who holds the flock of a file, from /proc/locks.
-fn lock_holder(metadata: &fs::Metadata) -> Option<u32> {
-    let device = metadata.dev();
-    let wanted = format!("{:02x}:{:02x}:{}", major(device), minor(device), metadata.ino());
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let is_it = fields.get(1) == Some(&"FLOCK") && fields.get(5) == Some(&wanted.as_str());
-        fields.get(4).filter(|_| is_it)?.parse().ok()
     })
 }

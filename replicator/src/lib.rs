@@ -31,6 +31,7 @@ pub mod incarnation;
 pub mod key;
 pub mod latency;
 pub mod link;
+mod lock_holders;
 pub mod metadata_end;
 pub mod nbd_listen;
 mod nbd_port;

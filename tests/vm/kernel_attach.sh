@@ -22,17 +22,7 @@ fail() {
   dmesg | tail -n 20 | sed 's/^/  kernel: /'
   exit 1
 }
-trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
-
-# wait_for SECONDS WHAT COMMAND...
-wait_for() {
-  local deadline=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@" > /dev/null 2>&1; do
-    [ "$SECONDS" -lt "$deadline" ] || fail "waited for $what"
-    sleep 0.05
-  done
-}
+. "$(dirname "$0")/waiting.sh"
 
 # start EXPECTED-ORIGIN [KEY=VALUE...]
 start() {

@@ -13,8 +13,7 @@ fail() {
   journalctl -n 15 --no-pager -o cat | sed 's/^/  journal: /'
   exit 1
 }
-trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
-step() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
+. "$(dirname "$0")/waiting.sh"
 
 # drive UNIT: the driver as a unit of its own, told by `order`, heard in $work/answers. It must not
 # belong to the unit of this script, which is still being started: services start after their daemon's.

@@ -15,17 +15,7 @@ fail() {
   dmesg | tail -n 15 | sed 's/^/  kernel: /'
   exit 1
 }
-trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
-
-# wait_for SECONDS WHAT COMMAND...
-wait_for() {
-  local deadline=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@" > /dev/null 2>&1; do
-    [ "$SECONDS" -lt "$deadline" ] || fail "waited for $what"
-    sleep 0.1
-  done
-}
+. "$(dirname "${BASH_SOURCE[0]}")/waiting.sh"
 
 on() { local node=$1; shift; replctl --config "$config" --node "$node" "$@"; }
 start() {
@@ -37,7 +27,6 @@ answers() { on "$1" status | grep -q '^demo'; }
 crash() { kill -KILL "${daemon[$1]}"; wait "${daemon[$1]}" 2> /dev/null || true; }
 # The peer line of a primary's status says `current` when the peer has everything.
 in_sync() { on "$1" status | grep -E '^demo .*in sync: alpha beta'; }
-step() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
 met() { on alpha status | grep -E '^  beta .* idle '; }
 
 # two_nodes DISK-OF-ALPHA DISK-OF-BETA ATTACH KIND: alpha serves $device, which is one of /dev/KIND*

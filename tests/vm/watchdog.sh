@@ -18,16 +18,7 @@ lease_ms=3000
 [ "$1" != short ] || lease_ms=1000
 mkdir -p "$work"
 fail() { echo "FAILED: $*"; tail -n 20 "$work"/log | sed 's/^/  /'; exit 1; }
-trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
-step() { printf '%4d s  %s\n' "$SECONDS" "$*"; }
-wait_for() {
-  local deadline=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@" > /dev/null 2>&1; do
-    [ "$SECONDS" -lt "$deadline" ] || fail "waited for $what"
-    sleep 0.1
-  done
-}
+. "$(dirname "$0")/waiting.sh"
 state() { cat "/sys/class/watchdog/${device##*/}/$1"; }
 guard() { pgrep -f "guard $work" | head -n 1; }
 start() {

@@ -72,35 +72,52 @@ fn parse(pid: i32, stat: &str) -> Option<Process> {
     Some(Process { pid, parent, began, name, is_zombie, is_stopped, is_kernel_thread })
 }
 
-/// The environment that a process had at its start. While it executes another program the kernel
-/// does not know that of the new one yet and shows none (`environ_read` in Linux' fs/proc/base.c),
-/// and whoever is looked for would not be found: that is waited for.
-fn environment(process: &Process, again: &mut u32) -> Vec<u8> {
-    if process.is_zombie || process.is_kernel_thread {
-        return Vec::new();
-    }
-    let mut nothing = 0;
-    loop {
-        match read_at_once(&format!("/proc/{}/environ", process.pid)) {
-            Ok(found) if found.is_empty() && *again > 0 => {
-                nothing += u32::from(begins_with_nothing(process.pid));
-                if !process.lives() || nothing >= NOTHING_SEEN {
-                    return found;
-                }
-            }
-            found => return found.unwrap_or_default(),
-        }
-        thread::sleep(AGAIN);
-        *again -= 1;
-    }
+/// One look at the environments of many processes.
+struct Look {
+    bytes: Vec<u8>,
+    /// How often one may still be looked at again.
+    again: u32,
 }
 
-/// Reads a file of `/proc` whole in one call, as far as that can be: what a process is replaced by
-/// between two ends the file in the middle.
-fn read_at_once(path: &str) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(ENVIRONMENT_BYTES);
-    File::open(path)?.read_to_end(&mut bytes)?;
-    Ok(bytes)
+impl Look {
+    /// The environment that a process had at its start. While it executes another program the
+    /// kernel does not know that of the new one yet and shows none (`environ_read` in Linux'
+    /// fs/proc/base.c), and whoever is looked for would not be found: that is waited for.
+    fn environment(&mut self, process: &Process) -> &[u8] {
+        if process.is_zombie || process.is_kernel_thread {
+            return &[];
+        }
+        let mut nothing = 0;
+        loop {
+            match self.read(process.pid) {
+                Ok(0) if self.again > 0 => {
+                    nothing += u32::from(begins_with_nothing(process.pid));
+                    if !process.lives() || nothing >= NOTHING_SEEN {
+                        return &[];
+                    }
+                }
+                length => return &self.bytes[..length.unwrap_or(0)],
+            }
+            thread::sleep(AGAIN);
+            self.again -= 1;
+        }
+    }
+
+    /// Reads it in one call, as far as that can be: what a process is replaced by between two ends
+    /// the file in the middle.
+    fn read(&mut self, pid: i32) -> io::Result<usize> {
+        let mut file = File::open(format!("/proc/{pid}/environ"))?;
+        let mut length = 0;
+        loop {
+            match file.read(&mut self.bytes[length..])? {
+                0 => return Ok(length),
+                more => length += more,
+            }
+            if length == self.bytes.len() {
+                self.bytes.resize(2 * length, 0);
+            }
+        }
+    }
 }
 
 /// Whether the kernel knows where the environment of a process is, and that nothing is in it; for
@@ -130,58 +147,45 @@ thread_local! {
 pub fn with_environment(line: &str) -> Vec<Process> {
     #[cfg(test)]
     LOOKS.set(LOOKS.get() + 1);
-    let mut again = AGAIN_MAX;
-    let mut has_line = |process: &Process| {
-        let bytes = environment(process, &mut again);
-        bytes.split(|byte| *byte == 0).any(|entry| entry == line.as_bytes())
-    };
-    let own = std::process::id() as i32;
-    let all: Vec<Process> = all().into_iter().filter_map(Process::of).collect();
-    let mut found: Vec<Process> = Vec::new();
-    let mut rest: Vec<Process> = Vec::new();
-    for process in all.into_iter().filter(|process| process.pid != own && process.pid != 1) {
-        if has_line(&process) { found.push(process) } else { rest.push(process) }
-    }
-    // A descendant may have cleaned its environment.
-    loop {
-        let is_child = |it: &Process| found.iter().any(|parent| parent.pid == it.parent);
-        let (children, others): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_child);
-        rest = others;
-        if children.is_empty() {
-            return found;
-        }
-        found.extend(children);
-    }
+    let found = belonging(|entry| (entry == line.as_bytes()).then_some(()));
+    found.into_iter().map(|(process, ())| process).collect()
 }
 
 /// All processes whose environment at their start had a line that begins so, with that line, and
 /// all their descendants.
 pub fn marked(beginning: &str) -> BTreeMap<i32, String> {
+    let found = belonging(|entry| {
+        entry.starts_with(beginning.as_bytes()).then(|| String::from_utf8_lossy(entry).into_owned())
+    });
+    found.into_iter().map(|(process, line)| (process.pid, line)).collect()
+}
+
+/// The processes of whose environment `mark` knows a line, with what it says, and all their
+/// descendants with the same.
+fn belonging<M: Clone>(mark: impl Fn(&[u8]) -> Option<M>) -> Vec<(Process, M)> {
     let own = std::process::id() as i32;
-    let mut found = BTreeMap::new();
-    let mut rest = Vec::new();
-    let mut again = AGAIN_MAX;
-    for process in all().into_iter().filter_map(Process::of).filter(|it| it.pid != own) {
-        let bytes = environment(&process, &mut again);
-        let mut lines = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        match lines.find(|line| line.starts_with(beginning)) {
-            Some(line) => drop(found.insert(process.pid, line.into_owned())),
+    let mut look = Look { bytes: vec![0; ENVIRONMENT_BYTES], again: AGAIN_MAX };
+    let (mut found, mut rest) = (Vec::new(), Vec::new());
+    for process in
+        all().into_iter().filter_map(Process::of).filter(|it| ![own, 1].contains(&it.pid))
+    {
+        match look.environment(&process).split(|byte| *byte == 0).find_map(&mark) {
+            Some(mark) => found.push((process, mark)),
             None => rest.push(process),
         }
     }
     // A descendant may have cleaned its environment.
     loop {
-        let before = rest.len();
-        rest.retain(|process| match found.get(&process.parent).cloned() {
-            Some(line) => {
-                found.insert(process.pid, line);
-                false
-            }
-            None => true,
+        let mut children = Vec::new();
+        rest.retain(|process| {
+            let parent = found.iter().find(|(parent, _)| parent.pid == process.parent);
+            children.extend(parent.map(|(_, mark)| (process.clone(), mark.clone())));
+            parent.is_none()
         });
-        if rest.len() == before {
+        if children.is_empty() {
             return found;
         }
+        found.append(&mut children);
     }
 }
 

@@ -184,7 +184,7 @@ impl History {
         let ordered = took_ms.map_or(String::new(), |_| format!(", an operator, on {primary}"));
         self.add(HistoryEntry {
             at_unix_ms: unix_ms(),
-            revision: self.entries().last().map_or(0, |last| last.revision),
+            revision: self.newest(|_| true).map_or(0, |newest| newest.revision),
             what: "resize".into(),
             resource,
             why: format!("from {from_bytes} to {to_bytes} bytes{ordered}"),
@@ -265,10 +265,14 @@ impl History {
     pub fn note_phases(&self, resource: &str, what: &str, phases: Vec<(String, u64)>) {
         let is_meant =
             |entry: &HistoryEntry| entry.resource == resource && entry.to_bytes.is_none();
-        let last = self.entries().into_iter().rev().find(is_meant);
-        let Some(last) = last else { return };
+        let Some(last) = self.newest(is_meant) else { return };
         let (at_unix_ms, what) = (unix_ms(), what.to_owned());
         self.add(HistoryEntry { at_unix_ms, what, phases, paused_ms: None, ..last });
+    }
+
+    fn newest(&self, is_meant: impl Fn(&HistoryEntry) -> bool) -> Option<HistoryEntry> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().rev().find(|entry| is_meant(entry)).cloned()
     }
 
     /// Whether it is news.

@@ -23,6 +23,8 @@ use crate::{EXIT_DONE, EXIT_NO_DAEMON, EXIT_NOT_SAFE, EXIT_REFUSED, Failure};
 
 /// Longer than any wait inside the daemon.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// The state is told from memory.
+const STATUS_PATIENCE: Duration = Duration::from_secs(20);
 /// A fence agent may take its whole time more than once.
 const FENCE_PATIENCE: Duration = Duration::from_secs(3600);
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
@@ -177,13 +179,17 @@ fn order_of(command: &Command) -> Order {
 
 /// Asks and takes one reply; no daemon is a failure of its own kind.
 pub fn ask_daemon(socket: &Path, order: Order) -> Result<Reply, Failure> {
-    ask(socket, order, PATIENCE).map_err(|error| Failure::new(EXIT_NO_DAEMON, error))
+    ask_within(PATIENCE, socket, order)
+}
+
+fn ask_within(patience: Duration, socket: &Path, order: Order) -> Result<Reply, Failure> {
+    ask(socket, order, patience).map_err(|error| Failure::new(EXIT_NO_DAEMON, error))
 }
 
 /// The state of one or all resources.
 pub fn fetch_status(socket: &Path, resource: Option<&str>) -> Result<StatusReport, Failure> {
     let order = Order::Status { resource: resource.map(str::to_owned) };
-    match ask_daemon(socket, order)? {
+    match ask_within(STATUS_PATIENCE, socket, order)? {
         Reply::Status(report) => Ok(*report),
         Reply::Refused(refusal) => Err(refusal_failure(&refusal)),
         other => Err(Failure::new(EXIT_NO_DAEMON, format!("unexpected answer: {other:?}"))),
@@ -201,9 +207,7 @@ fn simple(socket: &Path, order: Order, wants_json: bool) -> Result<u8, Failure> 
 
 fn fence(socket: &Path, node: &str, is_off: bool, wants_json: bool) -> Result<u8, Failure> {
     let order = Order::Fence { node: node.to_owned(), is_off };
-    let reply =
-        ask(socket, order, FENCE_PATIENCE).map_err(|error| Failure::new(EXIT_NO_DAEMON, error))?;
-    say(&reply, wants_json)
+    say(&ask_within(FENCE_PATIENCE, socket, order)?, wants_json)
 }
 
 pub fn say(reply: &Reply, wants_json: bool) -> Result<u8, Failure> {

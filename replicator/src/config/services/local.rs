@@ -24,7 +24,7 @@ use failover::services::ocf::{Agent, Metadata};
 use failover::services::systemd::limits::{UnitLimits, limits_now};
 use replicator_core::Span;
 
-use crate::at_once::at_once;
+use crate::at_once::{at_once, both};
 
 use super::super::problem::Problem;
 use super::super::{ClusterConfig, ResourceConfig};
@@ -183,7 +183,7 @@ fn waits_for_promotion(agent: &str, parameters: &BTreeMap<String, String>) -> bo
 /// where the file gives none and they are installed. Asks each once, all at the same time;
 /// `run_dir` is this node's.
 pub fn complete(config: &mut ClusterConfig, run_dir: &Path) {
-    let (known, units) = (ask_agents(config, run_dir), ask_systemd(config));
+    let (units, known) = both(|| ask_systemd(config), || ask_agents(config, run_dir));
     for resource in &mut config.resources {
         let services = &mut resource.services;
         for (spec, place) in services.specs.iter_mut().zip(&services.places) {
