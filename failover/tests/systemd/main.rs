@@ -245,6 +245,10 @@ async fn a_start_or_stop_by_an_operator_is_told_as_such() {
     fake.by_hand(DB, "StopUnit").await;
     assert!(matches!(watch.next().await, Change::StoppedByHand(why) if why.contains(DB)));
     watch.nothing().await;
+    // Nothing was ordered in between: a node in maintenance.
+    fake.by_hand(DB, "StartUnit").await;
+    assert!(matches!(watch.next().await, Change::StartedByHand(why) if why.contains(DB)));
+    watch.nothing().await;
 }
 
 #[tokio::test]

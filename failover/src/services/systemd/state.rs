@@ -201,8 +201,12 @@ impl Judge {
     }
 
     fn up(&mut self, view: &View, state: &State) -> Option<Seen> {
-        let is_foreign =
-            view.expect == Expect::Stopped || (view.expect == Expect::Unknown && self.was_down);
+        // What was told as lost and has not been ordered since was started by somebody else.
+        let is_foreign = match view.expect {
+            Expect::Stopped => true,
+            Expect::Running => self.told_down,
+            Expect::Unknown | Expect::Busy => self.was_down,
+        };
         self.was_up = true;
         self.was_down = false;
         self.told_down = false;
