@@ -15,25 +15,24 @@ fail() {
 }
 . "$(dirname "$0")/waiting.sh"
 
-# drive UNIT: the driver as a unit of its own, told by `order`, heard in $work/answers. It must not
-# belong to the unit of this script, which is still being started: services start after their daemon's.
+# drive UNIT: the driver as a unit of its own, each time another one, told by `order`, heard in
+# $work/answers. It must not belong to the unit of this script, which is still being started: services
+# start after their daemon's.
+drives=0
 drive() {
   rm -f "$work/orders"
   mkfifo "$work/orders"
   : > "$work/answers"
-  changes=0 answers=0
-  systemd-run -q --collect --unit=driver --property="StandardInput=file:$work/orders" \
+  changes=0 answers=0 drives=$((drives + 1))
+  systemd-run -q --collect --unit="driver-$drives" --property="StandardInput=file:$work/orders" \
     --property="StandardOutput=append:$work/answers" --property="StandardError=append:$work/answers" \
     --no-block "$DRIVE" "$1"
   exec 8> "$work/orders"
 }
+driver_has_ended() { ! systemctl -q is-active "driver-$drives"; }
 leave() {
   exec 8>&-
-  local deadline=$((SECONDS + 30))
-  while systemctl -q is-active driver; do
-    [ "$SECONDS" -lt "$deadline" ] || fail "the driver does not end"
-    sleep 0.05
-  done
+  wait_for 30 "the end of the driver" driver_has_ended
 }
 
 # The next line that begins with a word; sets $answer. Changes and answers are counted apart.

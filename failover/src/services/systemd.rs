@@ -613,10 +613,9 @@ impl Unit {
             return Change::Failed(format!("{name} is gone"));
         };
         match seen {
-            Seen::StartedByHand => Change::StartedByHand(format!(
-                "{name} was started by somebody else (systemctl start, or Restart= of its unit \
-                     file)"
-            )),
+            Seen::StartedByHand => {
+                Change::StartedByHand(format!("{name} was started by somebody else"))
+            }
             Seen::StoppedByHand => Change::StoppedByHand(format!(
                 "{name} was stopped by somebody else (systemctl stop, or a unit that it requires)"
             )),
