@@ -29,7 +29,7 @@ use crate::guard::Guarding;
 use crate::hooks::{self, Hooks};
 use crate::http::DaemonPages;
 use crate::key::{ClusterKey, KeyError};
-use crate::lock_holders::{is_alive, lock_holders};
+use crate::lock_holders::{is_alive, lock_holder};
 use crate::nbd_listen::NbdPort;
 use crate::peers::Peers;
 use crate::report::{GuardReport, ResourceReport, StatusReport};
@@ -384,12 +384,12 @@ fn take_lock(node: &NodeConfig) -> Result<Flock<File>, StartError> {
     let file = options.open(&path).map_err(io_error("open", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, _)| {
         let node = node.name.clone();
-        match file.metadata().ok().and_then(|it| lock_holders(&it).first().copied()) {
+        match file.metadata().ok().and_then(|file| lock_holder(&file)) {
             Some(pid) if !is_alive(pid) => StartError::NotGone { node, pid },
-            Some(pid) => {
-                StartError::AlreadyRunning { node, path, holder: format!("process {pid}") }
+            pid => {
+                let holder = pid.map_or_else(|| "it".into(), |pid| format!("process {pid}"));
+                StartError::AlreadyRunning { node, path, holder }
             }
-            None => StartError::AlreadyRunning { node, path, holder: "it".into() },
         }
     })
 }

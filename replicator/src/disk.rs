@@ -19,7 +19,7 @@ use replicator_core::metadata::SUPERBLOCK_BYTES;
 use replicator_core::room::MetaMove;
 use thiserror::Error;
 
-use crate::lock_holders::{is_alive, lock_holders};
+use crate::lock_holders::{is_alive, lock_holder};
 
 /// How often a lock that somebody else holds is tried again.
 const LOCK_POLL: Duration = Duration::from_millis(50);
@@ -487,7 +487,7 @@ impl Part {
         let exclusive = if is_device { libc::O_EXCL } else { 0 };
         let since = Instant::now();
         let mut wait = |locked: io::Result<fs::Metadata>| {
-            let holder = locked.ok().and_then(|it| lock_holders(&it).first().copied());
+            let holder = locked.ok().and_then(|file| lock_holder(&file));
             match waiting(Waiting { path, holder, since: since.elapsed() }) {
                 ControlFlow::Continue(()) => {
                     thread::sleep(LOCK_POLL);

@@ -19,10 +19,15 @@ pub(crate) fn lock_holders(file: &Metadata) -> Vec<u32> {
     table.lines().filter_map(holder).collect()
 }
 
+/// The first of them.
+pub(crate) fn lock_holder(file: &Metadata) -> Option<u32> {
+    lock_holders(file).into_iter().next()
+}
+
 /// Whether a process still runs anything: one that was killed is a zombie, or gone, while its
 /// writes land.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    state(pid).is_some() && !is_zombie(pid)
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Whether its main thread has ended, and not everything of it.

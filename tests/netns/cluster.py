@@ -600,12 +600,12 @@ class Cluster:
                 node.ctl("create", resource, *flags)
         return self
 
-    def start(self):
+    def start(self, wraps=None):
         """Creates, starts the daemons, promotes alpha, waits until all are members; with a witness
-        nobody needs to be promoted."""
+        nobody needs to be promoted. `wraps`: commands in front of daemons, by node."""
         self.create()
-        for node in self.nodes.values():
-            node.start()
+        for name, node in self.nodes.items():
+            node.start((wraps or {}).get(name, ()))
         if WITNESS in self.nodes:
             for resource in self.resources:
                 self.wait_in_sync(resource)

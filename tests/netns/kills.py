@@ -235,12 +235,7 @@ def d21_writes_of_a_killed_daemon_that_land_late_do_no_harm():
     """R2e: the disk of the primary is very slow; what was on its way to it when
     the daemon was killed lands seconds later, and the next daemon waits for that, visibly."""
     with ThrottledDisk(64) as disk, Cluster(disks={("demo", "alpha"): disk.path}) as cluster:
-        alpha, beta = cluster.create().alpha, cluster.beta
-        alpha.start(wrap=disk.wrap)
-        beta.start()
-        wait_until("connected", lambda: alpha.peer().get("state") == "idle")
-        alpha.promote()
-        cluster.wait_in_sync()
+        alpha, beta = cluster.start(wraps={"alpha": disk.wrap}).alpha, cluster.beta
         blkload = Blkload(cluster, alpha, beta)
         # Without flushes: a thread that waits for one keeps the process there (see below).
         load = blkload.start(8, "--max-request", "512K", "--mix", "write=10,read=1")
@@ -271,12 +266,7 @@ def a_killed_daemon_that_a_disk_holds_back_is_told_by_status_and_by_the_next_one
     """One of its threads writes zeroes, at once, and waits: its sockets take connections, its locks
     are held."""
     with ThrottledDisk(64) as disk, Cluster(disks={("demo", "alpha"): disk.path}) as cluster:
-        alpha, beta = cluster.create().alpha, cluster.beta
-        alpha.start(wrap=disk.wrap)
-        beta.start()
-        wait_until("connected", lambda: alpha.peer().get("state") == "idle")
-        alpha.promote()
-        cluster.wait_in_sync()
+        alpha, beta = cluster.start(wraps={"alpha": disk.wrap}).alpha, cluster.beta
         blkload = Blkload(cluster, alpha, beta)
         load = blkload.start(5, "--mix", "write=10,zero=10")
         wait_for_writes(alpha, 200)

@@ -20,7 +20,6 @@ class ThrottledDisk:
         os.close(descriptor)
         self.file = pathlib.Path(name)
         self.path = None
-        self.written = 0
 
     def __enter__(self):
         self.group.make()
